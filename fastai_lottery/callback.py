@@ -6,18 +6,21 @@
 __all__ = ['derive', 'generator', 'LotteryCallback']
 
 # %% ../nbs/10_callback.ipynb #bc84cf2e
-import contextlib,hashlib,random,weakref
+import contextlib,hashlib,weakref
+from copy import deepcopy
 import torch
 from torch import nn
 from fastcore.basics import patch,store_attr
 from fastcore.foundation import L
 from fastai.callback.core import Callback
+from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from .core import *
 from .core import Point
 from .masks import *
 from .criteria import large_final,scores
 from .scopes import global_,make_masks
+from .signals import loss_grads
 from .resets import state,load_,fresh,check_draw,reset_state,rewind
 
 # %% ../nbs/10_callback.ipynb #3865521d
@@ -48,7 +51,7 @@ class _AfterLoad:
 class LotteryCallback(Callback):
     "Record the rewind point and keep pruned weights at zero after every step (1803.03635)"
     order = 80 # after all that moves weights, `SaveModelCallback` included
-    _stateattrs = ('_held',)
+    _stateattrs,_held = ('_held',),None # views of weights: not for pickles and copies
     def __init__(self,
         rewind_to:str='init', # Rewind point: 'init', '<n>it' or '<n>ep' (1903.01611)
         include=None, # Glob(s) or module(s) to prune: see `prunable`
@@ -60,10 +63,19 @@ class LotteryCallback(Callback):
     ):
         self.rewind_to = point(rewind_to)
         store_attr('include,exclude,types,bias,frozen,init')
-        self.w_i = self.w_k = self.hypers = self._held = None
+        self.w_i = self.w_k = self.hypers = None
         self.masks,self.rounds,self.n_pruned = None,L(),0
 
-    def names(self): return prunable(self.learn.model, types=self.types, include=self.include, exclude=self.exclude, bias=self.bias)
+    def __deepcopy__(self, memo):
+        memo[id(self)] = new = type(self).__new__(type(self))
+        new.__dict__.update(deepcopy(self.__getstate__(), memo))
+        m = None if self.learn is None else memo.get(id(unwrap(self.learn.model)))
+        if m is not None: m.register_load_state_dict_post_hook(_AfterLoad(new))
+        return new
+
+    def names(self):
+        "Names of the weights that can be pruned"
+        return prunable(self.learn.model, types=self.types, include=self.include, exclude=self.exclude, bias=self.bias)
 
 # %% ../nbs/10_callback.ipynb #ce0c8876
 @patch
@@ -76,6 +88,7 @@ def remember(self:LotteryCallback):
 
 @patch
 def before_train(self:LotteryCallback):
+    "Take the snapshot, if this is a training and there is none; `ValueError` if the rewind point is never reached"
     if hasattr(self.learn, 'lr_finder'): return
     self.remember()
     if self.hypers is None: self.hypers = [{k:v for k,v in h.items() if k!='params'} for h in self.learn.opt.hypers]
@@ -84,6 +97,7 @@ def before_train(self:LotteryCallback):
 
 @patch
 def before_batch(self:LotteryCallback):
+    "Take the snapshot of a later rewind point when training gets there"
     if self.w_k is None and self.learn.training and self.w_i is not None and not hasattr(self.learn, 'lr_finder'):
         if self.learn.train_iter==self.rewind_to.step(self.learn.n_iter): self.w_k = state(self.learn.model)
 
@@ -104,19 +118,22 @@ def _listen(self:LotteryCallback):
     ws = self.masks.check(m)
     if any(o.device!=ws[n].device for n,o in self.masks.items()): self.masks = Masks({n:o.to(ws[n].device) for n,o in self.masks.items()})
     part = [n for n,o in self.masks.items() if not o.all()]
-    self._held = [ws[n] for n in part],[self.masks[n] for n in part]
+    self._held = Hold([ws[n] for n in part], [self.masks[n] for n in part])
     if not any(isinstance(h,_AfterLoad) and h.cb() is self for h in m._load_state_dict_post_hooks.values()): m.register_load_state_dict_post_hook(_AfterLoad(self))
 
 @patch
 def hold(self:LotteryCallback):
     "Make pruned weights exactly 0 now; `after_step` does it while you train"
-    if self._held is not None: hold_(*self._held)
+    if self._held is None and self.masks is not None and self.learn is not None: self._listen()
+    if self._held is not None: self._held()
 
 @patch
 def before_fit(self:LotteryCallback):
+    "Look the weights up again, and zero what is pruned"
     if self.masks is not None: self._listen(); self.hold()
 
-LotteryCallback.after_step = LotteryCallback.after_fit = LotteryCallback.after_cancel_batch = LotteryCallback.hold
+# a callback may cancel between the step and our turn, and Ctrl-C may come anywhere: the next event makes up for it
+for o in 'after_step after_cancel_batch after_cancel_train before_validate after_cancel_epoch after_cancel_fit after_fit'.split(): setattr(LotteryCallback, o, LotteryCallback.hold)
 
 # %% ../nbs/10_callback.ipynb #a73a64f9
 def _lottery(learn):
@@ -132,10 +149,42 @@ def known(self:LotteryCallback,
     "Everything that criteria and resets may ask for"
     ws = {n:p.detach() for n,p in named_weights(self.learn.model, names).items()}
     res = dict(w_i=self.w_i, w_k=self.w_k, w_f=ws, m=self.masks, gen=gen)
+    if 'g' in asked: res['g'] = loss_grads(unwrap(self.learn.model), self._batches(), self.learn.loss_func, names)
     if 'w_n' in asked: res['w_n'] = fresh(self.learn.model, gen, self.init); check_draw(res['w_n'], self.w_i, names)
     return res
 
+# %% ../nbs/10_callback.ipynb #f96ccc0f
+@patch
+def _batches(self:LotteryCallback, n=1):
+    "The first `n` training batches in a fixed order, on the model's device, as inputs and targets"
+    learn = self.learn
+    with torch.random.fork_rng():
+        dl = learn.dls.train.new(shuffle=False) if hasattr(learn.dls.train, 'new') else learn.dls.train
+        bs = [learn._set_device(b) for b,_ in zip(dl, range(n))]
+    i = getattr(learn.dls, 'n_inp', 1)
+    return [(b[:i],b[i:]) for b in bs]
+
 # %% ../nbs/10_callback.ipynb #7a886e8b
+def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
+    "Masks after one more prune, which is cut so that `least` weights stay; nothing is put on"
+    lot = _lottery(learn)
+    lot.remember()
+    free = [n for n,p in named_weights(learn.model, lot.masks).items() if lot.frozen or p.requires_grad]
+    if not free: raise ValueError("all prunable layers are frozen: unfreeze some, or use LotteryCallback(frozen=True)")
+    gen = generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)
+    f = _crit(criterion)
+    s,old = scores(f, free, **lot.known(free, needs(f), gen)),Masks({n:lot.masks[n] for n in free})
+    def at(a): return Masks({**lot.masks, **make_masks(s, old, a, scope)})
+    new,least = at(amount),min(least, lot.masks.n_kept)
+    if new.n_kept>=least: return new
+    lo,hi,a = 0.,amount,(lot.masks.n_kept-least)/old.n_kept    # exact where all layers have the same rate
+    for _ in range(50):
+        n = (new := at(a)).n_kept
+        if n==least: break
+        lo,hi = (a,hi) if n>least else (lo,a)
+        a = (lo+hi)/2
+    return new if new.n_kept>=least else at(lo)
+
 @patch
 def prune(self:Learner,
     amount:float=.2, # Fraction of the surviving weights to remove
@@ -145,15 +194,7 @@ def prune(self:Learner,
 )->Masks: # The new masks
     "Mask the worst of the weights that are left; they are 0 from now on, whatever trains them. Raises `ValueError` for a wrong amount"
     lot = _lottery(self)
-    lot.remember()
-    free = [n for n,p in named_weights(self.model, lot.masks).items() if lot.frozen or p.requires_grad]
-    if not free: raise ValueError("all prunable layers are frozen: unfreeze some, or use LotteryCallback(frozen=True)")
-    gen = generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned)
-    lot.n_pruned += 1
-    f = criterion if callable(criterion) else _crit(criterion)
-    s = scores(f, free, **lot.known(free, needs(f), gen))
-    new = make_masks(s, Masks({n:lot.masks[n] for n in free}), amount, scope)
-    lot.set_masks(Masks({n:new.get(n, m) for n,m in lot.masks.items()}))
+    lot.set_masks(_new_masks(self, amount, criterion, scope, seed)); lot.n_pruned += 1
     return lot.masks
 
 # %% ../nbs/10_callback.ipynb #c68824f6
@@ -183,9 +224,12 @@ def rewind(self:Learner,
     if lot.w_k is None: raise ValueError(f"there is nothing to rewind to yet: the rewind point {str(lot.rewind_to)!r} is recorded by training. Train first")
     reset = _reset(reset)
     gen = generator(torch.initial_seed() if seed is None else seed, 'rewind', lot.n_pruned)
+    for cb in self._grab_cbs(TrackerCallback): cb.best = None   # the best of another training is no model of the next
     known = lot.known(list(lot.masks), needs(reset), gen)
     if 'w_f' in needs(reset): known['w_f'] = state(self.model)
-    load_(self.model, reset_state(reset, list(lot.masks), **known))
+    new,ws = reset_state(reset, list(lot.masks), **known),named_weights(self.model)
+    by_id = {id(ws[n]):new[n] for n in lot.masks}
+    load_(self.model, {k: by_id.get(id(ws.get(k)), v) for k,v in new.items()})    # a tied weight has several names
     lot.hold(); lot.fresh_opt()
 
 @patch

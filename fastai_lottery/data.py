@@ -36,7 +36,7 @@ class TensorDS:
     @property
     def c(self): return None if self.vocab is None else len(self.vocab)
     def new(self, x, y=None): return type(self)(x, y, self.vocab, self.loss_func, self.stats)
-    def new_empty(self): return self.new(*(t[:0] for t in self.tensors))
+    def new_empty(self): return self.new(*(t.new_empty(0, *t.shape[1:]) for t in self.tensors))
     def to(self, device): return self.new(*(t.to(device) for t in self.tensors))
 
 # %% ../nbs/30_data.ipynb #c392cea1
@@ -160,7 +160,7 @@ def image_dls(
     n_train = n if n_train is None else n_train
     if not bs<=n_train<=n: raise ValueError(f"`n_train` should be from `bs`={bs}, for one whole batch, to {n}, all there are; got {n_train}")
     mean,std = (s.float()[:,None,None] for s in stats)
-    mk = lambda x,y: TensorDS((x.float()-mean)/std, y, vocab=list(vocab), stats=stats)
+    mk = lambda x,y: TensorDS(x.float().sub_(mean).div_(std), y, vocab=list(vocab), stats=stats)
     dss = mk(*(t[:n_train] for t in train)),mk(*valid),mk(*test)
     device = default_device() if device is None else device
     dls = [TensorDL(ds, val_bs if i else bs, shuffle=not i, drop_last=not i, tfm=None if i else tfm, seed=seed) for i,ds in enumerate(dss)]
@@ -196,7 +196,7 @@ def read_torchvision(
     except Exception as e:
         why = str(e).strip().splitlines()
         raise FileNotFoundError(f"{cls.__name__} is missing or damaged in '{root.absolute()}' ({why[0] if why else type(e).__name__}). "
-            f"{'The download failed too' if download else 'Downloading was not allowed'}. Give the folder that holds it by `path=` or by the environment "
+            f"{'Downloading did not help' if download else 'Downloading was not allowed'}. Give the folder that holds it by `path=` or by the environment "
             "variable FASTAI_LOTTERY_DATA, delete files that are damaged, or run once with a network and `download=True`") from None
 
 # %% ../nbs/30_data.ipynb #536cde99

@@ -81,11 +81,11 @@ def flops(
     "Operations of one forward pass, two for a multiply-add: all of them, and those with weights that are kept"
     with _counting(model), WeightFlops(model) as counter: model(*x) if isinstance(x, tuple) else model(x)
     n,masks = counter.by_weight,dict(masks.items()) if masks is not None else {}
-    names = [o for o,_ in model.named_parameters() if o in n or o in masks] + ['(no weight)']*('(no weight)' in n)
+    names = [o for o,p in model.named_parameters() if p.ndim>1 or o in masks] + ['(no weight)']*('(no weight)' in n)
     if bad := [o for o in masks if o not in names]: raise ValueError(f"`masks` should name weights of the model; got {bad}")
-    df = pd.DataFrame({'flops':[n[o] for o in names], 'density':[masks[o].float().mean().item() if o in masks else 1. for o in names]},
-                      index=pd.Index(names, name='layer'))
-    df['sparse_flops'] = [round(n[o]/masks[o].numel()*int(masks[o].sum())) if o in masks else n[o] for o in names]
+    density = [int(masks[o].sum())/masks[o].numel() if o in masks else 1. for o in names]
+    df = pd.DataFrame({'flops':[n[o] for o in names], 'density':density}, index=pd.Index(names, name='layer'))
+    df['sparse_flops'] = [round(f*d) for f,d in zip(df.flops, density)]
     df.loc['total'] = df.flops.sum(), df.sparse_flops.sum()/max(df.flops.sum(),1), df.sparse_flops.sum()
     return df.astype({'flops':int,'sparse_flops':int})
 

@@ -21,17 +21,17 @@ def keep(w_f): "Trained weights stay; only the schedule starts again: learning-r
 
 # %% ../nbs/04_resets.ipynb #a75554e7
 def state(
-    m:nn.Module # A model
+    model:nn.Module # A model
 )->dict: # Copies of parameters and buffers by name, the same with and without wrappers
-    "A copy of the `state_dict` of `m`"
-    return {k.replace('_orig_mod.',''): v.detach().clone() if torch.is_tensor(v) else v for k,v in unwrap(m).state_dict().items()}
+    "A copy of the `state_dict` of `model`"
+    return {k.replace('_orig_mod.',''): v.detach().clone() if torch.is_tensor(v) else v for k,v in unwrap(model).state_dict().items()}
 
 def load_(
-    m:nn.Module, # A model, changed in place
+    model:nn.Module, # A model, changed in place
     state:dict # What `state` gave, or as many tensors of the same names and shapes
 )->nn.Module:
-    "Put `state` back into `m`, in place; tied weights stay tied"
-    m,first = unwrap(m),{}
+    "Put `state` back into `model`, in place; tied weights stay tied"
+    m,first = unwrap(model),{}
     def name(k, v): return first.setdefault(id(v) if torch.is_tensor(v) else k, k.replace('_orig_mod.',''))
     m.load_state_dict({k: state[name(k,v)] for k,v in m.state_dict(keep_vars=True).items()})
     return m
@@ -55,12 +55,12 @@ def _own_init(m):
 
 # %% ../nbs/04_resets.ipynb #cf39eeb0
 def fresh(
-    m:nn.Module, # A model; it is put back as it was
+    model:nn.Module, # A model; it is put back as it was
     gen:torch.Generator, # Private generator: the global random numbers are untouched
     init=None # `init(model)` initialises in place; by default each layer does it itself
-)->dict: # A whole state, norms and buffers as in `m`'s own initialiser
+)->dict: # A whole state; norms and buffers stay as they are, unless `init` changes them
     "A fresh draw of the whole state. Raises `ValueError` for a parameter without initialiser, where `init` is not given"
-    m,old = unwrap(m),state(m)
+    m,old = unwrap(model),state(model)
     try:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=gen)))

@@ -36,7 +36,7 @@ def smallest(
     "The `k` lowest scores, the first in order among equals"
     if k==0: return {n:torch.zeros_like(m) for n,m in masks.items()}
     t = _kth([_alive(scores[n],m) for n,m in masks.items()], k-1)
-    res = {n:(scores[n]<t)&m for n,m in masks.items()}
+    res = {n:((scores[n]<t)&m).contiguous() for n,m in masks.items()}
     left = k-sum(int(r.sum()) for r in res.values())
     for n,m in masks.items():
         if left<=0: break
@@ -81,15 +81,23 @@ def per_layer(
 ): # A scope
     "Each layer by itself, at a multiple of `amount` (1803.03635: output layers at half the rate)"
     def _per_layer(scores, masks, amount):
-        for g in rates:
-            if not any(_hit(n,g) for n in masks): raise ValueError(f"{g!r} in the rates matches no prunable weight; they are {', '.join(masks)}")
+        check_rates(rates, masks)
         return Masks({n:_drop(scores, {n:m}, _amount(amount*next((r for g,r in rates.items() if _hit(n,g)), 1)), 0)[n] for n,m in masks.items()})
-    _per_layer.__name__ = f'per_layer({rates})'
+    _per_layer.__name__,_per_layer.rates = f'per_layer({rates})',rates
     return _per_layer
 
 # %% ../nbs/03_scopes.ipynb #c7c33dfb
 from fnmatch import fnmatchcase
 def _hit(n, g): return fnmatchcase(n, g) or fnmatchcase(n.rpartition('.')[0], g)
+def check_rates(rates, names):
+    for g in rates:
+        if not any(_hit(n,g) for n in names): raise ValueError(f"{g!r} in the rates matches no prunable weight; they are {', '.join(names)}")
+def as_scope(scope, names):
+    "`scope` as a function, checked against the names of the weights"
+    scope = per_layer(scope) if isinstance(scope, dict) else scope
+    if not callable(scope): raise ValueError(f"`scope` should be global_, local, a dict of glob → rate, or a function (scores, masks, amount); got {scope!r}")
+    check_rates(getattr(scope, 'rates', {}), names)
+    return scope
 def _amount(a):
     if isinstance(a, bool) or not isinstance(a, (int,float)) or not 0<=a<1: raise ValueError(f"`amount` should be in [0, 1), a fraction of the survivors; got {a!r}")
     return a
@@ -112,8 +120,7 @@ def make_masks(
 )->Masks: # New masks, a subset of `masks`
     "Prune once. Raises `ValueError` for a wrong amount, shape, non-finite score, or if no weight at all would be left"
     _amount(amount); _check(scores, masks)
-    scope = per_layer(scope) if isinstance(scope, dict) else scope
-    if not callable(scope): raise ValueError(f"`scope` should be global_, local, a dict of glob → rate, or a function (scores, masks, amount); got {scope!r}")
+    scope = as_scope(scope, masks)
     new = scope(scores, masks, amount)&masks
     if new.n_kept==0: raise ValueError(f"amount={amount:g} of {masks.n_kept} survivors would leave no weight at all")
     if gone := [n for n,m in new.items() if not m.any() and masks[n].any()]:

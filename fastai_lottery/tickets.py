@@ -89,12 +89,18 @@ def load_tensors(
 
 # %% ../nbs/05_tickets.ipynb #5da43cdc
 @patch
+def _label(self:Ticket):
+    "What is measured off the masks"
+    m = self.masks
+    return dict(names=list(m), kept=m.n_kept, prunable=m.numel, density=m.density, mask_hash=m.hash())
+
+@patch
 def save(self:Ticket,
     path # File; `.safetensors` is added where it is missing
 )->Path: # The file written
     "Write masks, starting weights and label to one safetensors file: plain tensors and JSON, no pickle"
     return save_tensors(path, {**{f'mask/{n}':m for n,m in self.masks.items()}, **{f'weight/{n}':w for n,w in self.weights.items()}},
-        {**self.meta, 'names':list(self.masks), 'kept':self.masks.n_kept, 'prunable':self.masks.numel, 'density':self.density, 'mask_hash':self.masks.hash()})
+        {**self.meta, **self._label()})
 
 @patch(cls_method=True)
 def load(cls:Ticket,
@@ -104,9 +110,11 @@ def load(cls:Ticket,
     ts,meta = load_tensors(path)
     part = lambda p: {n[len(p):]:t for n,t in ts.items() if n.startswith(p)}
     ms,ws = part('mask/'),part('weight/')
-    if set(ms)!=set(meta.get('names',())): raise ValueError(f"{str(path)!r} holds no ticket: it has {', '.join(list(ts)[:3])} ...")
-    res = cls(Masks({n:ms[n] for n in meta['names']}), ws, meta)
-    assert res.masks.hash()==meta['mask_hash'] and res.masks.n_kept==meta['kept']
+    if not ms or sorted(ms)!=sorted(meta.get('names',())): raise ValueError(f"{str(path)!r} holds no ticket: it has {', '.join(list(ts)[:3])} ...")
+    try: res = cls(Masks({n:ms[n] for n in meta['names']}), ws, meta)
+    except TypeError as e: raise ValueError(f"{str(path)!r} holds no ticket: {e}") from None
+    for k,v in res._label().items():
+        if meta.get(k)!=v: raise ValueError(f"the label of {str(path)!r} says {k}={meta.get(k)!r}, but its masks measure {v!r}")
     return res
 
 # %% ../nbs/05_tickets.ipynb #2f0e5738

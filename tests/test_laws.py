@@ -1,0 +1,238 @@
+"Laws that hold for every criterion, scope and reset of the menus, whatever is added to them"
+import inspect,warnings
+import pytest
+from nets import *
+
+pytestmark = pytest.mark.filterwarnings('ignore::fastai_lottery.scopes.EmptyLayerWarning')
+scopes = {'global_':global_, 'local':local, 'floor':partial(global_, floor=3), 'local floor':partial(local, floor=2), 'rates':{'b':.5, 'c*':0.}, 'rates by module':{'blocks.0':.25}}
+amounts = [0, .01, .2, .5, .77]
+fills = ['normal','ties','repeated','float16','strided']
+
+def weights(fill, seed=0):
+    "Weights of several shapes, as they occur"
+    g = torch.Generator().manual_seed(seed)
+    ws = {n:torch.randn(s, generator=g) for n,s in dict(a=(30,20), b=(40,), c=(4,3,5,5), c2=(60,), **{'blocks.0.weight':(11,13)}).items()}
+    if fill=='ties': ws = {n:torch.ones_like(w) for n,w in ws.items()}
+    if fill=='repeated': ws = {n:(w*2).round()/2 for n,w in ws.items()}
+    if fill=='float16': ws = {n:w.half() for n,w in ws.items()}
+    if fill=='strided': ws = {n:w.to(memory_format=torch.channels_last) if w.ndim==4 else w.t().contiguous().t() if w.ndim==2 else w for n,w in ws.items()}
+    return ws
+
+def known_for(ws, masks, seed=0):
+    "All words that a criterion or a reset may ask for"
+    return dict(w_i=weights('normal',1), w_k=weights('normal',2), w_f=ws, w_n=weights('normal',3), g=weights('normal',4), m=masks, gen=torch.Generator().manual_seed(seed))
+
+def some_masks(ws, p=.8, seed=9):
+    g = torch.Generator().manual_seed(seed)
+    return Masks({n:torch.rand(w.shape, generator=g)<p for n,w in ws.items()})
+
+def prune_once(criterion, scope, amount, fill='normal', seed=0, masks=None):
+    ws = weights(fill)
+    masks = Masks.ones(ws) if masks is None else masks
+    s = scores(criterion, list(ws), **known_for(ws, masks, seed))
+    return s,masks,make_masks(s, masks, amount, scope)
+
+def groups(scope, masks):
+    "Who competes: `[(names, rate, floor)]`, told a second time and by other means"
+    if isinstance(scope, dict): return [([n], next((r for g,r in scope.items() if re.match(g.replace('*','.*')+r'(\.weight)?$', n)), 1.), 0) for n in masks]
+    f,floor = (scope.func,scope.keywords['floor']) if isinstance(scope, partial) else (scope,0)
+    return [([n],1.,floor) for n in masks] if f is local else [(list(masks),1.,floor)]
+
+def reference(scores, masks, amount, scope):
+    "A stable sort of the survivors' scores, layer after layer: the first `round(amount × survivors)` go, but for each layer's best `floor`"
+    new = {n:m.clone() for n,m in masks.items()}
+    for names,rate,floor in groups(scope, masks):
+        order = [(float(scores[n].reshape(-1)[i]),n,int(i)) for n in names for i in masks[n].reshape(-1).nonzero()[:,0]]
+        k = round(amount*rate*len(order))
+        safe = {(n,i) for o in names for _,n,i in sorted([x for x in order if x[1]==o], key=lambda x: x[0])[max(0, int(masks[o].sum())-floor):]} if floor else set()
+        for _,n,i in sorted([x for x in order if x[1:] not in safe], key=lambda x: x[0])[:k]: new[n].view(-1)[i] = False
+    return Masks(new)
+
+menu = pytest.mark.parametrize('criterion', criteria_menu())
+scoped = pytest.mark.parametrize('scope', scopes.values(), ids=scopes.keys())
+
+def test_the_menus_are_derived_from_the_modules():
+    import fastai_lottery.criteria as c,fastai_lottery.resets as r
+    assert {'large_final','small_final','random','magnitude_increase','movement','large_init'} <= set(criteria_menu()) and {'rewind','random_reinit'} <= set(resets_menu())
+    for mod,menu in ((c,criteria_menu()),(r,resets_menu())):
+        assert all(vars(mod)[n] is f and f.__module__==mod.__name__ and needs(f) is not None and f.__doc__ for n,f in menu.items())
+
+# --- criteria
+
+@menu
+@pytest.mark.parametrize('fill', fills)
+def test_scores_have_their_weights_shapes(criterion, fill):
+    ws = weights(fill)
+    s = scores(criterion, list(ws), **known_for(ws, Masks.ones(ws)))
+    assert list(s)==list(ws) and all(s[n].shape==w.shape and torch.isfinite(s[n]).all() and not s[n].requires_grad for n,w in ws.items())
+
+@menu
+def test_criteria_are_pure(criterion):
+    "Inputs unchanged, also where they are parameters; no global random number drawn; no alias of an input handed out and written to"
+    ws = {n:nn.Parameter(w) for n,w in weights('normal').items()}
+    k = known_for(ws, Masks.ones(ws))
+    before,rng = {w:bits(d) for w,d in k.items() if w!='gen'},rng_states()
+    s = scores(criterion, list(ws), **k)
+    make_masks(s, k['m'], .5)
+    assert {w:bits(d) for w,d in k.items() if w!='gen'}==before and rng_states()==rng and all(w.grad is None for w in ws.values())
+
+@menu
+@scoped
+def test_deterministic(criterion, scope):
+    a,b,c = (prune_once(criterion, scope, .4, seed=s) for s in (1,1,2))
+    assert bits(a[0])==bits(b[0]) and a[2]==b[2]
+    assert (a[2]!=c[2])==('gen' in needs(criteria_menu()[criterion])), 'only what draws random numbers depends on the seed'
+
+# --- masks
+
+@menu
+@scoped
+@pytest.mark.parametrize('amount', amounts)
+def test_exact_count(criterion, scope, amount):
+    for p in (1.,.6):
+        s,old,new = prune_once(criterion, scope, amount, masks=some_masks(weights('normal'), p))
+        for names,rate,_ in groups(scope, old):
+            n = sum(int(old[o].sum()) for o in names)
+            assert sum(int(new[o].sum()) for o in names)==n-round(amount*rate*n)
+
+@menu
+@scoped
+@pytest.mark.parametrize('fill', fills)
+def test_equal_to_a_stable_sort(criterion, scope, fill):
+    "Ties and repeated values included: the first in order among equals go"
+    for amount in (.2,.77):
+        s,old,new = prune_once(criterion, scope, amount, fill, masks=some_masks(weights('normal')))
+        assert new==reference(s, old, amount, scope)
+
+@menu
+@scoped
+def test_monotone_and_a_new_value(criterion, scope):
+    masks = Masks.ones(weights('normal'))
+    for k in range(6):
+        was = {n:m.clone() for n,m in masks.items()}
+        s,old,new = prune_once(criterion, scope, .3, masks=masks, seed=k)
+        assert (new&old)==new and new.n_kept<old.n_kept
+        assert all(torch.equal(m, was[n]) for n,m in old.items()) and not {m.data_ptr() for m in new.values()}&{m.data_ptr() for m in old.values()}
+        masks = new
+
+@menu
+def test_dead_weights_have_no_say(criterion):
+    "Whatever the score of a pruned weight is, the same survivors go"
+    s,old,new = prune_once(criterion, global_, .4, masks=some_masks(weights('normal')))
+    for v in (-1e30, 1e30, math.nan, math.inf, -math.inf):
+        assert make_masks({n:torch.where(old[n], o.float(), torch.tensor(v)) for n,o in s.items()}, old, .4)==new
+
+@scoped
+def test_pruning_is_pure(scope):
+    s,old,_ = prune_once('large_final', scope, 0)
+    before,rng = (bits(s),old.hash()),rng_states()
+    make_masks(s, old, .5, scope)
+    assert (bits(s),old.hash())==before and rng_states()==rng
+
+@scoped
+def test_amount_0_is_nothing(scope):
+    s,old,new = prune_once('large_final', scope, 0, masks=some_masks(weights('normal')))
+    assert new==old
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_scores_of_any_float(dtype):
+    "float64 scores that differ by less than float32 can tell stay apart"
+    s = dict(w=torch.arange(1000, dtype=torch.float64)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))])
+    s = dict(w=1+s['w']*1e-12) if dtype==torch.float64 else {n:o.to(dtype) for n,o in s.items()}
+    m = Masks.ones(s)
+    assert make_masks(s, m, .37)==reference(s, m, .37, global_)
+
+def test_mixed_dtypes_in_one_scope():
+    g = torch.Generator().manual_seed(0)
+    s = dict(a=torch.randn(50, generator=g).half(), b=torch.randn(50, generator=g).double(), c=torch.randn(50, generator=g))
+    m = Masks.ones(s)
+    assert make_masks(s, m, .5)==reference(s, m, .5, global_)
+
+def test_two_rates_that_match_the_first_counts():
+    s,old,new = prune_once('large_final', {'c2':0., 'c*':.5, '*':1.}, .4)
+    assert [int(m.sum()) for m in new.values()]==[600-240, 24, 300-60, 60, 143-57]
+
+# --- rounds
+
+@menu
+@pytest.mark.parametrize('scope', [global_, local], ids=['global','local'])
+def test_density_after_k_rounds(criterion, scope):
+    "`.8^k`, up to half a weight of each prune in each group"
+    ws = weights('normal')
+    masks = Masks.ones(ws)
+    N,n_groups = masks.numel,len(groups(scope, masks))
+    for k in range(1,11):
+        _,_,masks = prune_once(criterion, scope, .2, masks=masks, seed=k)
+        assert abs(masks.n_kept-.8**k*N)<=n_groups*.5*(1-.8**k)/.2+1e-6
+
+@menu
+@pytest.mark.parametrize('scope', [global_, local, {'0':.5}], ids=['global','local','rates'])
+def test_in_a_learner_as_on_paper(criterion, scope):
+    "`learn.prune` is the composition of the plain functions, and takes no global random number"
+    learn = learner(drop_bn)
+    learn.fit(1)
+    rng,before = rng_states(),state(learn.model)
+    got = learn.prune(.35, criterion, scope, seed=3)
+    assert rng_states()==rng and [m.training for m in learn.model.modules()]==[m.training for m in learn.model.modules()]
+    names = learn.lottery.names()
+    s = scores(criterion, names, **{**learn.lottery.known(names, needs(criteria_menu()[criterion]), generator(3,'prune',0)), 'w_f':{n:before[n] for n in names}, 'm':Masks.ones({n:before[n] for n in names})})
+    assert got==make_masks(s, Masks.ones({n:before[n] for n in names}), .35, scope)
+    assert bits(learn.model)==bits(under(before, got))
+
+# --- resets
+
+@pytest.mark.parametrize('reset', resets_menu())
+@pytest.mark.parametrize('model', [drop_bn, conv_bn, Tied], ids=lambda o: o.__name__)
+def test_resets_leave_masks_and_random_numbers_alone(reset, model):
+    learn = learner(model, data((1,6,6)) if model is conv_bn else None)
+    learn.fit(1); masks = learn.prune(.4)
+    was,rng,snap = masks.hash(),rng_states(),(digest(learn.lottery.w_i),digest(learn.lottery.w_k))
+    names,modes = list(learn.model.state_dict()),[m.training for m in learn.model.modules()]
+    learn.rewind(reset, seed=1)
+    a = bits(learn.model)
+    assert learn.lottery.masks==masks and masks.hash()==was and rng_states()==rng and (digest(learn.lottery.w_i),digest(learn.lottery.w_k))==snap
+    assert leaks(learn)==0 and list(learn.model.state_dict())==names and [m.training for m in learn.model.modules()]==modes
+    learn.rewind(reset, seed=1)
+    assert bits(learn.model)==a, 'one seed, one start'
+    learn.rewind(reset, seed=2)
+    assert (bits(learn.model)!=a)==('w_n' in needs(resets_menu()[reset]) or 'gen' in needs(resets_menu()[reset]))
+
+@pytest.mark.parametrize('reset', resets_menu())
+def test_resets_are_pure(reset):
+    ws = weights('normal')
+    k = known_for(ws, Masks.ones(ws))
+    before,rng = {w:bits(d) for w,d in k.items() if w!='gen'},rng_states()
+    new = reset_state(reset, list(ws), **k)
+    assert list(new)==list(ws) and all(new[n].shape==w.shape for n,w in ws.items())
+    assert {w:bits(d) for w,d in k.items() if w!='gen'}==before and rng_states()==rng
+
+@pytest.mark.parametrize('control', [shuffle_mask, random_mask], ids=lambda o: o.__name__)
+def test_mask_controls(control):
+    "As many weights as the ticket, in each layer or over all; other ones; by the private generator"
+    m = some_masks(weights('normal'), .3)
+    rng,was = rng_states(),m.hash()
+    a,b,c = (control(m, generator(s,'mask')) for s in (1,1,2))
+    assert a==b and a!=c and a!=m and m.hash()==was and rng_states()==rng and list(a)==list(m) and a.n_kept==m.n_kept
+    if control is shuffle_mask: assert all(a[n].sum()==o.sum() for n,o in m.items())
+    else: assert any(a[n].sum()!=o.sum() for n,o in m.items())
+
+# --- masks are values
+
+def test_masks_algebra():
+    ws = weights('normal')
+    a,b,one = some_masks(ws,.5,1),some_masks(ws,.5,2),Masks.ones(ws)
+    assert (a&b)==(b&a) and (a|b)==~(~a&~b) and (a&a)==a and (a&one)==a and (a|one)==one and ~~a==a
+    assert (a&b).n_kept+(a|b).n_kept==a.n_kept+b.n_kept and (a&~a).n_kept==0 and a.density+a.sparsity==pytest.approx(1)
+    assert unpack(a.pack())==a and unpack(a.pack()).hash()==a.hash()!=b.hash()
+    with pytest.raises(TypeError): a.d['a'] = b['a']
+    with pytest.raises(ValueError, match='masks of different weights'): a&Masks({'a':a['a']})
+
+@pytest.mark.parametrize('fill', ['normal','float16','strided'])
+def test_holding_is_exact_and_idempotent(fill):
+    ws = weights(fill)
+    m = some_masks(ws,.5)
+    want = bits(under({n:w.clone() for n,w in ws.items()}, m))
+    ptrs = {n:w.data_ptr() for n,w in ws.items()}
+    for _ in range(2):
+        m.apply_(ws)
+        assert bits(ws)==want and {n:w.data_ptr() for n,w in ws.items()}==ptrs

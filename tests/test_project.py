@@ -1,0 +1,177 @@
+"The repo itself: its settings agree, its floors hold, and what is generated is up to date"
+import ast,importlib,json,os,re,shutil,subprocess,sys
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+try: import tomllib
+except ImportError: import tomli as tomllib
+
+root = Path(__file__).resolve().parent.parent
+lib = 'fastai_lottery'
+toml = tomllib.loads((root/'pyproject.toml').read_text())
+project,nbdev = toml['project'],toml['tool']['nbdev']
+nbs = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not re.search(r'(^|/)[._]', str(p.relative_to(root))))
+floors = {m[2]:int(m[1]) for p in nbs if (m := re.fullmatch(r'(\d\d)_(\w+)', p.stem)) and p.parent==root/'nbs'}
+def version(): return re.search(r'^__version__ = "(.+)"', (root/lib/'__init__.py').read_text(), re.M)[1]
+def run(*args, cwd=root, **env):
+    r = subprocess.run(args, cwd=cwd, text=True, capture_output=True, env={**{k:v for k,v in os.environ.items() if k!='IN_TEST'}, **env})
+    return r.returncode, r.stdout+r.stderr
+
+# --- settings
+
+def test_settings_ini_agrees_with_pyproject():
+    "`settings.ini` holds the settings of pyproject.toml, for those who look for them there"
+    cfg = ConfigParser()
+    cfg.read(root/'settings.ini')
+    ini = dict(cfg['DEFAULT'])
+    def reqs(os): return ' '.join(re.sub(r'\s','',o) for o in os)
+    want = dict(lib_name=project['name'], repo=project['name'], version=version(), description=project['description'],
+        author=project['authors'][0]['name'], license={'Apache-2.0':'apache2'}[project['license']], min_python=project['requires-python'].removeprefix('>='),
+        keywords=' '.join(f'"{o}"' if ' ' in o else o for o in project['keywords']), requirements=reqs(project['dependencies']),
+        dev_requirements=reqs(project['optional-dependencies']['dev']), console_scripts=' '.join(k+'='+v for k,v in project['scripts'].items()),
+        status=next(re.search(r'\d',o)[0] for o in project['classifiers'] if o.startswith('Development Status')))
+    for o in 'title','lib_path','nbs_path','doc_path': want[o] = nbdev[o]
+    for o in 'strip_libs','allowed_out_metadata_keys': want[o] = ' '.join(nbdev[o])
+    want['exec_profile'] = str(nbdev['exec_profile'])
+    assert {k:ini.get(k) for k in want} == want
+    # All others are nbdev's defaults, or say what pyproject.toml has no place for
+    from nbdev.config import get_config
+    rest = {k:v for k,v in ini.items() if k not in want and k not in ('copyright','language','audience')}
+    conf = get_config(root)
+    assert {k:str(conf.d[k]) for k in rest} == rest
+
+def test_pyproject_promises():
+    assert project['dynamic']==['version'] and toml['tool']['setuptools']['dynamic']['version']=={'attr':f'{lib}.__version__'}
+    deps,extras = project['dependencies'],project['optional-dependencies']
+    assert {'torch>=2.4','fastai>=2.8'} <= set(deps) and project['requires-python']=='>=3.10'
+    assert not [o for o in deps if '==' in o or '<' in o], 'a dependency that people install is pinned'
+    assert set(extras)=={'dev','docs','bench'} and 'fasterai==0.4.1' in extras['bench']
+    assert all('==' in o.split(';')[0] for o in extras['docs']), 'the site is built with exact versions'
+    pys = {o.rsplit(' ',1)[1] for o in project['classifiers'] if 'Python :: 3.' in o}
+    assert pys=={'3.10','3.11','3.12','3.13'}
+
+def test_command_is_there():
+    "`lottery` leads to a function"
+    mod,fn = project['scripts']['lottery'].split(':')
+    assert callable(getattr(importlib.import_module(mod), fn))
+
+def test_changelog_has_this_version():
+    s = (root/'CHANGELOG.md').read_text()
+    assert re.findall(r'^## (\S+)', s, re.M)[0] == version()
+    assert re.search(rf'^## {re.escape(version())}\n\n(- .+\n)+', s, re.M), 'no line about this version'
+
+def test_licence():
+    s = (root/'LICENSE').read_text()
+    assert 'Apache License' in s and 'Version 2.0' in s and 'END OF TERMS AND CONDITIONS' in s
+
+# --- floors
+
+def imported(code):
+    "Modules of this package that `code` imports, wherever in it"
+    code = re.sub(r'^(\s*)[%!].*', r'\1pass', code, flags=re.M)
+    for o in ast.walk(ast.parse(code)):
+        names = []
+        if isinstance(o,ast.Import): names = [a.name for a in o.names]
+        elif isinstance(o,ast.ImportFrom):
+            m = (lib if o.level else '')+('.' if o.level and o.module else '')+(o.module or '')
+            names = [f'{m}.{a.name}' for a in o.names] if m==lib else [m]
+        yield from (n.split('.')[1] for n in names if n.startswith(lib+'.'))
+
+leaf_table = {31:{30}, 33:set(range(20,33))}      # the leaves that may import other leaves
+def allowed(n, k):
+    "May floor `n` import floor `k`? Only smaller numbers; a leaf (20 and up) no other leaf, but for the table; 90 and up collect all"
+    return k<n and (n<20 or k<20 or n>=90 or k in leaf_table.get(n,()))
+
+@pytest.mark.parametrize('mod', floors)
+def test_floor(mod):
+    nb = json.loads((root/'nbs'/f'{floors[mod]:02d}_{mod}.ipynb').read_text())
+    cells = [''.join(c['source']) for c in nb['cells'] if c['cell_type']=='code']
+    exps = [m[1] for c in cells for m in re.finditer(r'^#\|\s*default_exp:?\s+(\S+)', c, re.M)]
+    assert exps==[mod], 'a notebook exports the module of its own name'
+    bad,unknown = set(),set()
+    for c in cells:
+        for o in () if c.startswith('%%') else imported(c):
+            if o not in floors: unknown.add(o)
+            elif not allowed(floors[mod], floors[o]) and not (o==mod and not re.search(r'^#\|\s*export', c, re.M)): bad.add(f'{floors[o]:02d}_{o}')
+    assert not unknown, f'{mod} imports what no notebook exports'
+    assert not bad, f'{floors[mod]:02d}_{mod} imports from the same floor or above'
+
+def test_floors_have_their_own_numbers():
+    assert floors and len(set(floors.values()))==len(floors)
+
+# --- what is generated is in step with its source
+
+def test_modules_in_step_with_notebooks(tmp_path):
+    "Each module is exactly what the notebooks export, and there is no other"
+    for o in 'pyproject.toml','nbs': (shutil.copytree if (root/o).is_dir() else shutil.copy)(root/o, tmp_path/o)
+    (tmp_path/lib).mkdir()
+    shutil.copy(root/lib/'__init__.py', tmp_path/lib)
+    rc,log = run(sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()', cwd=tmp_path)
+    assert rc==0, log
+    def files(d): return {p.name:p.read_text() for p in (d/lib).glob('*.py')}
+    want,have = files(tmp_path),files(root)
+    assert len(want)>2, log
+    differ = sorted(k for k in want.keys()|have.keys() if want.get(k)!=have.get(k))
+    assert not differ, f'not what the notebooks export: {differ}; change the notebook and run `make export`'
+
+@pytest.mark.parametrize('p', nbs, ids=lambda p: str(p.relative_to(root/'nbs')))
+def test_notebook_in_step_with_nbdev_clean(p, tmp_path):
+    from nbdev.clean import _nbdev_clean
+    from fastcore.nbio import write_nb
+    nb = json.loads(p.read_text(encoding='utf-8'))
+    _nbdev_clean(nb, p.parent)
+    (out := tmp_path/'nb.ipynb').write_text('')
+    write_nb(nb, out)
+    assert p.read_text(encoding='utf-8')==out.read_text(encoding='utf-8'), 'run `nbdev-clean`'
+
+def test_readme_in_step_with_index():
+    pytest.importorskip('nbconvert', reason='README.md is made with nbconvert, of the `docs` extra')
+    rc,log = run(sys.executable, 'docs/readme.py', '--check')
+    assert rc==0, log
+
+# --- what a person imports
+
+def star(mod):
+    ns = {}
+    exec(f'from {mod} import *', ns)
+    return {k:v for k,v in ns.items() if k!='__builtins__'}
+
+def test_all_gives_everything():
+    have = star(f'{lib}.all')
+    for m in sorted(floors.keys()-{'all','cli'}):
+        mod = importlib.import_module(f'{lib}.{m}')
+        missing = [n for n in mod.__all__ if have.get(n) is not getattr(mod,n)]
+        assert not missing, f'`from {lib}.all import *` does not give these of {m}'
+
+@pytest.mark.parametrize('mod', ['fastai.vision.all','fastai.tabular.all','fastai.text.all','fastai.collab'])
+def test_all_hides_no_fastai_name(mod):
+    ours,theirs = star(f'{lib}.all'),star(mod)
+    assert theirs and ours
+    assert not sorted(k for k in ours.keys()&theirs.keys() if ours[k] is not theirs[k])
+
+# --- nothing of one person's machine
+
+# Spelled in pieces, so that this file passes too
+words = [r'(?<![\w.])/(?:home|Users)'+r'/\w', r'(?<![\w.])/root'+'/', r'(?<![\w.])/work'+'/', r'\.\./shared'+'/', r'\bshared'+r'/(?:hooks|data|prototypes|[A-Z]+\.md)',
+         'py'+r'pi\.org', 'python'+r'hosted\.org', 'npm'+r'js\.(?:org|com)', r'conda\.'+r'anaconda\.org', r'download\.py'+r'torch\.org', '--(?:extra-)?index'+'-url']
+
+def tracked():
+    if not (root/'.git').exists(): pytest.skip('not a git checkout: there is no list of tracked files')
+    rc,log = run('git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard')
+    assert rc==0, log
+    return [p for o in log.split('\0') if o and (p := root/o).is_file()]
+
+def test_no_trace_of_a_machine():
+    bad,n = [],0
+    for p in tracked():
+        b = p.read_bytes()
+        if b'\0' in b: continue
+        n += 1
+        s = b.decode('utf-8')
+        bad += [f'{p.relative_to(root)}: {m[0]}' for w in words for m in re.finditer(w,s)]
+    assert n>10
+    assert not bad
+
+def test_nothing_generated_is_tracked():
+    names = [p.relative_to(root).as_posix() for p in tracked()]
+    assert not [o for o in names if re.search(r'(^|/)(\.venv|__pycache__|_build|\.ipynb_checkpoints|[^/]*\.egg-info|lottery_runs)/|\.(safetensors|pth|pkl|pyc)$', o)]
