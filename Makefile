@@ -61,7 +61,7 @@ docs: $(ENV)/.lottery-dev ## the site, into docs/_build/html; warnings and broke
 
 pytest: $(ENV)/.lottery-dev ## the tests in tests/
 	$(say) 'pytest'
-	@python -m pytest -q -p no:cacheprovider --tb=short
+	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short
 
 export: $(ENV)/.lottery-dev ## after editing a notebook: write the modules, clean the notebooks, make the README
 	$(say) 'nbdev-export, nbdev-clean, README.md'

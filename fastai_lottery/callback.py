@@ -176,8 +176,8 @@ def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
     s,old = scores(f, free, **lot.known(free, needs(f), gen)),Masks({n:lot.masks[n] for n in free})
     def at(a): return Masks({**lot.masks, **make_masks(s, old, a, scope)})
     new,least = at(amount),min(least, lot.masks.n_kept)
-    if new.n_kept>=least: return new
-    lo,hi,a = 0.,amount,(lot.masks.n_kept-least)/old.n_kept    # exact where all layers have the same rate
+    if new.n_kept==least or new.n_kept>least+len(free)*bool(least): return new
+    lo,hi,a = 0.,min(1.1*amount, .999),(lot.masks.n_kept-least)/old.n_kept    # exact where all layers have the same rate
     for _ in range(50):
         n = (new := at(a)).n_kept
         if n==least: break

@@ -78,13 +78,16 @@ class _Watch(Callback):
     order,run_valid = 81,False
     def __init__(self, every, test_dl, begin, tick):
         store_attr()
-        self.n,self.curve,self.best,self.seen = begin,[],math.inf,{}
+        self.at,self.curve,self.best,self.seen = [begin],[],math.inf,{}    # a list: setting an attribute of a callback costs a search
+    @property
+    def n(self): return self.at[0]
     def after_batch(self):
-        self.n += 1
-        self.tick(self.n)
-        last = self.learn.train_iter==self.learn.n_iter*self.learn.n_epoch
-        if self.n%50==0 or last: self.check(self.learn.loss)
-        if self.every and (self.n%self.every==0 or last): self.look()
+        at,learn = self.at,self.learn
+        at[0] += 1; n = at[0]
+        self.tick(n)
+        last = learn.train_iter==learn.n_iter*learn.n_epoch
+        if n%50==0 or last: self.check(learn.loss)
+        if self.every and (n%self.every==0 or last): self.look()
     def check(self, loss):
         if not math.isfinite(float(loss)): raise FloatingPointError(f"the loss is {float(loss)} at iteration {self.n}: try a lower learning rate")
     def look(self):
@@ -97,24 +100,33 @@ class _Watch(Callback):
             if self.test_dl is not None: self.seen.update({f'es_test_{k.removeprefix("valid_")}':v for k,v in self.learn.evaluate(self.test_dl).items()})
 
 # %% ../nbs/11_rounds.ipynb #a6537d42
-def _defines(cb, name): return name in cb.__dict__ or hasattr(type(cb), name) or type(cb).__call__ is not Callback.__call__
+def _defines(cb, ev): return ev in cb.__dict__ or hasattr(type(cb), ev) or type(cb).__call__ is not Callback.__call__
 
-def _call_defined(self, event_name):
-    "`Learner._call_one`, for the callbacks that define `event_name`"
-    if event_name=='after_fit' or not hasattr(event, event_name): return type(self)._call_one(self, event_name)
-    for cb in sorted([o for o in self.cbs if _defines(o, event_name)], key=lambda o: getattr(o, 'order', 0)): cb(event_name)
+def _call_one(self, ev):
+    "As in `Learner`, but only for callbacks that define `ev`"
+    if ev=='after_fit' or not hasattr(event, ev): return type(self)._call_one(self, ev)    # `after_fit` sets `run` in all of them
+    for cb in sorted([o for o in self.cbs if _defines(o, ev)], key=lambda o: getattr(o, 'order', 0)): cb(ev)
 
+def _with_events(self, f, event_type, ex, final=noop):
+    "As in `Learner`, straight to `_call_one`"
+    try: self._call_one(f'before_{event_type}'); f()
+    except ex: self._call_one(f'after_cancel_{event_type}')
+    self._call_one(f'after_{event_type}'); final()
+
+_plain = {f:getattr(Learner, f.__name__) for f in (_call_one,_with_events)}
+
+# %% ../nbs/11_rounds.ipynb #cd9c4144
 @contextmanager
 def fast_events(
-    learn:Learner # Within this, it calls only the callbacks that define an event
+    learn:Learner # A Learner; what a subclass or somebody else has changed in its event calls is left alone
 ):
-    "Spare callbacks the events that they do not define"
-    old = learn.__dict__.get('_call_one')
-    learn._call_one = MethodType(_call_defined, learn)
-    try: yield learn
+    "While active, `learn` calls only the callbacks that define an event"
+    fs = [f for f,old in _plain.items() if type(learn).__call__ is Learner.__call__ and getattr(getattr(learn, f.__name__), '__func__', None) is old]
+    try:
+        for f in fs: setattr(learn, f.__name__, MethodType(f, learn))
+        yield learn
     finally:
-        if old is None: learn.__dict__.pop('_call_one', None)
-        else: learn._call_one = old
+        for f in fs: learn.__dict__.pop(f.__name__, None)
 
 # %% ../nbs/11_rounds.ipynb #ec2507cf
 class _Rest:
@@ -189,7 +201,7 @@ def _train(learn, fit, n_epoch, begin, seed, eval_every, test_dl, tick, kwargs):
         if begin: es.enter_context(_epochs_from(learn, begin//len(learn.dls.train)))
         fit(learn, n_epoch, **kwargs)
     for cb in track:
-        if cb.best is not None and not math.isfinite(cb.best): raise FloatingPointError(f"{cb.monitor} was never finite, so {type(cb).__name__} has no best model")
+        if cb.best is not None and not math.isfinite(cb.best) and not getattr(cb, 'every_epoch', False): raise FloatingPointError(f"{cb.monitor} was never finite, so {type(cb).__name__} has no best model")
     lot.hold()
     row = learn.evaluate()
     watch.check(row['valid_loss'])
@@ -297,7 +309,8 @@ def fit_lottery(self:Learner,
     if store: store.resume(self, lot)
     live,kept = _Live(self, n+1, _steps(self, fit, n_epoch, kwargs)),None
     for o in lot.rounds: live.row(o.row)
-    def enough(o): return to is not None and o['kept']<=round(to*o['prunable'])
+    def near(kept): return kept-round(to*lot.masks.numel)<=len(lot.masks)//2    # layers are rounded one by one
+    def enough(o): return to is not None and (o['kept']<=round(to*o['prunable']) or o['round']>=n and near(o['kept']))
     def worse(o): return tol is not None and _fall(o[monitor], lot.rounds[0][monitor], monitor)>tol
     try:
         for r in itertools.count(len(lot.rounds)):
@@ -307,7 +320,9 @@ def fit_lottery(self:Learner,
             begin = 0
             if r:
                 new = _new_masks(self, amount, criterion, scope, None if seed is None else derive(seed, 'prune', r), 0 if to is None else round(to*lot.masks.numel))
-                if to is not None and rounds is None and new.n_kept==lot.masks.n_kept: raise ValueError(f"density {new.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an amount), above to={to}; the rounds so far are kept")
+                if to is not None and rounds is None and new.n_kept==lot.masks.n_kept:
+                    if near(new.n_kept): break
+                    raise ValueError(f"density {new.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an amount), above to={to}; the rounds so far are kept")
                 lot.set_masks(new); lot.n_pruned += 1
                 self.rewind(reset, seed=None if seed is None else derive(seed, 'rewind', r))
                 if 'w_k' in needs(reset): begin = lot.rewind_to.step(len(self.dls.train))

@@ -82,7 +82,7 @@ def load_tensors(
     if not path.exists(): raise FileNotFoundError(f"no file {str(path)!r}")
     try:
         with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
-    except (SafetensorError,ValueError,RuntimeError,OverflowError) as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {e}") from None
+    except (SafetensorError,ValueError,RuntimeError,OverflowError,OSError) as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {e}") from None
     if head.get('format')!=_format: raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {head.get('format')!r}")
     if head.get('sha256')!=_digest(ts, head.get('meta','')): raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
     return ts,json.loads(head['meta'])
@@ -112,7 +112,7 @@ def load(cls:Ticket,
     ms,ws = part('mask/'),part('weight/')
     if not ms or sorted(ms)!=sorted(meta.get('names',())): raise ValueError(f"{str(path)!r} holds no ticket: it has {', '.join(list(ts)[:3])} ...")
     try: res = cls(Masks({n:ms[n] for n in meta['names']}), ws, meta)
-    except TypeError as e: raise ValueError(f"{str(path)!r} holds no ticket: {e}") from None
+    except (TypeError,ValueError) as e: raise ValueError(f"{str(path)!r} holds no ticket: {e}") from None
     for k,v in res._label().items():
         if meta.get(k)!=v: raise ValueError(f"the label of {str(path)!r} says {k}={meta.get(k)!r}, but its masks measure {v!r}")
     return res
