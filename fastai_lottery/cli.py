@@ -6,7 +6,9 @@
 __all__ = ['run', 'report', 'list_', 'main']
 
 # %% ../nbs/33_cli.ipynb #4485623c
-import json,sys,warnings
+import json,os,sys,warnings
+warnings.filterwarnings('ignore', category=FutureWarning)    # torch's, while fastai is imported
+os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')    # and in the processes that play the replicates
 from pathlib import Path
 import pandas as pd
 from fastcore.script import anno_parser,call_parse

@@ -19,7 +19,7 @@ arms = dict(ticket=('winning ticket','#0072B2','o','-'), reinit=('random re-init
 
 def _axis(ax, xs):
     ax.set_xscale('log'); ax.invert_xaxis()
-    ticks = [t for t in (1,.5,.2,.1,.05,.02,.01,.005,.002,.001) if min(xs)*.95<=t<=1]
+    ticks = [t for t in (1,.5,.2,.1,.05,.02,.01,.005,.002,.001) if min(xs)*.9<=t<=1]
     ax.set_xticks(ticks, [f'{100*t:g}' for t in ticks]); ax.minorticks_off()
     ax.set_xlabel('weights remaining (%)'); ax.grid(alpha=.25)
     for s in ('top','right'): ax.spines[s].set_visible(False)

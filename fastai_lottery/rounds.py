@@ -86,7 +86,7 @@ class _Watch(Callback):
         at[0] += 1; n = at[0]
         self.tick(n)
         last = learn.train_iter==learn.n_iter*learn.n_epoch
-        if n%50==0 or last: self.check(learn.loss)
+        if n%50==0 or last: self.check(learn.loss.detach())
         if self.every and (n%self.every==0 or last): self.look()
     def check(self, loss):
         if not math.isfinite(float(loss)): raise FloatingPointError(f"the loss is {float(loss)} at iteration {self.n}: try a lower learning rate")

@@ -188,7 +188,7 @@ def test_trap_27_one_learner_two_lotteries_in_a_row(at, kw):
     assert play()==first
 
 @pytest.mark.parametrize('at', ['init','3it'])
-@pytest.mark.parametrize('kw', [{}, dict(reset='random_reinit'), dict(mask=random_mask)], ids=str)
+@pytest.mark.parametrize('kw', [{}, dict(reset='random_reinit'), dict(mask=random_mask)], ids=['ticket','reinit','mask'])
 def test_trap_27_a_ticket_in_between_leaves_no_trace(at, kw):
     learn = learner(drop_bn, cbs=LotteryCallback(at))
     def play(): return [(bits(r.start), r['mask_hash'], r['valid_loss']) for r in learn.fit_lottery(2, 1, amount=.3, seed=1)],bits(learn.model)

@@ -252,7 +252,7 @@ def test_trap_15_lookaheads_slow_weights_are_made_again():
 
 # --- 16: the last round ends trained
 
-@pytest.mark.parametrize('kw', [dict(rounds=0), dict(rounds=3), dict(rounds=1, amount=.9), dict(to=.3), dict(rounds=2, fit=Learner.fine_tune)], ids=str)
+@pytest.mark.parametrize('kw', [dict(rounds=0), dict(rounds=3), dict(rounds=1, amount=.9), dict(to=.3), dict(rounds=2, fit=Learner.fine_tune)], ids=['dense','three','one shot','to','fine_tune'])
 def test_trap_16_the_last_round_ends_trained(kw):
     learn = learner()
     if 'fit' in kw: learn = learner(splitter=lambda m: [params(m[:2]), params(m[2:])])
