@@ -76,7 +76,7 @@ serve: docs ## build the site and show it on localhost
 
 bench: $(ENV)/.lottery-bench ## the benchmarks in bench/
 	$(say) 'benchmarks'
-	@python -m pytest -q -s -p no:cacheprovider bench
+	@python -m pytest -q -s -p no:cacheprovider -o 'python_functions=bench_*' bench
 
 clean: ## remove what builds and tests leave, and .venv
 	@rm -rf .venv docs/_build build dist *.egg-info .pytest_cache .ruff_cache .benchmarks
