@@ -41,7 +41,7 @@ def bench_global_prune(n=100_000_000):
         'make_masks, dense':lambda: timed(lambda: make_masks(scores('large_final', list(w), w_f=w), ms, .2)),
         'make_masks, half pruned':lambda: timed(lambda: make_masks(scores('large_final', list(w), w_f=w), half, .2))}, 2)
     show('global prune of 100 M weights', res, 'torch.kthvalue')
-    del flat
+    flat = None
     for what,m in (('dense',ms),('half pruned',half)):
         with Peak() as p: new = make_masks(scores('large_final', list(w), w_f=w), m, .2)
         print(f'  peak memory, {what}: {(p.peak-p.base)/(4*n):.2f} × the bytes of the weights')
