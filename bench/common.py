@@ -1,5 +1,5 @@
 "Interleaved timing: A B A B ..., medians, ratios from one run"
-import statistics as st,time,warnings
+import contextlib,io,statistics as st,time,warnings
 warnings.filterwarnings('ignore')
 from fastai.basics import *
 from fastai.callback.all import *

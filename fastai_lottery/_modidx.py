@@ -9,6 +9,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'fastai_lottery/callback.py'),
                                          'fastai_lottery.callback.LotteryCallback': ( 'callback.html#lotterycallback',
                                                                                       'fastai_lottery/callback.py'),
+                                         'fastai_lottery.callback.LotteryCallback.__call__': ( 'callback.html#lotterycallback.__call__',
+                                                                                               'fastai_lottery/callback.py'),
                                          'fastai_lottery.callback.LotteryCallback.__deepcopy__': ( 'callback.html#lotterycallback.__deepcopy__',
                                                                                                    'fastai_lottery/callback.py'),
                                          'fastai_lottery.callback.LotteryCallback.__init__': ( 'callback.html#lotterycallback.__init__',

@@ -77,6 +77,13 @@ class LotteryCallback(Callback):
         "Names of the weights that can be pruned"
         return prunable(self.learn.model, types=self.types, include=self.include, exclude=self.exclude, bias=self.bias)
 
+# %% ../nbs/10_callback.ipynb #fff5f1f5
+@patch
+def __call__(self:LotteryCallback, event_name):
+    if event_name=='after_step' and self.run: return self.hold()
+    if event_name=='before_batch' and self.w_k is not None: return
+    if event_name in self.__dict__ or hasattr(type(self), event_name) or event_name=='after_fit': return super(LotteryCallback, self).__call__(event_name)
+
 # %% ../nbs/10_callback.ipynb #ce0c8876
 @patch
 def remember(self:LotteryCallback):

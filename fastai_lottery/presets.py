@@ -87,8 +87,8 @@ _lenet = dict(amount=.2, scope={'out':.5}, fit=Learner.fit, lr=1.2e-3)
 
 _all = [
     Preset('digits', 'LeNet-300-100 on scikit-learn\'s 8×8 digits: no download', '1803.03635, section 2, on smaller images and 600 iterations',
-           'about a minute for 5 seeds on two CPU cores', lambda path=None, **kw: digits(**kw), partial(lenet_300_100, 64),
-           dict(n_epoch=30, rounds=16, eval_every=10, **_lenet), levels=(3,7,10,13,16)),
+           'about two minutes for 6 seeds on two CPU cores', lambda path=None, **kw: digits(**kw), partial(lenet_300_100, 64),
+           dict(n_epoch=30, rounds=16, eval_every=10, **_lenet), levels=(3,7,10,13,16), replicates=6),
     Preset('lenet-mnist', 'LeNet-300-100 on MNIST: 55 epochs are the paper\'s 50,000 iterations', '1803.03635, section 2 and appendix G',
            'about 50 minutes a seed on two CPU cores; --epochs 13 (12,000 iterations) takes a quarter', mnist, lenet_300_100,
            dict(n_epoch=55, rounds=15, eval_every=100, **_lenet), levels=(3,7,9,12,15)),

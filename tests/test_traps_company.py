@@ -370,6 +370,49 @@ def test_eval_every_changes_no_bit(model):
     test = data((1,6,6)).valid if model is conv_bn else data((6,), ints=20).valid if model is AWD else data().valid
     assert play(eval_every=3, test_dl=test)[:3]==a[:3]
 
+# --- a round is a plain fit: the same events in the same order
+
+from fastai.callback.core import _events
+
+class Tape(Callback):
+    "Every event that comes by, and the state of the loop then"
+    def __init__(self, order, tape):
+        self.order,self.tape = order,tape
+        for o in _events[1:]: setattr(self, o, partial(self.note, o))
+    def note(self, ev):
+        at = {k:self.learn.__dict__.get(k) for k in ('epoch','training','train_iter','pct_train')}
+        self.tape.append((self.order, ev, *at.values()))
+        ex = {('after_pred',2):CancelBatchException, ('before_step',3):CancelStepException, ('after_backward',5):CancelTrainException}.get((ev,at['train_iter']))
+        if ex and at['training']: raise ex
+
+@pytest.mark.parametrize('fit,kw', [(Learner.fit_one_cycle,{}), (Learner.fine_tune,{}), (Learner.fit,dict(lr=.1))], ids=['one_cycle','fine_tune','fit'])
+@pytest.mark.parametrize('more', [[], [MixUp], [lambda: GradientAccumulation(32), lambda: GradientClip(.1)], [lambda: MixedPrecision('bf16')]], ids=['alone','mixup','accumulation','amp'])
+@pytest.mark.filterwarnings('ignore:.*CUDA.*', 'ignore:.*cuda.*')
+def test_a_round_is_a_plain_fit(fit, kw, more):
+    def play(go):
+        tape = []
+        learn = learner(drop_bn, cbs=[LotteryCallback(), Tape(60,tape), Tape(-50,tape), Tape(60.5,tape), *[o() for o in more], l := Losses()], splitter=lambda m: [params(m[:4]), params(m[4:])])
+        learn.dls.train.rng.seed(5); torch.manual_seed(5); np.random.seed(5); random.seed(5)
+        go(learn)
+        return bits(learn.model),l.got,tape,sorted(learn.__dict__),rng_states()
+    a,b = play(lambda l: fit(l, 2, **kw)),play(lambda l: l.fit_lottery(2, 0, fit=fit, **kw))
+    n = len(a[2])
+    assert b[1]==a[1] and b[2][:n]==a[2] and n>150, 'same losses, same events'
+    assert {o[1] for o in b[2][n:]} <= set(_events) and all(o[3] is False or o[1]=='before_validate' for o in b[2][n:]), 'what follows is the evaluation'
+    assert b[0]==a[0] and a[4][2]==b[4][2]
+    assert set(b[3])<=set(a[3]), 'and nothing stays behind in the Learner'
+
+@pytest.mark.parametrize('ex', [KeyboardInterrupt(), RuntimeError('out of luck'), CancelFitException()], ids=repr)
+def test_a_round_that_fails_leaves_the_learner_as_it_was(ex):
+    learn = learner(drop_bn)
+    learn.fit(1)
+    was,cbs = set(learn.__dict__),list(learn.cbs)
+    learn.add_cb(c := At(3, raiser(ex), 'before_step'))
+    try: learn.fit_lottery(2, 1)
+    except (KeyboardInterrupt,RuntimeError) as e: assert type(e) is type(ex)
+    learn.remove_cb(c)
+    assert set(learn.__dict__)==was and list(learn.cbs)==cbs and c.done
+
 # --- errors
 
 def nan_in(r, event='after_loss', it=2):
@@ -519,6 +562,10 @@ def test_stops_at_the_density_that_was_asked_for(to, amount, scope):
     slack = 0 if scope is global_ else 3
     assert abs(learn.lottery.masks.n_kept-round(to*288))<=slack
     assert all(r['kept']>round(to*288)+slack for r in rounds[:-1]), 'and no round too many'
+
+def test_stops_at_a_density_before_the_last_of_so_many_rounds():
+    assert [r['kept'] for r in learner().fit_lottery(1, 9, to=.5, amount=.3)]==[288, 288-86, 144]
+    assert [r['kept'] for r in learner().fit_lottery(1, 1, to=.5, amount=.3)]==[288, 288-86], 'and no more rounds than were asked for'
 
 def test_stops_by_tolerance_with_the_smallest_ticket_within_it():
     learn = learner()
