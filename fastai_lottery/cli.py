@@ -13,22 +13,17 @@ from pathlib import Path
 import pandas as pd
 from fastcore.script import anno_parser,call_parse
 from fastprogress.fastprogress import master_bar
-from .presets import preset as _preset,presets,play,results,compare_arms
+from .presets import preset as _preset,presets,play,results,compare_arms,show_arms
 from .plots import plot_lottery
 
 # %% ../nbs/33_cli.ipynb #0ee345c8
-def _pm(m, h, scale=100, nd=2): return f'{scale*m:.{nd}f} ± {scale*h:.{nd}f}' if h==h else f'{scale*m:.{nd}f}'
-
-def _table(df, title=''):
-    "The comparison as people read it: percent, mean ± half width of the 95 % interval"
-    acc,it = compare_arms(df),compare_arms(df, 'es_iteration')
-    cols = [a for a in ('dense','ticket','reinit','random') if a in acc]
-    rows = [{'weights left':f'{100*a.density:.1f} %', **{c:_pm(a[c], a[c+'_half']) for c in cols}, **{f'ticket − {c}':_pm(a[f'vs_{c}'], a[f'vs_{c}_half'])+_star(a[f'p_{c}']) for c in cols[2:] if f'vs_{c}' in acc}} for _,a in acc.iterrows()]
-    its = [{'weights left':f'{100*a.density:.1f} %', **{c:_pm(a[c], a[c+'_half'], 1, 0) for c in cols}} for _,a in it.iterrows()]
-    show = lambda rows: pd.DataFrame(rows).to_string(index=False)
-    return '\n'.join([f'{title}Test accuracy (%) at the early-stop iteration, mean ± half of the 95 % interval, n = {int(acc.n.min())} seeds',
-        show(rows), '* paired t, p < .05 after Holm over the levels of a column', '', 'Early-stop iteration (lowest validation loss)', show(its)]) if len(acc) else 'no controls yet'
-def _star(p): return ' *' if p<.05 else ''
+def _table(df):
+    "The comparison as people read it"
+    acc = show_arms(df)
+    if not len(acc): return 'no controls yet'
+    return '\n'.join([f'Test accuracy (%) at the early-stop iteration: mean ± half of the 95 % interval, n = {int(compare_arms(df).n.min())} seeds',
+        acc.to_string(), '* p < .05, paired t, Holm over the levels of a column', '', 'Early-stop iteration (lowest validation loss)',
+        show_arms(df, 'es_iteration', 1, 0)[[c for c in acc if '−' not in c]].to_string()])
 
 # %% ../nbs/33_cli.ipynb #5def0c83
 def _summary(out, df):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['presets', 'LeNet', 'lenet_300_100', 'fused_adam', 'Preset', 'preset', 'play_seed', 'read_replicate', 'play',
-           'results', 'compare_arms']
+           'results', 'compare_arms', 'show_arms']
 
 # %% ../nbs/31_presets.ipynb #7e81bb67
 import difflib,json,math,multiprocessing,os,time
@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor,wait,FIRST_COMPLETED
 from dataclasses import dataclass,field,replace
 from functools import partial
 from pathlib import Path
-import pandas as pd
+import numpy as np,pandas as pd
 import torch
 from torch import nn
 from fastai.learner import Learner
@@ -206,3 +206,20 @@ def compare_arms(
     res = pd.DataFrame(rows)
     for c in [c for c in res if c.startswith('p_')]: res[c] = holm(res[c]) if res[c].notna().all() else res[c]
     return res
+
+# %% ../nbs/31_presets.ipynb #987cc84b
+def _pm(m, h, nd): return f'{m:.{nd}f} ± {h:.{nd}f}' if h==h else f'{m:.{nd}f}'
+
+def show_arms(
+    df:pd.DataFrame, # What `results` gives
+    col:str='es_test_accuracy', # Figure to compare
+    scale:float=100, # Multiply by this: 100 for percent
+    nd:int=2 # Decimals
+)->pd.DataFrame: # One row a level, of text
+    "Means ± half of their 95 % interval over seeds, and the ticket's lead over its controls (* p < .05, paired t, Holm over the levels)"
+    t = compare_arms(df, col)
+    def row(o):
+        r = {a:_pm(scale*o[a], scale*o[f'{a}_half'], nd) for a in arms if a in t}
+        return {**r, **{f'ticket − {a}':_pm(scale*o[f'vs_{a}'], scale*o[f'vs_{a}_half'], nd)+(' *' if o[f'p_{a}']<.05 else '') for a in arms[2:] if f'vs_{a}' in t}}
+    arms = ['dense','ticket','reinit','random']
+    return pd.DataFrame([row(o) for _,o in t.iterrows()], index=pd.Index([f'{100*d:.1f} %' for d in t.density], name='weights left')) if len(t) else t
