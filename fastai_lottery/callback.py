@@ -20,7 +20,8 @@ from .core import Point
 from .masks import *
 from .criteria import large_final,scores
 from .scopes import global_,make_masks
-from .signals import loss_grads
+from .scopes import _amount as make_amount
+from .signals import same_rng,loss_grads,hessian_grads,flow_grads
 from .resets import state,load_,fresh,check_draw,reset_state,rewind
 
 # %% ../nbs/10_callback.ipynb #3865521d
@@ -151,12 +152,16 @@ def _lottery(learn):
 def known(self:LotteryCallback,
     names, # Names of prunable weights
     asked, # Words that are needed: `w_n` costs a fresh draw, `g` a batch
-    gen # Private generator
+    gen, # Private generator
+    masks=None # Masks under which gradients are taken; those that are on by default
 )->dict: # By word, as criteria and resets take it
     "Everything that criteria and resets may ask for"
     ws = {n:p.detach() for n,p in named_weights(self.learn.model, names).items()}
     res = dict(w_i=self.w_i, w_k=self.w_k, w_f=ws, m=self.masks, gen=gen)
-    if 'g' in asked: res['g'] = loss_grads(unwrap(self.learn.model), self._batches(), self.learn.loss_func, names)
+    m,masks = unwrap(self.learn.model),self.masks if masks is None else masks
+    if 'g' in asked: res['g'] = loss_grads(m, self._batches(), self.learn.loss_func, names, masks)
+    if 'hg' in asked: res['hg'] = hessian_grads(m, self._batches(), self.learn.loss_func, names, masks)
+    if 'r' in asked: res['r'] = flow_grads(m, self._batches()[0][0], names, masks)
     if 'w_n' in asked: res['w_n'] = fresh(self.learn.model, gen, self.init); check_draw(res['w_n'], self.w_i, names)
     return res
 
@@ -165,7 +170,7 @@ def known(self:LotteryCallback,
 def _batches(self:LotteryCallback, n=1):
     "The first `n` training batches in a fixed order, on the model's device, as inputs and targets"
     learn = self.learn
-    with torch.random.fork_rng():
+    with same_rng():
         dl = learn.dls.train.new(shuffle=False) if hasattr(learn.dls.train, 'new') else learn.dls.train
         bs = [learn._set_device(b) for b,_ in zip(dl, range(n))]
     i = getattr(learn.dls, 'n_inp', 1)
@@ -179,8 +184,14 @@ def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
     free = [n for n,p in named_weights(learn.model, lot.masks).items() if lot.frozen or p.requires_grad]
     if not free: raise ValueError("all prunable layers are frozen: unfreeze some, or use LotteryCallback(frozen=True)")
     gen = generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)
-    f = _crit(criterion)
-    s,old = scores(f, free, **lot.known(free, needs(f), gen)),Masks({n:lot.masks[n] for n in free})
+    f = _crit(criterion); make_amount(amount)
+    old,steps = Masks({n:lot.masks[n] for n in free}),getattr(f, 'steps', 1)
+    n0,n1 = old.n_kept,old.n_kept-round(amount*old.n_kept)
+    for i in range(1, steps):    # some criteria prune in many small steps, each of the same factor
+        if (n := round(n0*(n1/n0)**(i/steps)))<old.n_kept:
+            old = make_masks(scores(f, free, **lot.known(free, needs(f), gen, Masks({**lot.masks, **old}))), old, 1-n/old.n_kept, scope)
+    if steps>1: amount = max(0., 1-n1/old.n_kept)
+    s = scores(f, free, **lot.known(free, needs(f), gen, Masks({**lot.masks, **old})))
     def at(a): return Masks({**lot.masks, **make_masks(s, old, a, scope)})
     new,least = at(amount),min(least, lot.masks.n_kept)
     if new.n_kept==least or new.n_kept>least+len(free)*bool(least): return new

@@ -101,7 +101,7 @@ def point(
 
 # %% ../nbs/00_core.ipynb #e2c848b7
 words = dict(w_i='initial weight', w_k='weight at the rewind point', w_f='final weight', w_n='fresh draw from the initialiser',
-             g='gradient of the loss', m='mask, True where kept', gen='private random generator')
+             g='gradient of the loss', hg='Hessian of the loss times its gradient', r='gradient of the synaptic flow', m='mask, True where kept', gen='private random generator')
 
 def needs(
     f # A criterion or a reset, such as `lambda w_i,w_f: (w_f-w_i).abs()`

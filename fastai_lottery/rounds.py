@@ -28,7 +28,8 @@ from .core import *
 from .masks import *
 from .criteria import large_final
 from .scopes import global_,as_scope
-from .resets import rewind,state,load_,reset_state
+from .signals import same_rng
+from .resets import rewind,state,load_,base
 from .tickets import *
 from .callback import *
 from .callback import _lottery,_crit,_reset,_new_masks
@@ -42,15 +43,14 @@ def _as_it_was(learn, dl):
     "Put `learn`'s loop variables and callbacks, its model's modes and states, and all random numbers back at the end"
     old,cbs = {k:learn.__dict__[k] for k in _passing if k in learn.__dict__},learn.cbs
     mods = [(m,{k:v for k,v in vars(m).items() if k[0]!='_'}) for m in learn.model.modules()]    # `training`, and a recurrent net's hidden state
-    rng,py,npy = getattr(dl, 'rng', None),random.getstate(),np.random.get_state()
+    rng = getattr(dl, 'rng', None)
     at = rng.getstate() if isinstance(rng, random.Random) else None
     try:
-        with torch.random.fork_rng(): yield
+        with same_rng(): yield
     finally:
         for k in _passing: learn.__dict__.pop(k, None)
         learn.__dict__.update(old); learn.cbs = cbs
         for m,d in mods: vars(m).update(d)
-        random.setstate(py); np.random.set_state(npy)
         if at is not None: dl.rng = rng; rng.setstate(at)
 
 # %% ../nbs/11_rounds.ipynb #45815e38
@@ -325,7 +325,7 @@ def fit_lottery(self:Learner,
                     raise ValueError(f"density {new.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an amount), above to={to}; the rounds so far are kept")
                 lot.set_masks(new); lot.n_pruned += 1
                 self.rewind(reset, seed=None if seed is None else derive(seed, 'rewind', r))
-                if 'w_k' in needs(reset): begin = lot.rewind_to.step(len(self.dls.train))
+                if base(reset)=='w_k': begin = lot.rewind_to.step(len(self.dls.train))
             live.begin(r)
             row,curve = _train(self, fit, n_epoch, begin, None if seed is None else derive(seed, 'train', r), eval_every, test_dl, live.tick, kwargs)
             lot.rounds.append(Round(dict(round=r, **row), lot.masks.pack(), lot.w_k, meta, curve))
@@ -433,7 +433,7 @@ def fit_ticket(self:Learner,
     lot.w_k = {k:v.to(dev) for k,v in ticket.weights.items()}
     lot.set_masks(masks)
     self.rewind(reset, seed=derive(s, 'reset', r, trial))
-    begin = point(ticket.meta.get('rewind_to','init')).step(len(self.dls.train)) if 'w_k' in needs(reset) else 0
+    begin = point(ticket.meta.get('rewind_to','init')).step(len(self.dls.train)) if base(reset)=='w_k' else 0
     live = _Live(self, 1, _steps(self, fit, n_epoch, kwargs)); live.begin(r)
     try: row,curve = _train(self, fit, n_epoch, begin, None if seed is None else derive(seed, 'train', r), eval_every, test_dl, live.tick, kwargs)
     finally: live.end()
