@@ -16,6 +16,8 @@ from .metrics import *
 from .signals import *
 from .callback import *
 from .rounds import *
+from .supermask import *
+from .analysis import *
 from .data import *
 from .presets import *
 from .plots import *

@@ -22,7 +22,8 @@ from .criteria import large_final,scores
 from .scopes import global_,make_masks
 from .scopes import _amount as make_amount
 from .signals import same_rng,loss_grads,hessian_grads,flow_grads
-from .resets import state,load_,fresh,check_draw,reset_state,rewind
+from .resets import state,load_,fresh,check_draw,reset_state,rewind,resets_menu
+from .criteria import _pick,criteria_menu
 
 # %% ../nbs/10_callback.ipynb #3865521d
 def derive(
@@ -162,7 +163,7 @@ def known(self:LotteryCallback,
     if 'g' in asked: res['g'] = loss_grads(m, self._batches(), self.learn.loss_func, names, masks)
     if 'hg' in asked: res['hg'] = hessian_grads(m, self._batches(), self.learn.loss_func, names, masks)
     if 'r' in asked: res['r'] = flow_grads(m, self._batches()[0][0], names, masks)
-    if 'w_n' in asked: res['w_n'] = fresh(self.learn.model, gen, self.init); check_draw(res['w_n'], self.w_i, names)
+    if 'w_n' in asked: res['w_n'] = fresh(self.learn.model, gen, self.init, self.w_i, names); check_draw(res['w_n'], self.w_i, names)
     return res
 
 # %% ../nbs/10_callback.ipynb #f96ccc0f
@@ -173,8 +174,8 @@ def _batches(self:LotteryCallback, n=1):
     with same_rng():
         dl = learn.dls.train.new(shuffle=False) if hasattr(learn.dls.train, 'new') else learn.dls.train
         bs = [learn._set_device(b) for b,_ in zip(dl, range(n))]
-    i = getattr(learn.dls, 'n_inp', 1)
-    return [(b[:i],b[i:]) for b in bs]
+    def n_inp(b): return getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
+    return [(tuple(b[:n_inp(b)]),tuple(b[n_inp(b):])) for b in bs]
 
 # %% ../nbs/10_callback.ipynb #7a886e8b
 def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
@@ -216,8 +217,6 @@ def prune(self:Learner,
     return lot.masks
 
 # %% ../nbs/10_callback.ipynb #c68824f6
-from fastai_lottery.criteria import _pick,criteria_menu
-from fastai_lottery.resets import resets_menu
 def _crit(o): return _pick(o, criteria_menu(), 'criterion')
 def _reset(o): return _pick(o, resets_menu(), 'reset')
 
@@ -232,6 +231,31 @@ def fresh_opt(self:LotteryCallback):
     if self.hypers is not None and len(self.hypers)==len(opt.hypers):
         for k in self.hypers[0]: opt._set_hyper(k, [h[k] for h in self.hypers])
 
+# %% ../nbs/10_callback.ipynb #a405664f
+@patch
+def start(self:LotteryCallback,
+    reset, # Function of the vocabulary, or its name
+    masks, # Masks of the training to come
+    w_k, # State at the rewind point
+    seed=None # For resets that draw random numbers
+)->dict: # A whole state, dense
+    "Where a training starts from, by `reset`; nothing is changed"
+    reset,names = _reset(reset),list(masks)
+    gen = generator(torch.initial_seed() if seed is None else seed, 'rewind', self.n_pruned if seed is None else 0)
+    known = dict(self.known(names, needs(reset), gen), w_k=w_k, m=masks)
+    if 'w_f' in needs(reset): known['w_f'] = state(self.learn.model)
+    new,ws = reset_state(reset, names, **known),named_weights(self.learn.model)
+    by_id = {id(ws[n]):new[n] for n in names}
+    return {k: by_id.get(id(ws.get(k)), v) for k,v in new.items()}    # a tied weight has several names
+
+@patch
+def forget(self:LotteryCallback):
+    "Forget snapshots, masks and rounds: the weights as they are now become the initial ones, say after `learn.load`"
+    if self.masks is not None: self.set_masks(Masks.ones(self.masks))
+    self.w_i = self.w_k = self.masks = self._held = self.hypers = None
+    self.rounds,self.n_pruned = L(),0
+
+# %% ../nbs/10_callback.ipynb #8413c4e1
 @patch
 def rewind(self:Learner,
     reset=rewind, # Function of `w_k`, `w_n` ... (see `resets`), or its name
@@ -240,14 +264,8 @@ def rewind(self:Learner,
     "Put the surviving weights back to the rewind point, or where `reset` says; pruned ones stay 0. Raises `ValueError` before the point was reached"
     lot = _lottery(self)
     if lot.w_k is None: raise ValueError(f"there is nothing to rewind to yet: the rewind point {str(lot.rewind_to)!r} is recorded by training. Train first")
-    reset = _reset(reset)
-    gen = generator(torch.initial_seed() if seed is None else seed, 'rewind', lot.n_pruned)
+    load_(self.model, lot.start(reset, lot.masks, lot.w_k, seed))
     for cb in self._grab_cbs(TrackerCallback): cb.best = None   # the best of another training is no model of the next
-    known = lot.known(list(lot.masks), needs(reset), gen)
-    if 'w_f' in needs(reset): known['w_f'] = state(self.model)
-    new,ws = reset_state(reset, list(lot.masks), **known),named_weights(self.model)
-    by_id = {id(ws[n]):new[n] for n in lot.masks}
-    load_(self.model, {k: by_id.get(id(ws.get(k)), v) for k,v in new.items()})    # a tied weight has several names
     lot.hold(); lot.fresh_opt()
 
 @patch

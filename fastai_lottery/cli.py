@@ -31,7 +31,7 @@ def _summary(out, df):
     import matplotlib; matplotlib.use('Agg')
     print('\n'+_table(df))
     df.to_csv(out/'results.csv', index=False); plot_lottery(df, name).savefig(out/'lottery.png', dpi=150)
-    print(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {out/'seed_00'/'round_XX'/'ticket.safetensors'}")
+    print(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {out/'seed_XX'/'round_XX'/'ticket.safetensors'}")
 
 # %% ../nbs/33_cli.ipynb #ee39d68f
 _head = 'seed  round  weights left  arm      accuracy %  early stop  seconds'
@@ -76,9 +76,11 @@ def run(
     "Play the lottery of a preset over several seeds, with its controls: random re-initialisation and random masks"
     p,out = _preset(preset),out or f'lottery_runs/{preset}'
     change = {k:v for k,v in dict(rounds=rounds, epochs=epochs).items() if v is not None}
-    print(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}\nresults  {out}\n', flush=True)
+    steps = play(preset, out, replicates, jobs, data, **change)
+    own = ' with its own settings' if change or replicates else ''
+    print(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}{own}\nresults  {out}\n', flush=True)
     screen,seen = None,set()
-    for done,total in play(preset, out, replicates, jobs, data, **change):
+    for done,total in steps:
         screen = screen or _Screen(total)
         if done>len(seen): [screen.put(l) for l in _news(results(out), seen)]
         screen.update(done)
@@ -107,6 +109,7 @@ def main(
 )->int: # Exit status: 0, or 1 for an error, 2 for wrong usage, 130 when stopped
     "The `lottery` command"
     argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] not in _cmds and argv[0] not in ('-h','--help'): print(f"lottery: there is no command {argv[0]!r}", file=sys.stderr)
     if not argv or argv[0] not in _cmds:
         print('usage: lottery COMMAND ...\n\n'+'\n'.join(f'  lottery {k:<8} {f.__doc__}' for k,f in _cmds.items())+'\n\nlottery COMMAND --help explains each.')
         return 0 if not argv or argv[0] in ('-h','--help') else 2
@@ -114,5 +117,6 @@ def main(
     args = vars(anno_parser(f, prog=f'lottery {argv[0]}').parse_args(argv[1:]))
     try: f(**{k:v for k,v in args.items() if k not in ('pdb','xtra')})
     except KeyboardInterrupt: print('\nstopped; finished rounds are kept, and the same command goes on after them', file=sys.stderr); return 130
-    except (ValueError,TypeError,OSError,FloatingPointError) as e: print(f'\nlottery: {e}', file=sys.stderr); return 1
+    except BrokenPipeError: return 1
+    except (ValueError,TypeError,OSError,FloatingPointError,RuntimeError) as e: print(f'\nlottery: {e}', file=sys.stderr); return 1
     return 0

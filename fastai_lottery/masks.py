@@ -115,7 +115,11 @@ def apply_(self:Masks,
     return model
 
 @patch
-def to(self:Masks, device): "These masks on `device`"; return Masks({n:m.to(device) for n,m in self.items()})
+def to(self:Masks,
+    device # Where to
+)->Masks:
+    "These masks on `device`"
+    return Masks({n:m.to(device) for n,m in self.items()})
 
 # %% ../nbs/01_masks.ipynb #784a3dd1
 @patch

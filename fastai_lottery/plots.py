@@ -20,6 +20,7 @@ arms = dict(ticket=('winning ticket','#0072B2','o','-'), reinit=('random re-init
 def _axis(ax, xs):
     ax.set_xscale('log'); ax.invert_xaxis()
     ticks = [t for t in (1,.5,.2,.1,.05,.02,.01,.005,.002,.001) if min(xs)*.9<=t<=1]
+    if len(ticks)<3: ticks = sorted({float(f'{x:.2g}') for x in xs}, reverse=True)
     ax.set_xticks(ticks, [f'{100*t:g}' for t in ticks]); ax.minorticks_off()
     ax.set_xlabel('weights remaining (%)'); ax.grid(alpha=.25)
     for s in ('top','right'): ax.spines[s].set_visible(False)
@@ -33,7 +34,7 @@ def plot_arms(
     scale:float=1. # Multiply by this, such as 100 for percent
 ): # The axes
     "A figure against weights remaining: mean over seeds, 95 % band, one line for each arm"
-    ax = ax or plt.subplots(figsize=(6,4))[1]
+    ax = ax or plt.subplots(figsize=(6,4), layout='constrained')[1]
     for a,(name,c,mark,ls) in arms.items():
         d = df[df.arm==a] if a!='ticket' else df[df.arm.isin(['dense','ticket'])]
         if not len(d): continue
@@ -47,7 +48,7 @@ def plot_arms(
 # %% ../nbs/32_plots.ipynb #57f95364
 def plot_lottery(
     df:pd.DataFrame, # What `results` gives
-    title:str=None
+    title:str=None # Put before the number of seeds
 ): # The figure
     "Accuracy at the early-stop iteration, and that iteration, against weights remaining (figures 3 and 4 of 1803.03635)"
     fig,axs = plt.subplots(1, 2, figsize=(11,4.2), layout='constrained')
@@ -68,7 +69,7 @@ def plot(self:LotteryCallback,
     df = self.report()
     if not len(df): raise ValueError("there are no rounds yet: learn.fit_lottery(...) plays them")
     m = monitor if monitor in df else _monitor(self.learn, monitor)
-    ax = ax or plt.subplots(figsize=(6,4))[1]
+    ax = ax or plt.subplots(figsize=(6,4), layout='constrained')[1]
     ax.plot(df.density, df[m], 'o-', color='#0072B2', ms=4); ax.axhline(df[m][0], color='k', lw=.8, alpha=.6)
     _axis(ax, df.density); ax.set_ylabel(m.replace('_',' '))
     return ax

@@ -26,6 +26,7 @@ from .tickets import *
 from .tickets import atomic
 from .callback import *
 from .rounds import *
+from .rounds import _read_csv,_atomic_text
 from .metrics import *
 from .data import *
 
@@ -123,8 +124,9 @@ def play_seed(
     learn = p.learner(seed, data, device)
     with learn.no_bar(), learn.no_logging():
         rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
-        rows = pd.read_csv(f, float_precision='round_trip').to_dict('records') if f.exists() else []
-        todo = [(k,a) for k in p.levels for a in p.controls][len(rows):]
+        rows = _read_csv(f).to_dict('records') if f.exists() else []
+        have = {(o['round'],o['arm']) for o in rows}
+        todo = [(k,a) for k in p.levels for a in p.controls if (k,a) not in have]
         s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion','to','tol')}
         for k,arm in todo:
             r = learn.fit_ticket(rounds[k].ticket, **{**s, **p.controls[arm]}, seed=seed, test_dl=learn.dls[2])
@@ -136,14 +138,14 @@ def read_replicate(
     out # A replicate's folder, finished or not
 )->pd.DataFrame: # One row a training that is finished
     "What a replicate showed so far"
-    read = lambda n: pd.read_csv(Path(out)/n, float_precision='round_trip') if (Path(out)/n).exists() else pd.DataFrame()
+    read = lambda n: _read_csv(Path(out)/n) if (Path(out)/n).exists() else pd.DataFrame()
     df = read('rounds.csv')
     if len(df): df.insert(0, 'arm', ['dense' if r==0 else 'ticket' for r in df['round']])
     return pd.concat([df, read('controls.csv')], ignore_index=True)
 
 # %% ../nbs/31_presets.ipynb #153d8cd7
 def _work(name, seed, out, data, threads, change):
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
     play_seed(preset(name), seed, out, data, **change)
 
 def play(
@@ -153,14 +155,23 @@ def play(
     jobs:int=None, # How many side by side; by default as many as there are cores
     data=None, # Folder of the data sets
     **change # `rounds=`, `epochs=`: other than the preset's
-): # Yields `(finished, planned)` trainings as they end
-    "Play all replicates of a preset in processes of their own. Stopped and called again, it goes on"
+): # Iterator of `(finished, planned)` trainings, as they end
+    "Play all replicates of a preset in processes of their own. Stopped and called again, it goes on. Raises `ValueError` for wrong settings at once"
     p = _setting(preset(name), **change); n = p.replicates if replicates is None else replicates
-    for k,v in dict(replicates=n, jobs=1 if jobs is None else jobs, rounds=p.settings['rounds']+1, epochs=p.settings['n_epoch']).items():
-        if v<1: raise ValueError(f"`{k}` should be at least {int(k!='rounds')}; got {v-(k=='rounds')}")
-    out,cores = Path(out),len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
+    for k,v,low in (('replicates',n,1), ('jobs',1 if jobs is None else jobs,1), ('rounds',p.settings['rounds'],0), ('epochs',p.settings['n_epoch'],1)):
+        if v<low: raise ValueError(f"`{k}` should be at least {low}; got {v}")
+    out,about = Path(out),dict(preset=name, epochs=p.settings['n_epoch'])
+    if (f := out/'play.json').exists():
+        try: old = json.loads(f.read_text())
+        except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to go on with what the folder holds") from None
+        if diff := [f'{k} was {old.get(k)!r} and is now {v!r}' for k,v in about.items() if old.get(k)!=v]: raise ValueError(f"{str(out)!r} holds another run: {'; '.join(diff)}. Choose another folder by --out")
+    p.data(path=data, seed=0)    # missing files are told before any process starts
+    _atomic_text(f, json.dumps(dict(about, replicates=n)))
+    return _play(p, out, n, jobs, data, change)
+
+def _play(p, out, n, jobs, data, change):
+    name,cores = p.name,len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
     jobs = min(n, cores if jobs is None else jobs)
-    with atomic(out/'play.json') as tmp: tmp.write_text(json.dumps(dict(preset=name, replicates=n, **change)))
     dirs,total = [out/f'seed_{i:02d}' for i in range(n)],n*(p.settings['rounds']+1+len(p.levels)*len(p.controls))
     done = lambda: sum(len(read_replicate(d)) for d in dirs)
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as ex:
@@ -170,10 +181,12 @@ def play(
                 ended,fs = wait(fs, timeout=.5, return_when=FIRST_COMPLETED)
                 for f in ended: f.result()
                 yield done(),total
-        except BaseException: ex.shutdown(wait=False, cancel_futures=True); _stop(ex); raise
-
-def _stop(ex):
-    for o in list((getattr(ex, '_processes', None) or {}).values()): o.terminate()
+        except BaseException:
+            procs = list((ex._processes or {}).values())    # shutdown forgets them
+            ex.shutdown(wait=False, cancel_futures=True)
+            for o in procs: o.terminate()
+            for o in procs: o.join(10)
+            raise
 
 # %% ../nbs/31_presets.ipynb #8d24b8de
 def results(

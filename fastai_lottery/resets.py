@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['rewind', 'random_reinit', 'keep', 'permute', 'reshuffle', 'constant', 'reinit_keep_sign', 'reshuffle_keep_sign',
-           'constant_keep_sign', 'noisy', 'state', 'load_', 'fresh', 'check_draw', 'resets_menu', 'base', 'reset_state']
+           'constant_keep_sign', 'noisy', 'state', 'load_', 'fresh', 'check_draw', 'resets_menu', 'base_state',
+           'reset_state']
 
 # %% ../nbs/04_resets.ipynb #d42a7107
 import warnings
@@ -78,15 +79,18 @@ def _own_init(m):
 def fresh(
     model:nn.Module, # A model; it is put back as it was
     gen:torch.Generator, # Private generator: the global random numbers are untouched
-    init=None # `init(model)` initialises in place; by default each layer does it itself
-)->dict: # A whole state; norms and buffers stay as they are, unless `init` changes them
-    "A fresh draw of the whole state. Raises `ValueError` for a parameter without initialiser, where `init` is not given"
+    init=None, # `init(model)` initialises in place, for instance `init_cnn`; by default each layer does it itself
+    w_i:dict=None, # Initial state, for all that has no random numbers in its initialisation (norms, buffers, bare parameters)
+    names=() # Weights that must be drawn anew
+)->dict: # A whole state
+    "A fresh draw of the whole state. Raises `ValueError` for one of `names` that has no initialiser, where `init` is not given"
     m,old = unwrap(model),state(model)
     try:
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=gen)))
+            if w_i is not None: load_(m, w_i)
             if init is not None: init(m)
-            elif miss := _own_init(m): raise ValueError(f"{miss[0]!r} has no initialiser of its own: give one that initialises the whole model, LotteryCallback(init=...)")
+            elif miss := [n for n in _own_init(m) if n in names or w_i is None]: raise ValueError(f"{miss[0]!r} has no initialiser of its own: give one that initialises the whole model, LotteryCallback(init=...)")
         return state(m)
     finally: load_(m, old)
 
@@ -108,7 +112,7 @@ def resets_menu()->dict: # Function by name
     return _menu(__name__)
 
 # %% ../nbs/04_resets.ipynb #f5f98991
-def base(
+def base_state(
     reset # A reset, as a function
 )->str: # `'w_k'`, `'w_n'`, `'w_f'` or `'w_i'`
     "The state that a reset goes by: the first that its signature names, `w_k` where it names none"
@@ -122,4 +126,4 @@ def reset_state(
     "Prunable weights by `reset`, the rest from the first state that its signature names (`w_k` where it names none)"
     f = _pick(reset, resets_menu(), 'reset')
     new = by_name(f, names, **known)
-    return {**known[base(f)], **new}
+    return {**known[base_state(f)], **new}

@@ -6,10 +6,11 @@
 __all__ = ['fast_events', 'Round']
 
 # %% ../nbs/11_rounds.ipynb #10814cb7
-import itertools,json,math,random,time
+import hashlib,inspect,itertools,json,math,random,time,warnings
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
+from functools import partial
 from pathlib import Path
 from types import MethodType
 import numpy as np,pandas as pd
@@ -29,7 +30,7 @@ from .masks import *
 from .criteria import large_final
 from .scopes import global_,as_scope
 from .signals import same_rng
-from .resets import rewind,state,load_,base
+from .resets import rewind,state,load_,base_state
 from .tickets import *
 from .callback import *
 from .callback import _lottery,_crit,_reset,_new_masks
@@ -185,7 +186,7 @@ def _quiet(learn):
     "No progress bar and no log of single fits: the lottery has its own"
     with ExitStack() as es:
         es.enter_context(learn.no_logging())
-        es.enter_context(learn.removed_cbs(learn._grab_cbs(ProgressCallback)))
+        es.enter_context(learn.removed_cbs(learn._grab_cbs((ProgressCallback,ShowGraphCallback))))
         yield
 
 # %% ../nbs/11_rounds.ipynb #cdfafa63
@@ -242,7 +243,13 @@ def _monitor(learn, monitor):
     if monitor is None: return names[min(1, len(names)-1)]
     if monitor not in names: raise ValueError(f"`monitor` should be one of {', '.join(names)}; got {monitor!r}")
     return monitor
-def _fall(new, old, monitor): return (new-old) if 'loss' in monitor or 'error' in monitor else (old-new)
+_lower = 'loss error perplexity rmse mse mae msle rmspe hamming brier'.split()
+
+def _fall(new, old, monitor, lower=None):
+    "By how much `new` is worse than `old`; nan is worse than anything"
+    if lower is None: lower = any(o in monitor.lower() for o in _lower)
+    d = (new-old) if lower else (old-new)
+    return math.inf if math.isnan(d) else d
 
 # %% ../nbs/11_rounds.ipynb #3bf0a55e
 def _fraction(name, v, lo_open=True):
@@ -263,6 +270,25 @@ def _plan(rounds, amount, to, tol):
 # %% ../nbs/11_rounds.ipynb #1325cea7
 def _name(f): return getattr(f, '__name__', None) or (_name(f.func) if hasattr(f,'func') else repr(f))
 
+def _say(o):
+    "A setting as text that tells it from another: functions of one's own by their code, objects by their class and plain attributes"
+    if isinstance(o, (int,float,str,bool,type(None))): return o
+    if isinstance(o, partial): return f'partial({_say(o.func)}, {", ".join(map(str,[*map(_say,o.args), *(f"{k}={_say(v)}" for k,v in o.keywords.items())]))})'
+    if isinstance(o, (list,tuple,L)): return [_say(x) for x in o]
+    if isinstance(o, dict): return {str(k):_say(v) for k,v in o.items()}
+    if (c := getattr(o, '__code__', None)) is not None:
+        known = (o.__module__ or '').startswith(('fastai','torch'))
+        return o.__name__ if known else f'{o.__name__} {hashlib.sha256(c.co_code+repr((c.co_names,[x for x in c.co_consts if not hasattr(x,"co_code")])).encode()).hexdigest()[:8]}'
+    plain = {k:v for k,v in sorted(getattr(o,'__dict__',{}).items()) if isinstance(v, (int,float,str,bool))}
+    return getattr(o, '__name__', None) or f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
+
+def _about(learn, lot, **settings):
+    "What must be the same for a run to go on"
+    ws = named_weights(learn.model, lot.names() if lot.masks is None else lot.masks)
+    return dict({k:_say(v) for k,v in settings.items()}, rewind_to=str(lot.rewind_to), bias=lot.bias, batches=len(learn.dls.train),
+                model=hashlib.sha256(repr([(n,tuple(v.shape)) for n,v in learn.model.state_dict().items()]).encode()).hexdigest()[:16],
+                prunable=hashlib.sha256(repr([(n,tuple(w.shape)) for n,w in ws.items()]).encode()).hexdigest()[:16])
+
 def _start_over(learn, lot):
     "The net as it was before any training that this callback saw: a second lottery knows nothing of the first"
     learn.unprune()
@@ -272,6 +298,21 @@ def _start_over(learn, lot):
     lot.remember(); lot.fresh_opt()
 
 # %% ../nbs/11_rounds.ipynb #22c9ef4e
+def _check_fit(learn, fit, n_epoch, to, kwargs):
+    "Is `fit` a way to fit, with these arguments, that reaches the rewind point `to`?"
+    if not callable(fit): raise ValueError(f"`fit` should be a function (learn, n_epoch, ...), such as Learner.fit_one_cycle; got {fit!r}")
+    try: inspect.signature(fit).bind(learn, n_epoch, **kwargs)
+    except TypeError as e: raise TypeError(f"{_name(fit)}: {e}") from None
+    if to.n and _name(fit)=='fine_tune': raise ValueError(f"`fine_tune` is two fits with a schedule each, so rewind_to={str(to)!r} has no single schedule to go on from: use fit_one_cycle, fit_flat_cos or fit, or rewind_to='init'")
+    k,n = to.step(len(learn.dls.train)),len(learn.dls.train)*n_epoch
+    if k>=n: raise ValueError(f"the rewind point {str(to)!r} is iteration {k}, but this training has only {n} ({n_epoch} epochs of {len(learn.dls.train)}): choose an earlier one")
+
+def _warn_frozen(learn, lot):
+    "Say so where most prunable weights are frozen and will not be pruned"
+    ws = named_weights(learn.model, lot.masks)
+    cold = sum(p.numel() for p in ws.values() if not p.requires_grad)/lot.masks.numel
+    if cold>.5 and not lot.frozen: warnings.warn(f"{cold:.0%} of the prunable weights are frozen and stay as they are: learn.unfreeze() first, or LotteryCallback(frozen=True)", stacklevel=3)
+
 def _steps(learn, fit, n_epoch, kwargs):
     n = len(learn.dls.train)*n_epoch
     return n+len(learn.dls.train)*kwargs.get('freeze_epochs', 1) if _name(fit)=='fine_tune' else n
@@ -289,6 +330,7 @@ def fit_lottery(self:Learner,
     to:float=None, # Stop at this density: the last prune is cut to meet it
     tol:float=None, # Stop when `monitor` is worse than dense by more than this, and end with the smallest ticket within it
     monitor:str=None, # Validation figure for `tol`; by default the first metric
+    lower:bool=None, # Is `monitor` better when lower? By default so for losses, errors, perplexity and the like
     eval_every:int=None, # Evaluate every so many iterations: gives curves and the early-stop iteration (1803.03635)
     test_dl=None, # Data whose figures are recorded, and used for nothing
     path=None, # Folder for tickets, weights, curves and the report, written as rounds end; a run that was stopped goes on there
@@ -300,18 +342,18 @@ def fit_lottery(self:Learner,
     if eval_every is not None: _whole('eval_every', eval_every, 1)
     criterion,reset = _crit(criterion),_reset(reset)
     needs(criterion); needs(reset); as_scope(scope, lot.names() if lot.masks is None else lot.masks)
-    if lot.rewind_to.n and _name(fit)=='fine_tune': raise ValueError(f"`fine_tune` is two fits with a schedule each, so rewind_to={str(lot.rewind_to)!r} has no single schedule to go on from: use fit_one_cycle, fit_flat_cos or fit, or rewind_to='init'")
-    meta = dict(amount=amount, criterion=_name(criterion), scope=_name(scope), reset=_name(reset), fit=_name(fit), n_epoch=n_epoch, seed=seed, rewind_to=str(lot.rewind_to),
-                **{k:v if isinstance(v,(int,float,str,bool,type(None))) else _name(v) for k,v in kwargs.items()})
+    _check_fit(self, fit, n_epoch, lot.rewind_to, kwargs)
+    meta = _about(self, lot, amount=amount, criterion=criterion, scope=scope, reset=reset, fit=fit, n_epoch=n_epoch, seed=seed, eval_every=eval_every, **kwargs)
     store = _Store(path, meta) if path is not None else None
     if store: store.begin(lot)
     _start_over(self, lot)
     if store: store.resume(self, lot)
+    if _name(fit)!='fine_tune': _warn_frozen(self, lot)
     live,kept = _Live(self, n+1, _steps(self, fit, n_epoch, kwargs)),None
     for o in lot.rounds: live.row(o.row)
     def near(kept): return kept-round(to*lot.masks.numel)<=len(lot.masks)//2    # layers are rounded one by one
     def enough(o): return to is not None and (o['kept']<=round(to*o['prunable']) or o['round']>=n and near(o['kept']))
-    def worse(o): return tol is not None and _fall(o[monitor], lot.rounds[0][monitor], monitor)>tol
+    def worse(o): return tol is not None and _fall(o[monitor], lot.rounds[0][monitor], monitor, lower)>tol
     try:
         for r in itertools.count(len(lot.rounds)):
             if r>n and (to is None or rounds is not None): break
@@ -325,13 +367,16 @@ def fit_lottery(self:Learner,
                     raise ValueError(f"density {new.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an amount), above to={to}; the rounds so far are kept")
                 lot.set_masks(new); lot.n_pruned += 1
                 self.rewind(reset, seed=None if seed is None else derive(seed, 'rewind', r))
-                if base(reset)=='w_k': begin = lot.rewind_to.step(len(self.dls.train))
+                if base_state(reset)=='w_k': begin = lot.rewind_to.step(len(self.dls.train))
             live.begin(r)
             row,curve = _train(self, fit, n_epoch, begin, None if seed is None else derive(seed, 'train', r), eval_every, test_dl, live.tick, kwargs)
             lot.rounds.append(Round(dict(round=r, **row), lot.masks.pack(), lot.w_k, meta, curve))
             if store: store.write(self, lot.rounds)
             live.row(lot.rounds[-1].row)
         if worse(lot.rounds[-1]): _go_back(self, *(kept or store.trained(lot.rounds[-2]['round'])))
+    except ValueError as e:
+        if '\n\t' in str(e): raise ValueError(str(e).split('\n\t')[-1]) from None
+        raise
     except FloatingPointError as e: raise FloatingPointError(f"round {len(lot.rounds)}: {e.args[0].split(chr(10)+chr(9))[-1]}. The {len(lot.rounds)} rounds before it are kept, see learn.lottery.report()") from None
     finally: live.end()
     return lot.rounds
@@ -345,12 +390,20 @@ def _go_back(learn, masks, weights):
 def _atomic_text(path, s):
     with atomic(path) as tmp: tmp.write_text(s)
 
+_exact = {} if int(pd.__version__.split('.')[0])>=3 else dict(float_precision='round_trip')    # pandas 3 always reads what it wrote
+
+def _read_csv(f):
+    "A table, with an error that names the file"
+    try: return pd.read_csv(f, **_exact)
+    except (ValueError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {e}") from None
+
 class _Store:
     "A run's folder"
     def __init__(self, path, meta):
         self.path,self.meta = Path(path),json.loads(json.dumps(meta))
         if (f := self.path/'run.json').exists():
-            old = json.loads(f.read_text())
+            try: old = json.loads(f.read_text())
+            except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to take the folder's rounds under the present settings, or choose another folder") from None
             if diff := [f'{k} was {old.get(k)!r} and is now {v!r}' for k,v in self.meta.items() if old.get(k)!=v]:
                 raise ValueError(f"{str(path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
         else: _atomic_text(f, json.dumps(dict(self.meta, torch=torch.__version__), indent=1))
@@ -364,10 +417,10 @@ class _Store:
         "Load the finished rounds, and the trained net of the last of them"
         if not (f := self.path/'rounds.csv').exists(): return
         dev = next(learn.model.parameters()).device
-        for row in pd.read_csv(f, float_precision='round_trip').to_dict('records'):
+        for row in _read_csv(f).to_dict('records'):
             d,t = self.round(row['round']),Ticket.load(self.round(row['round'])/'ticket')
             if lot.w_k is None: lot.w_k = {k:v.to(dev) for k,v in t.weights.items()}
-            curve = pd.read_csv(d/'curve.csv', float_precision='round_trip') if (d/'curve.csv').exists() else None
+            curve = _read_csv(d/'curve.csv') if (d/'curve.csv').exists() else None
             lot.rounds.append(Round(row, t.masks.pack(), lot.w_k, self.meta, curve))
         load_(learn.model, load_tensors(d/'weights')[0]); lot.set_masks(t.masks); lot.fresh_opt()
     def trained(self, r): return Ticket.load(self.round(r)/'ticket').masks,load_tensors(self.round(r)/'weights')[0]
@@ -393,19 +446,21 @@ def ticket(self:LotteryCallback,
     "Masks and starting weights of round `k`"
     ks = [r['round'] for r in self.rounds]
     if not ks: raise ValueError("there are no rounds yet: learn.fit_lottery(...) plays them")
-    k = ks[-1] if k==-1 else k
+    if k<0 and -k<=len(ks): k = ks[k]
     if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
     return self.rounds[ks.index(k)].ticket
 
 @patch
 def best(self:LotteryCallback,
     tol:float=.005, # How much worse than the dense net `monitor` may be
-    monitor:str=None # Validation figure, by default the first metric
+    monitor:str=None, # Validation figure, by default the first metric
+    lower:bool=None # Is it better when lower? By default so for losses, errors, perplexity and the like
 )->Ticket:
     "The smallest ticket whose validation figure is within `tol` of the dense net's"
     if not self.rounds: raise ValueError("there are no rounds yet: learn.fit_lottery(...) plays them")
     m = _monitor(self.learn, monitor)
-    ok = [r for r in self.rounds if _fall(r[m], self.rounds[0][m], m)<=tol]
+    ok = [r for r in self.rounds if _fall(r[m], self.rounds[0][m], m, lower)<=tol]
+    if not ok: raise ValueError(f"no round is within tol={tol:g} of the dense net's {m}={self.rounds[0][m]:g}: `tol` should be at least 0, and the dense figure a number")
     return min(ok, key=lambda r: r['density']).ticket
 
 # %% ../nbs/11_rounds.ipynb #9c087786
@@ -424,16 +479,19 @@ def fit_ticket(self:Learner,
 )->Round: # What it showed; the Learner holds the trained net, under its mask
     "Train `ticket`, or a control of it (1803.03635). Raises `ValueError`, before anything is touched, for another architecture"
     lot = _lottery(self)
-    ticket.check(self.model); _whole('n_epoch', n_epoch, 1); reset = _reset(reset); needs(reset)
+    if not isinstance(ticket, Ticket): raise TypeError(f"`ticket` should be a Ticket, such as Ticket.load('mnist'); got {ticket!r}")
+    ticket.check(self.model); _whole('n_epoch', n_epoch, 1); reset = _reset(reset)
+    goes_on = point(ticket.meta.get('rewind_to','init')) if base_state(reset)=='w_k' else point('init')
+    _check_fit(self, fit, n_epoch, goes_on, kwargs)
     r,s = ticket.meta.get('round', 0),torch.initial_seed() if seed is None else seed
     masks = ticket.masks if mask is None else mask(ticket.masks, generator(s, 'mask', r, trial))
     masks.check(self.model); lot.remember()
     dev = next(self.model.parameters()).device
-    self.unprune()
-    lot.w_k = {k:v.to(dev) for k,v in ticket.weights.items()}
-    lot.set_masks(masks)
-    self.rewind(reset, seed=derive(s, 'reset', r, trial))
-    begin = point(ticket.meta.get('rewind_to','init')).step(len(self.dls.train)) if base(reset)=='w_k' else 0
+    w_k,masks = {k:v.to(dev) for k,v in ticket.weights.items()},masks.to(dev)
+    new = lot.start(reset, masks, w_k, derive(s, 'reset', r, trial))
+    self.unprune(); load_(self.model, new); lot.w_k = w_k
+    lot.set_masks(masks); lot.fresh_opt()
+    begin = goes_on.step(len(self.dls.train))
     live = _Live(self, 1, _steps(self, fit, n_epoch, kwargs)); live.begin(r)
     try: row,curve = _train(self, fit, n_epoch, begin, None if seed is None else derive(seed, 'train', r), eval_every, test_dl, live.tick, kwargs)
     finally: live.end()

@@ -7,6 +7,7 @@ __all__ = ['drop_lowest', 'global_', 'local', 'per_layer', 'EmptyLayerWarning', 
 
 # %% ../nbs/03_scopes.ipynb #19444d3d
 import warnings
+from fnmatch import fnmatchcase
 import numpy as np
 import torch
 from functools import partial
@@ -95,14 +96,13 @@ def per_layer(
     return _per_layer
 
 # %% ../nbs/03_scopes.ipynb #c7c33dfb
-from fnmatch import fnmatchcase
 def _hit(n, g): return fnmatchcase(n, g) or fnmatchcase(n.rpartition('.')[0], g)
 def check_rates(rates, names):
     for g in rates:
         if not any(_hit(n,g) for n in names): raise ValueError(f"{g!r} in the rates matches no prunable weight; they are {', '.join(names)}")
 def as_scope(scope, names):
     "`scope` as a function, checked against the names of the weights"
-    scope = per_layer(scope) if isinstance(scope, dict) else scope
+    scope = per_layer(scope) if isinstance(scope, dict) else {'global_':global_, 'global':global_, 'local':local}.get(scope, scope) if isinstance(scope, str) else scope
     if not callable(scope): raise ValueError(f"`scope` should be global_, local, a dict of glob → rate, or a function (scores, masks, amount); got {scope!r}")
     check_rates(getattr(scope, 'rates', {}), names)
     return scope
@@ -132,7 +132,7 @@ def make_masks(
     new = scope(scores, masks, amount)&masks
     if new.n_kept==0: raise ValueError(f"amount={amount:g} of {masks.n_kept} survivors would leave no weight at all")
     if gone := [n for n,m in new.items() if not m.any() and masks[n].any()]:
-        warnings.warn(f"no weight is left in {', '.join(gone)}, which now passes nothing on. `floor` keeps some: scope=partial({getattr(scope,'__name__','global_')}, floor=10)", EmptyLayerWarning, stacklevel=2)
+        warnings.warn(f"no weight is left in {', '.join(gone)}, which now passes nothing on. `floor` keeps some: scope=partial({'local' if getattr(scope,'func',scope) is local else 'global_'}, floor=10)", EmptyLayerWarning, stacklevel=2)
     return new
 
 # %% ../nbs/03_scopes.ipynb #0049734c

@@ -1,6 +1,5 @@
 "Laws of 26_analysis: figures equal those by hand, and a Learner is as it was"
 import math
-from itertools import chain
 import pytest
 import matplotlib.pyplot as plt
 import numpy as np,pandas as pd
@@ -115,8 +114,7 @@ def test_nothing_changes_the_learner(normed):
 def test_the_learner_is_put_back_after_an_error(normed):
     l,a,b = normed
     before,cbs,rng = bits(l.model),list(l.cbs),rng_states()
-    old,l.loss_func = l.loss_func,raiser(RuntimeError('no loss'))
-    l.loss_func = lambda *o: (_ for _ in ()).throw(RuntimeError('no loss'))
+    l.loss_func = lambda *o: raiser(RuntimeError('no loss'))(l)
     with pytest.raises(RuntimeError, match='no loss'): instability(l, a, b, alphas=3)
     assert bits(l.model)==before and list(l.cbs)==cbs and rng_states()==rng
 
@@ -195,6 +193,10 @@ def test_small_angles_are_exact():
     t = stability(Masks(dict(a=torch.ones(2).bool())), dict(a=tensor([1.,0.], dtype=torch.double)), dict(a=tensor([1.,1e-9], dtype=torch.double)))
     assert t.angle.total==pytest.approx(math.degrees(1e-9), rel=1e-6)
 
+def test_doubles_are_compared_as_doubles():
+    d = torch.ones(2, dtype=torch.double)
+    assert stability(Masks(dict(a=torch.tensor([True,False]))), dict(a=d), dict(a=d+2**-40)).distance.total==2**-40
+
 def test_signs_by_hand():
     t = sign_changes(m3, w, v)
     assert t.changed.tolist()==[2,1,3] and t.fraction.tolist()==pytest.approx([2/3,1,3/4])
@@ -203,6 +205,7 @@ def test_moved_by_hand():
     t = moved(m3, w, v)
     assert t.mean_abs.tolist()==pytest.approx([11/3,4,15/4]) and t.distance.tolist()==pytest.approx([73**.5,4,89**.5])
     assert t.relative.tolist()==pytest.approx([73**.5/5,2,(89/29)**.5])
+    assert moved(Masks(dict(a=torch.ones(2).bool())), dict(a=tensor([1.,1.])), dict(a=tensor([4.,-2.]))).mean_abs.a==3    # up and down do not cancel
 
 def test_empty_layers_and_zero_weights():
     m = Masks(dict(a=torch.zeros(2).bool(), b=torch.ones(2).bool()))
@@ -270,10 +273,10 @@ def test_overlap_errors():
 # ---- pictures
 
 def test_plot_path_draws_the_figures():
-    p = pd.DataFrame(dict(alpha=[0,.5,1], loss=[1.,3.,2.], error=[.1,.4,.3])); ax = plt.subplots()[1]
-    assert plot_path({'x':p, 'y':Instability(.2, p)}, ax=ax) is ax
-    assert ax.lines[0].get_ydata().tolist()==pytest.approx([10,40,30]) and ax.lines[1].get_ydata()[0]==pytest.approx(20)
-    assert [o.get_text() for o in ax.get_legend().texts]==['x: barrier 20 pp','y: barrier 20 pp']
+    p = pd.DataFrame(dict(alpha=[0,.5,1], loss=[1.,3.,2.], error=[.1,.6,.3])); ax = plt.subplots()[1]
+    assert plot_path({'x':p, 'y':Instability(.4, p)}, ax=ax) is ax
+    assert ax.lines[0].get_ydata().tolist()==pytest.approx([10,60,30]) and ax.lines[1].get_ydata()[0]==pytest.approx(20)
+    assert [o.get_text() for o in ax.get_legend().texts]==['x: barrier 40 pp','y: barrier 40 pp']
     looks = [(o.get_color(),o.get_marker(),o.get_linestyle()) for o in (ax.lines[0],ax.lines[2])]
     assert all(a!=b for a,b in zip(*looks))
     assert plot_path(p, 'loss').lines[0].get_ydata().tolist()==[1,3,2]

@@ -89,7 +89,7 @@ def test_untrained():
                 assert torch.allclose(w.float(), want.float())
     assert bits(w_i)==bits(old)
 
-def test_half_precision_counts_past_2048(): assert float(rescaled(torch.ones(5000, dtype=torch.half), torch.ones(5000))[0])==1
+def test_half_precision_counts_past_its_largest_number(): assert float(rescaled(torch.ones(70000, dtype=torch.half), torch.ones(70000))[0])==1
 
 # --- gradients, derived by hand
 
@@ -163,14 +163,14 @@ def test_draws():
 
 def test_layers_and_tied_weights_draw_what_they_should():
     m = on(mlp(), seed=3); u = [o.u for o in m.modules() if isinstance(o, Supermask)]
-    assert not torch.equal(u[0][:4,:4], u[1][:4,:4])
+    assert not torch.equal(u[0].reshape(-1)[:32], u[1].reshape(-1)[:32])
     t = on(net('tied'), 'tied'); t.train()(batch('tied'))
     assert torch.equal(t.enc.weight, t.dec.weight) and (t.enc.weight==0).any()
 
 # --- company
 
 def test_copies_and_checkpoints(tmp_path):
-    m = on(net()); l = train(m, path=tmp_path); t = supermask_ticket(m)
+    m = on(net()); l = train(m, path=tmp_path, lr=30.); t = supermask_ticket(m)
     c = deepcopy(m)
     assert supermask_ticket(c).masks==t.masks; remove_supermask(c)
     assert not c._forward_pre_hooks and supermask_ticket(m).masks==t.masks                 # the copy is a thing of its own

@@ -1,0 +1,362 @@
+"The command line, and the presets that it plays: what it trains, what it refuses, how it stops and goes on"
+import contextlib,io,json,math,os,re,shutil,signal,subprocess,sys,time
+from pathlib import Path
+import numpy as np,pandas as pd,pytest
+from fastai_lottery.cli import main
+from fastai_lottery.presets import compare_arms,play,play_seed,preset,results,show_arms
+from fastai_lottery.tickets import Ticket
+
+small = dict(rounds=2, epochs=2)
+flags = '--rounds 2 --epochs 2 --replicates 2 --jobs 1'.split()
+
+# --- helpers
+
+def call(*args):
+    "Exit status, stdout and stderr of `lottery ARGS`; any other exception than argparse's own is a traceback, and fails the test"
+    with contextlib.redirect_stdout(io.StringIO()) as o, contextlib.redirect_stderr(io.StringIO()) as e:
+        try: rc = main([str(a) for a in args])
+        except SystemExit as x: rc = x.code
+    return rc,o.getvalue(),e.getvalue()
+
+def fails(*args, rc=(1,), has=()):
+    "The one message of a command that should fail"
+    code,out,err = call(*args)
+    assert code in rc, f'{code}\n{out}\n{err}'
+    assert 'Traceback' not in out+err
+    for s in has: assert str(s) in err
+    return err
+
+def files(d): return {str(p.relative_to(d)):p.read_bytes() for p in sorted(Path(d).rglob('*')) if p.is_file()}
+def times(d): return {str(p.relative_to(d)):p.stat().st_mtime_ns for p in sorted(Path(d).rglob('*')) if p.is_file()}
+
+def hashes(d): return {str(p.relative_to(d)):Ticket.load(p).masks.hash() for p in sorted(Path(d).rglob('ticket.safetensors'))}
+def figures(d, n): return pd.read_csv(Path(d)/n).drop(columns='seconds')
+
+@pytest.fixture(scope='session')
+def done(tmp_path_factory):
+    "A finished run of two replicates that nobody changes: its folder, and what `lottery run` printed"
+    d = tmp_path_factory.mktemp('cli')/'run'
+    rc,out,err = call('run', 'digits', *flags, '--out', d)
+    assert rc==0, err
+    return d,out
+
+@pytest.fixture
+def copy(done, tmp_path):
+    "A copy of the finished run, to spoil"
+    return shutil.copytree(done[0], tmp_path/'run')
+
+@pytest.fixture
+def no_network(monkeypatch):
+    "A proxy where nobody listens: each download is refused at once, in the worker processes as well"
+    for k in 'http_proxy https_proxy all_proxy'.split():
+        for n in (k, k.upper()): monkeypatch.setenv(n, 'http://127.0.0.1:9')
+    for n in ('no_proxy','NO_PROXY'): monkeypatch.delenv(n, raising=False)
+
+# --- help and usage
+
+def test_without_arguments_it_shows_its_commands():
+    for args in [], ['--help'], ['-h']:
+        rc,out,err = call(*args)
+        assert rc==0 and err=='' and all(f'lottery {c}' in out for c in ('run','report','list'))
+    rc,out,_ = call('run', '--help')
+    assert rc==0 and all(o in out for o in '--rounds --replicates --epochs --data --out --jobs'.split())
+
+def test_list_names_each_preset_with_source_and_cost():
+    rc,out,_ = call('list')
+    assert rc==0 and all(s in out for n in ('digits','lenet-mnist') for s in (n, preset(n).source, preset(n).cost))
+
+def test_unknown_command_is_named():
+    assert 'run' in ''.join(call('bogus')[1:])
+    fails('bogus', rc=(2,), has=['bogus'])
+
+@pytest.mark.parametrize('args', [['run'], ['report'], ['run','digits','--rounds','two'], ['run','digits','--round-up']], ids=' '.join)
+def test_wrong_usage(args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert fails(*args, rc=(2,)) and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('name,near', [('digit','digits'), ('mnist','lenet-mnist'), ('Digits','digits')])
+def test_unknown_preset_with_near_names(name, near, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(rf"did you mean.*'{near}'", fails('run', name, has=[repr(name)]))
+    assert not list(tmp_path.iterdir())
+
+def test_unknown_preset_lists_them_all():
+    with pytest.raises(ValueError, match='digits.*lenet-mnist'): preset('qqqqqq')
+
+# --- arguments
+
+@pytest.mark.parametrize('k,v', [('jobs',0), ('jobs',-2), ('rounds',-1), ('replicates',0), ('epochs',0)])
+def test_number_out_of_range(k, v, tmp_path):
+    code,out,err = call('run', 'digits', *flags, f'--{k}', v, '--out', tmp_path/'o')
+    assert code in (1,2) and k in err and str(v) in err and 'Traceback' not in out+err
+    assert 'cost' not in out, 'nothing is announced before the arguments are checked'
+    assert not (tmp_path/'o').exists()
+
+@pytest.mark.parametrize('kind', ['a file','below a file','read-only'])
+def test_out_that_cannot_be_written(kind, tmp_path):
+    (tmp_path/'f').write_text('mine'); (tmp_path/'ro').mkdir(mode=0o500)
+    ro = Path('/proc') if os.access(tmp_path/'ro', os.W_OK) else tmp_path/'ro'      # root may write anywhere but there
+    out = {'a file':tmp_path/'f', 'below a file':tmp_path/'f'/'o', 'read-only':ro/'o'}[kind]
+    fails('run', 'digits', *flags, '--out', out, has=[out])
+    assert (tmp_path/'f').read_text()=='mine' and sorted(o.name for o in tmp_path.iterdir())==['f','ro']
+
+def test_missing_data_says_where_and_why(tmp_path, no_network):
+    (tmp_path/'data').mkdir()
+    err = fails('run', 'lenet-mnist', '--rounds', 1, '--epochs', 1, '--replicates', 1, '--jobs', 1, '--data', tmp_path/'data', '--out', tmp_path/'o', has=['MNIST', tmp_path/'data'])
+    assert len(err.strip().splitlines())==1 and re.search(r'refused|URLError|urlopen', err), 'the reason of the failed download'
+    assert not list((tmp_path/'o').rglob('*.csv'))
+
+def test_report_of_a_missing_and_of_an_empty_folder(tmp_path):
+    (tmp_path/'empty').mkdir()
+    for d in ('missing','empty'): fails('report', tmp_path/d, has=[tmp_path/d])
+    assert not (tmp_path/'missing').exists() and not list((tmp_path/'empty').iterdir())
+
+# --- what a run trains and shows
+
+def test_a_run_trains_each_round_and_its_controls(done):
+    df = results(done[0])
+    got = df.groupby(['seed','round','arm']).size()
+    assert got.to_dict()=={(s,k,a):1 for s in (0,1) for k,a in [(0,'dense'),(1,'ticket'),(2,'ticket'),(2,'reinit'),(2,'random')]}
+    for s in (0,1):
+        d = df[df.seed==s].set_index(['round','arm'])
+        assert d.density[0,'dense']==1 and d.density[2,'ticket']<d.density[1,'ticket']<1
+        assert d.mask_hash[2,'reinit']==d.mask_hash[2,'ticket']!=d.mask_hash[2,'random']
+        assert d.kept[2,'random']==d.kept[2,'reinit']==d.kept[2,'ticket']
+    assert (df.iterations==2*20).all() and df.es_test_accuracy.between(.1,1).all()
+    assert df.groupby(['round','arm']).mask_hash.nunique().drop(0).eq(2).all(), 'each seed its own masks'
+
+def test_a_run_shows_its_table_and_writes_its_files(done):
+    d,out = done
+    assert (d/'lottery.png').stat().st_size>5000 and len(pd.read_csv(d/'results.csv'))==10
+    for _,row in show_arms(results(d)).iterrows(): assert all(v in out for v in row)
+    assert 'n = 2 seeds' in out and all(str(d/o) in out for o in ('lottery.png','results.csv'))
+    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|random) ', l)) for l in out.splitlines())==10, 'one line a training'
+
+def _python(out):
+    "The Python that a command shows, as it can be typed"
+    ls = out.split('in Python')[1].splitlines()[1:]
+    return '\n'.join(l[4:] for l in ls if l.startswith('    '))
+
+def test_the_python_that_run_shows_gives_the_same_run(done):
+    d,out = done; was,ns = files(d),{}
+    with contextlib.redirect_stdout(io.StringIO()): exec(_python(out), ns)
+    pd.testing.assert_frame_equal(ns['learn'].lottery.report().drop(columns='seconds'), figures(d/'seed_00', 'rounds.csv'))
+    assert files(d)==was
+
+def test_report_gives_the_same_table_and_python(copy):
+    (copy/'results.csv').unlink(); (copy/'lottery.png').unlink()
+    rc,out,err = call('report', copy)
+    assert rc==0 and (copy/'results.csv').exists() and (copy/'lottery.png').exists(), err
+    for _,row in show_arms(results(copy)).iterrows(): assert all(v in out for v in row)
+    ns = {}; exec(_python(out), ns)
+    assert len(ns['df'])==10
+
+def test_report_of_an_unfinished_run(copy):
+    shutil.rmtree(copy/'seed_00')
+    (copy/'seed_01'/'controls.csv').unlink()
+    rc,out,err = call('report', copy)
+    assert rc==0 and 'no controls yet' in out, err
+    assert 'seed_00' not in out, 'a replicate that is not there'
+
+def test_results_skips_replicates_without_a_round(copy):
+    shutil.rmtree(copy/'seed_00'); (copy/'seed_00').mkdir()
+    assert set(results(copy).seed)=={1}
+    with pytest.raises(FileNotFoundError, match='seed_00'): results(copy/'seed_00')
+
+# --- going on
+
+def test_a_finished_run_again_trains_nothing(copy):
+    for p in copy.rglob('*'): os.utime(p, ns=(10**18, 10**18))
+    was,at = files(copy),{k:v for k,v in times(copy).items() if k.startswith('seed')}
+    rc,out,err = call('run', 'digits', *flags, '--out', copy)
+    assert rc==0, err
+    assert {k:v for k,v in times(copy).items() if k.startswith('seed')}==at
+    assert {k:v for k,v in files(copy).items() if k!='lottery.png'}=={k:v for k,v in was.items() if k!='lottery.png'}
+
+def test_more_rounds_train_every_planned_level(copy):
+    was,row = files(copy/'seed_00'),pd.read_csv(copy/'seed_00'/'controls.csv')
+    shutil.rmtree(copy/'seed_01')
+    seen = list(play('digits', copy, replicates=1, jobs=1, rounds=4, epochs=2))
+    df = results(copy)
+    assert list(df[df.arm.isin(['dense','ticket'])]['round'])==[0,1,2,3,4]
+    want = {(k,a) for k in (2,3) for a in ('reinit','random')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
+    assert {(k,a) for k,a in zip(df['round'], df.arm) if a in ('reinit','random')}==want
+    now = files(copy/'seed_00')
+    assert all(now[k]==v for k,v in was.items() if not k.endswith('s.csv')), 'what is finished stays as it is'
+    pd.testing.assert_frame_equal(pd.read_csv(copy/'seed_00'/'controls.csv').iloc[:2], row)
+    assert all(a<=b for a,b in seen) and seen[-1][0]==seen[-1][1], f'(finished, planned): {seen}'
+
+def test_controls_go_on_by_name_not_by_position(copy):
+    f = copy/'seed_00'/'controls.csv'
+    full = figures(f.parent, f.name)
+    pd.read_csv(f).iloc[1:].to_csv(f, index=False)      # the first is missing, not the last
+    play_seed(preset('digits'), 0, f.parent, **small)
+    got = figures(f.parent, f.name).sort_values(['round','arm'], ignore_index=True)
+    assert list(zip(got['round'],got.arm))==[(2,'random'),(2,'reinit')]
+    assert list(got.mask_hash)==list(full.sort_values(['round','arm']).mask_hash)
+
+# --- folders of something else
+
+@pytest.mark.parametrize('args,word', [(['lenet-mnist','--rounds','2','--epochs','2'],'lenet-mnist'), (['digits','--rounds','2','--epochs','3'],'epoch'),
+    (['digits'],'epoch')], ids=['preset','epochs','default epochs'])
+def test_a_folder_of_another_experiment_is_refused(args, word, copy, tmp_path, no_network):
+    was,at = files(copy),times(copy)
+    fails('run', *args, '--replicates', 2, '--jobs', 1, '--data', tmp_path, '--out', copy, has=[word, copy])
+    assert files(copy)==was and times(copy)==at
+
+# --- damaged files
+
+damage = dict(empty=lambda b: b'', half=lambda b: b[:len(b)//2], noise=lambda b: bytes(range(256))*4, other=lambda b: b'a,b\n1,2\n')
+
+def _named(e, f): assert str(f) in str(e), f'the message should name {f}: {e}'
+
+@pytest.mark.parametrize('f,how', [('play.json','half'), ('play.json','empty'), *[(f'seed_00/{n}.csv',h) for n in ('rounds','controls') for h in ('empty','noise','other')]])
+def test_report_of_damaged_files(f, how, copy):
+    (copy/f).write_bytes(damage[how]((copy/f).read_bytes())); was = files(copy)
+    _named(fails('report', copy), copy/f)
+    assert files(copy)==was
+
+def test_run_with_a_damaged_play_json(copy):
+    (copy/'play.json').write_text('{"preset": "dig'); was = files(copy)
+    _named(fails('run', 'digits', *flags, '--out', copy), copy/'play.json')
+    assert files(copy)==was
+
+@pytest.mark.parametrize('f,how', [('run.json','half'), ('run.json','empty'), ('rounds.csv','empty'), ('rounds.csv','noise'), ('rounds.csv','other'), ('controls.csv','empty'),
+    ('controls.csv','noise'), ('controls.csv','other'), ('round_01/ticket.safetensors','half'), ('round_02/weights.safetensors','half'), ('init.safetensors','noise')])
+def test_going_on_with_damaged_files(f, how, copy):
+    d = copy/'seed_00'
+    (d/f).write_bytes(damage[how]((d/f).read_bytes())); was = files(copy)
+    with pytest.raises((ValueError,OSError)) as e: play_seed(preset('digits'), 0, d, **small)       # what `main` prints in one line
+    _named(e.value, d/f)
+    assert files(copy)==was
+
+def test_going_on_without_a_ticket_that_should_be_there(copy):
+    f = copy/'seed_00'/'round_01'/'ticket.safetensors'; f.unlink(); was = files(copy)
+    with pytest.raises((ValueError,OSError)) as e: play_seed(preset('digits'), 0, copy/'seed_00', **small)
+    _named(e.value, f)
+    assert files(copy)==was
+
+# --- Ctrl-C
+
+def _alive(group):
+    "Processes of a group that are not zombies"
+    out = subprocess.run(['ps','-A','-o','pgid=,stat=,pid='], capture_output=True, text=True, check=True).stdout if not Path('/proc/self/stat').exists() else None
+    if out is not None: return [int(p) for g,s,p in map(str.split, out.splitlines()) if int(g)==group and s[0]!='Z']
+    res = []
+    for p in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            s = p.read_text().rpartition(')')[2].split()
+            if int(s[2])==group and s[0]!='Z': res.append(int(p.parent.name))
+    return res
+
+def _until(f, secs=120):
+    "Wait for `f`, long enough for a busy machine"
+    end = time.monotonic()+secs
+    while not f() and time.monotonic()<end: time.sleep(.05)
+    return f()
+
+def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(done, tmp_path):
+    d,args = tmp_path/'run',['run','digits',*flags,'--out',str(tmp_path/'run')]
+    code = 'import signal,sys; signal.signal(signal.SIGINT, signal.default_int_handler); from fastai_lottery.cli import main; sys.exit(main())'
+    with open(tmp_path/'out','w') as o, open(tmp_path/'err','w') as e:
+        p = subprocess.Popen([sys.executable,'-c',code,*args], stdout=o, stderr=e, start_new_session=True)
+    try:
+        assert _until(lambda: (d/'seed_00'/'rounds.csv').exists() or p.poll() is not None) and p.poll() is None, (tmp_path/'err').read_text()
+        os.kill(p.pid, signal.SIGINT)       # the parent alone: its workers have to be told
+        rc,err = p.wait(timeout=60),(tmp_path/'err').read_text()
+        assert rc==130 and 'stopped' in err and 'Traceback' not in err, err
+        assert _until(lambda: not _alive(p.pid), 60), f'left behind: {_alive(p.pid)}'
+    finally:
+        with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+    n,at = len(results(d)),times(d/'seed_00'/'round_00')
+    assert 1<=n<10 and not (d/'seed_01'/'controls.csv').exists(), 'replicates that waited are not played after a stop'
+    rc,_,err = call(*args)
+    assert rc==0, err
+    assert times(d/'seed_00'/'round_00')==at, 'the finished round was not trained again'
+    assert hashes(d)==hashes(done[0]) and len(hashes(d))==6
+    for s in ('seed_00','seed_01'):
+        for n in ('rounds.csv','controls.csv'): pd.testing.assert_frame_equal(figures(d/s, n), figures(done[0]/s, n), check_exact=True)
+
+# --- comparing the arms: numbers by hand
+
+def frame(**cells):
+    "`a3=[…]` are the values of arm `a` in round 3, for seeds 0, 1, …; None is a seed that was not played. Rows come in no order"
+    rows = [dict(arm=n.rstrip('0123456789'), round=int(n.lstrip('abcdefghijklmnopqrstuvwxyz')), seed=s, es_test_accuracy=v) for n,vs in cells.items() for s,v in enumerate(vs) if v is not None]
+    df = pd.DataFrame(rows); df['density'] = .8**df['round']
+    return df.sample(frac=1, random_state=0)
+
+t2 = .95/math.sqrt(2*.975*.025)                     # Student's t, 2 degrees of freedom: the .975 quantile
+def p2(t): return 1-abs(t)/math.sqrt(2+t*t)         # and the two-sided p
+near = lambda x: pytest.approx(x, rel=1e-9, abs=1e-12)
+
+dense = dict(dense0=[.90,.92,.94])
+one = dict(ticket3=[.93,.95,.94], reinit3=[.91,.92,.93], random3=[.90,.90,.90])
+two = dict(ticket7=[.90,.92,.91], reinit7=[.80,.83,.81], random7=[.50,.56,.50])
+
+def test_compare_arms_by_hand():
+    t = compare_arms(frame(**dense, **one, **two)).set_index('round')
+    assert list(t.index)==[3,7] and list(t.n)==[3,3] and t.density[7]==near(.8**7)
+    assert (t.dense[3],t.ticket[3],t.reinit[3],t.random[3])==near((.92,.94,.92,.90))
+    assert (t.dense_half[3],t.ticket_half[3],t.random_half[3])==near((t2*.02/3**.5, t2*.01/3**.5, 0))
+    # ticket - dense: .03 .03 .00, ticket - reinit: .02 .03 .01; their standard errors are .01 and .01/√3
+    assert (t.vs_dense[3],t.vs_dense_half[3])==near((.02,t2*.01)) and (t.vs_reinit[3],t.vs_reinit_half[3])==near((.02,t2*.01/3**.5))
+    assert (t.vs_reinit[7],t.vs_random[7])==near((.0966666666666667,.39))
+    # Holm over the two levels: the smaller p twice, the other at least as much
+    p3,p7 = p2(.02/(.01/3**.5)),p2(.0966666666666667/(math.sqrt(((.10-.0966666666666667)**2+(.09-.0966666666666667)**2+(.10-.0966666666666667)**2)/2)/3**.5))
+    assert p7<p3 and t.p_reinit[7]==near(2*p7) and t.p_reinit[3]==near(max(2*p7,p3))
+    # ticket - dense is .02 ± (t = 2) and then .00 .00 -.03 (t = -1)
+    assert t.p_dense[3]==near(2*p2(2)) and t.p_dense[7]==near(max(2*p2(2),p2(1)))
+
+def test_show_arms_by_hand():
+    s = show_arms(frame(**dense, **one, **two))
+    assert list(s.index)==['51.2 %','21.0 %'] and s.index.name=='weights left'
+    assert list(s)==['dense','ticket','reinit','random','ticket − reinit','ticket − random']
+    assert list(s.iloc[0])==['92.00 ± 4.97','94.00 ± 2.48','92.00 ± 2.48','90.00 ± 0.00','2.00 ± 2.48','4.00 ± 2.48 *']
+    assert s['ticket − reinit'].iloc[1]=='9.67 ± 1.43 *'
+    assert show_arms(frame(**dense, **one), scale=1, nd=3).ticket.iloc[0]=='0.940 ± 0.025'
+
+def test_pairs_are_of_the_same_seed():
+    t = compare_arms(frame(**dense, ticket3=[.93,.95,.94], reinit3=[.91,None,.93], random3=[.90,.91,.92])).iloc[0]
+    assert t.vs_reinit==near(.015) and t.reinit==near(.92)      # seeds 0 and 2: .02 and .01
+    assert t.vs_random==near((.03+.04+.02)/3)
+
+def test_another_figure_can_be_compared():
+    df = frame(**dense, **one); df['loss'] = 1-df.es_test_accuracy
+    t = compare_arms(df, 'loss').iloc[0]
+    assert t.ticket==near(.06) and t.vs_reinit==near(-.02)
+
+def test_a_single_seed_shows_means_and_claims_nothing():
+    df = frame(dense0=[.9], ticket3=[.93], reinit3=[.91], random3=[.9])
+    t = compare_arms(df).iloc[0]
+    assert (t.dense,t.ticket,t.reinit,t.n)==(.9,.93,.91,1) and math.isnan(t.ticket_half)
+    assert not any(pd.notna(v) for k,v in t.items() if k.startswith(('p_','vs_')))
+    s = show_arms(df).iloc[0]
+    assert s.ticket=='93.00' and not any('*' in v or '±' in v for v in s)
+
+def test_a_nan_is_not_hidden_and_spoils_no_other_arm():
+    good,df = compare_arms(frame(**dense, **one, **two)),frame(**dense, **{**one, 'random3':[.90,math.nan,.90]}, **two)
+    bad = compare_arms(df)
+    assert math.isnan(bad.random[0]) and math.isnan(bad.vs_random[0]) and math.isnan(bad.p_random[0])
+    same = [c for c in good if 'random' not in c]
+    pd.testing.assert_frame_equal(bad[same], good[same])
+    assert (bad.random[1],bad.vs_random[1])==(good.random[1],good.vs_random[1])
+    s = show_arms(df)
+    assert not re.search(r'[\d*]', s['ticket − random'].iloc[0]) and s['ticket − reinit'].iloc[1].endswith('*')
+
+def test_an_arm_that_a_level_lacks():
+    last = dict(ticket10=[.90,.92,.93], reinit10=[.80,.83,.87], random10=[.40,.45,.47])
+    df = frame(**dense, **one, **{k:v for k,v in two.items() if k!='random7'}, **last)
+    t,full = compare_arms(df).set_index('round'),compare_arms(frame(**dense, **one, **two, **last)).set_index('round')
+    assert list(t.index)==[3,7,10] and math.isnan(t.random[7]) and math.isnan(t.vs_random[7])
+    same = [c for c in full if 'random' not in c]
+    pd.testing.assert_frame_equal(t[same], full[same])
+    # ticket - random is .03 .05 .04 and .50 .47 .46: Holm over the two levels that have it
+    a,b = p2(.04/(.01/3**.5)),p2(np.mean([.5,.47,.46])/(np.std([.5,.47,.46], ddof=1)/3**.5))
+    assert b<a and t.p_random[10]==near(2*b) and t.p_random[3]==near(max(2*b,a))
+    s = show_arms(df)
+    assert not re.search(r'[\d*]', s.random.iloc[1]+s['ticket − random'].iloc[1]), 'no figure where there is none'
+
+def test_no_controls_no_table():
+    df = frame(**dense, ticket3=[.93,.95,.94])
+    assert len(compare_arms(df))==len(show_arms(df))==0
