@@ -242,6 +242,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_lottery.presets.play': ('presets.html#play', 'fastai_lottery/presets.py'),
                                         'fastai_lottery.presets.play_seed': ('presets.html#play_seed', 'fastai_lottery/presets.py'),
                                         'fastai_lottery.presets.preset': ('presets.html#preset', 'fastai_lottery/presets.py'),
+                                        'fastai_lottery.presets.read_about': ('presets.html#read_about', 'fastai_lottery/presets.py'),
                                         'fastai_lottery.presets.read_replicate': ( 'presets.html#read_replicate',
                                                                                    'fastai_lottery/presets.py'),
                                         'fastai_lottery.presets.results': ('presets.html#results', 'fastai_lottery/presets.py'),

@@ -6,14 +6,14 @@
 __all__ = ['run', 'report', 'list_', 'main']
 
 # %% ../nbs/33_cli.ipynb #4485623c
-import json,os,sys,warnings
+import os,sys,warnings
 warnings.filterwarnings('ignore', category=FutureWarning)    # torch's, while fastai is imported
 os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')    # and in the processes that play the replicates
 from pathlib import Path
 import pandas as pd
 from fastcore.script import anno_parser,call_parse
 from fastprogress.fastprogress import master_bar
-from .presets import preset as _preset,presets,play,results,compare_arms,show_arms
+from .presets import preset as _preset,presets,play,results,compare_arms,show_arms,read_about
 from .plots import plot_lottery
 
 # %% ../nbs/33_cli.ipynb #0ee345c8
@@ -27,7 +27,7 @@ def _table(df):
 
 # %% ../nbs/33_cli.ipynb #5def0c83
 def _summary(out, df):
-    out = Path(out); name = json.loads((out/'play.json').read_text())['preset'] if (out/'play.json').exists() else ''
+    out = Path(out); name = read_about(out).get('preset', '')
     import matplotlib; matplotlib.use('Agg')
     print('\n'+_table(df))
     df.to_csv(out/'results.csv', index=False); plot_lottery(df, name).savefig(out/'lottery.png', dpi=150)

@@ -194,8 +194,8 @@ def read_torchvision(
     root = data_root(path)
     try: return [cls(root, train=train, download=download) for train in (True,False)]
     except Exception as e:
-        why = str(e).strip().splitlines()
-        raise FileNotFoundError(f"{cls.__name__} is missing or damaged in '{root.absolute()}' ({why[0] if why else type(e).__name__}). "
+        why = ' '.join(str(e).split())[:300]
+        raise FileNotFoundError(f"{cls.__name__} is missing or damaged in '{root.absolute()}' ({why or type(e).__name__}). "
             f"{'Downloading did not help' if download else 'Downloading was not allowed'}. Give the folder that holds it by `path=` or by the environment "
             "variable FASTAI_LOTTERY_DATA, delete files that are damaged, or run once with a network and `download=True`") from None
 

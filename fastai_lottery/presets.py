@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['presets', 'LeNet', 'lenet_300_100', 'fused_adam', 'Preset', 'preset', 'play_seed', 'read_replicate', 'play',
-           'results', 'compare_arms', 'show_arms']
+           'read_about', 'results', 'compare_arms', 'show_arms']
 
 # %% ../nbs/31_presets.ipynb #7e81bb67
 import difflib,json,math,multiprocessing,os,time
@@ -26,7 +26,7 @@ from .tickets import *
 from .tickets import atomic
 from .callback import *
 from .rounds import *
-from .rounds import _read_csv,_atomic_text
+from .rounds import _read_csv,_atomic_text,_cols
 from .metrics import *
 from .data import *
 
@@ -124,7 +124,7 @@ def play_seed(
     learn = p.learner(seed, data, device)
     with learn.no_bar(), learn.no_logging():
         rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
-        rows = _read_csv(f).to_dict('records') if f.exists() else []
+        rows = _read_csv(f, ['arm']+_cols).to_dict('records') if f.exists() else []
         have = {(o['round'],o['arm']) for o in rows}
         todo = [(k,a) for k in p.levels for a in p.controls if (k,a) not in have]
         s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion','to','tol')}
@@ -138,10 +138,10 @@ def read_replicate(
     out # A replicate's folder, finished or not
 )->pd.DataFrame: # One row a training that is finished
     "What a replicate showed so far"
-    read = lambda n: _read_csv(Path(out)/n) if (Path(out)/n).exists() else pd.DataFrame()
+    read = lambda n, *extra: _read_csv(Path(out)/n, [*extra,*_cols]) if (Path(out)/n).exists() else pd.DataFrame()
     df = read('rounds.csv')
     if len(df): df.insert(0, 'arm', ['dense' if r==0 else 'ticket' for r in df['round']])
-    return pd.concat([df, read('controls.csv')], ignore_index=True)
+    return pd.concat([df, read('controls.csv', 'arm')], ignore_index=True)
 
 # %% ../nbs/31_presets.ipynb #153d8cd7
 def _work(name, seed, out, data, threads, change):
@@ -161,13 +161,20 @@ def play(
     for k,v,low in (('replicates',n,1), ('jobs',1 if jobs is None else jobs,1), ('rounds',p.settings['rounds'],0), ('epochs',p.settings['n_epoch'],1)):
         if v<low: raise ValueError(f"`{k}` should be at least {low}; got {v}")
     out,about = Path(out),dict(preset=name, epochs=p.settings['n_epoch'])
-    if (f := out/'play.json').exists():
-        try: old = json.loads(f.read_text())
-        except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to go on with what the folder holds") from None
+    if (out/'play.json').exists():
+        old = read_about(out)
         if diff := [f'{k} was {old.get(k)!r} and is now {v!r}' for k,v in about.items() if old.get(k)!=v]: raise ValueError(f"{str(out)!r} holds another run: {'; '.join(diff)}. Choose another folder by --out")
     p.data(path=data, seed=0)    # missing files are told before any process starts
-    _atomic_text(f, json.dumps(dict(about, replicates=n)))
+    _atomic_text(out/'play.json', json.dumps(dict(about, replicates=n)))
     return _play(p, out, n, jobs, data, change)
+
+def read_about(
+    out # Folder of a `play`
+)->dict: # The preset's name, epochs and replicates; nothing where the folder does not say
+    "What a folder holds"
+    f = Path(out)/'play.json'
+    try: return json.loads(f.read_text()) if f.exists() else {}
+    except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to go on with what the folder holds") from None
 
 def _play(p, out, n, jobs, data, change):
     name,cores = p.name,len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
@@ -180,7 +187,7 @@ def _play(p, out, n, jobs, data, change):
             while fs:
                 ended,fs = wait(fs, timeout=.5, return_when=FIRST_COMPLETED)
                 for f in ended: f.result()
-                yield done(),total
+                yield min(done(), total),total
         except BaseException:
             procs = list((ex._processes or {}).values())    # shutdown forgets them
             ex.shutdown(wait=False, cancel_futures=True)
@@ -217,7 +224,7 @@ def compare_arms(
                 d = paired(tk[both], x[both]); row.update({f'vs_{a}':d.diff, f'vs_{a}_half':d.half, f'p_{a}':d.p})
         rows.append(row)
     res = pd.DataFrame(rows)
-    for c in [c for c in res if c.startswith('p_')]: res[c] = holm(res[c]) if res[c].notna().all() else res[c]
+    for c in [c for c in res if c.startswith('p_')]: res.loc[res[c].notna(), c] = holm(res[c].dropna())
     return res
 
 # %% ../nbs/31_presets.ipynb #987cc84b

@@ -392,10 +392,15 @@ def _atomic_text(path, s):
 
 _exact = {} if int(pd.__version__.split('.')[0])>=3 else dict(float_precision='round_trip')    # pandas 3 always reads what it wrote
 
-def _read_csv(f):
-    "A table, with an error that names the file"
-    try: return pd.read_csv(f, **_exact)
+def _read_csv(f, need=()):
+    "A table with the columns `need`, with an error that names the file"
+    try:
+        df = pd.read_csv(f, **_exact)
+        if miss := [c for c in need if c not in df]: raise ValueError(f"it has no column {miss[0]!r}")
+        return df
     except (ValueError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {e}") from None
+
+_cols = 'round density kept valid_loss mask_hash'.split()
 
 class _Store:
     "A run's folder"
@@ -417,10 +422,10 @@ class _Store:
         "Load the finished rounds, and the trained net of the last of them"
         if not (f := self.path/'rounds.csv').exists(): return
         dev = next(learn.model.parameters()).device
-        for row in _read_csv(f).to_dict('records'):
+        for row in _read_csv(f, _cols).to_dict('records'):
             d,t = self.round(row['round']),Ticket.load(self.round(row['round'])/'ticket')
             if lot.w_k is None: lot.w_k = {k:v.to(dev) for k,v in t.weights.items()}
-            curve = _read_csv(d/'curve.csv') if (d/'curve.csv').exists() else None
+            curve = _read_csv(d/'curve.csv', ['iteration']) if (d/'curve.csv').exists() else None
             lot.rounds.append(Round(row, t.masks.pack(), lot.w_k, self.meta, curve))
         load_(learn.model, load_tensors(d/'weights')[0]); lot.set_masks(t.masks); lot.fresh_opt()
     def trained(self, r): return Ticket.load(self.round(r)/'ticket').masks,load_tensors(self.round(r)/'weights')[0]

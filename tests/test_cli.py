@@ -206,7 +206,7 @@ def test_a_folder_of_another_experiment_is_refused(args, word, copy, tmp_path, n
 
 # --- damaged files
 
-damage = dict(empty=lambda b: b'', half=lambda b: b[:len(b)//2], noise=lambda b: bytes(range(256))*4, other=lambda b: b'a,b\n1,2\n')
+damage = dict(empty=lambda b: b'', half=lambda b: b[:len(b)//2], noise=lambda b: bytes(range(256))*4, other=lambda b: b'a,b\n1,2\n', bit=lambda b: b[:-9]+bytes([b[-9]^1])+b[-8:])
 
 def _named(e, f): assert str(f) in str(e), f'the message should name {f}: {e}'
 
@@ -222,7 +222,7 @@ def test_run_with_a_damaged_play_json(copy):
     assert files(copy)==was
 
 @pytest.mark.parametrize('f,how', [('run.json','half'), ('run.json','empty'), ('rounds.csv','empty'), ('rounds.csv','noise'), ('rounds.csv','other'), ('controls.csv','empty'),
-    ('controls.csv','noise'), ('controls.csv','other'), ('round_01/ticket.safetensors','half'), ('round_02/weights.safetensors','half'), ('init.safetensors','noise')])
+    ('controls.csv','noise'), ('controls.csv','other'), ('round_01/ticket.safetensors','half'), ('round_01/ticket.safetensors','bit'), ('round_02/weights.safetensors','half'), ('init.safetensors','noise')])
 def test_going_on_with_damaged_files(f, how, copy):
     d = copy/'seed_00'
     (d/f).write_bytes(damage[how]((d/f).read_bytes())); was = files(copy)
