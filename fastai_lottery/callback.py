@@ -16,11 +16,9 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from .core import *
-from .core import Point
 from .masks import *
 from .criteria import large_final,scores
-from .scopes import global_,make_masks
-from .scopes import _amount as make_amount
+from .scopes import global_,make_masks,check_amount
 from .signals import same_rng,loss_grads,hessian_grads,flow_grads
 from .resets import state,load_,fresh,check_draw,reset_state,rewind,resets_menu
 from .criteria import _pick,criteria_menu
@@ -185,7 +183,7 @@ def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
     free = [n for n,p in named_weights(learn.model, lot.masks).items() if lot.frozen or p.requires_grad]
     if not free: raise ValueError("all prunable layers are frozen: unfreeze some, or use LotteryCallback(frozen=True)")
     gen = generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)
-    f = _crit(criterion); make_amount(amount)
+    f = _crit(criterion); check_amount(amount)
     old,steps = Masks({n:lot.masks[n] for n in free}),getattr(f, 'steps', 1)
     n0,n1 = old.n_kept,old.n_kept-round(amount*old.n_kept)
     for i in range(1, steps):    # some criteria prune in many small steps, each of the same factor

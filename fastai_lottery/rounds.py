@@ -17,7 +17,6 @@ import numpy as np,pandas as pd
 import torch
 from fastcore.basics import patch,store_attr,noop
 from fastcore.foundation import L
-from fastcore.meta import delegates
 from fastai.callback.core import Callback,TrainEvalCallback,CancelEpochException,event
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
@@ -28,7 +27,7 @@ from fastprogress.fastprogress import master_bar,progress_bar
 from .core import *
 from .masks import *
 from .criteria import large_final
-from .scopes import global_,as_scope
+from .scopes import global_,as_scope,check_amount
 from .signals import same_rng
 from .resets import rewind,state,load_,base_state
 from .tickets import *
@@ -220,7 +219,7 @@ class _Live:
     def __init__(self, learn, n, steps):
         self.on = bool(learn._grab_cbs(ProgressCallback)) and learn.logger is not noop
         self.bar = learn.create_mbar and self.on
-        self.n,self.steps,self.hdr,self.tty = n,steps,None,True
+        self.n,self.steps,self.hdr = n,steps,None
         if self.bar: self.mb = master_bar(list(range(max(n,1)))); self.mb.update(0)
     def begin(self, k):
         if self.bar: self.pb = progress_bar(list(range(max(self.steps,1))), parent=self.mb, leave=False); self.pb.update(0)
@@ -252,14 +251,14 @@ def _fall(new, old, monitor, lower=None):
     return math.inf if math.isnan(d) else d
 
 # %% ../nbs/11_rounds.ipynb #3bf0a55e
-def _fraction(name, v, lo_open=True):
-    if isinstance(v, bool) or not isinstance(v, (int,float)) or not (0<v<1 if lo_open else 0<=v<1): raise ValueError(f"`{name}` should be between 0 and 1; got {v!r}")
+def _fraction(name, v):
+    if isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<v<1: raise ValueError(f"`{name}` should be between 0 and 1; got {v!r}")
 def _whole(name, v, low):
     if isinstance(v, bool) or not isinstance(v, (int,np.integer)) or v<low: raise ValueError(f"`{name}` should be a whole number of at least {low}; got {v!r}")
 
 def _plan(rounds, amount, to, tol):
     "How many rounds at most, after a check of the settings"
-    if isinstance(amount, bool) or not isinstance(amount, (int,float)) or not 0<=amount<1: raise ValueError(f"`amount` should be in [0, 1), a fraction of the survivors; got {amount!r}")
+    check_amount(amount)
     if to is not None: _fraction('to', to)
     if tol is not None and (isinstance(tol,bool) or not isinstance(tol,(int,float)) or tol<0): raise ValueError(f"`tol` should be a number of at least 0; got {tol!r}")
     if rounds is not None: _whole('rounds', rounds, 0); return rounds

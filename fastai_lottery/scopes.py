@@ -91,7 +91,7 @@ def per_layer(
     "Each layer by itself, at a multiple of `amount` (1803.03635: output layers at half the rate)"
     def _per_layer(scores, masks, amount):
         check_rates(rates, masks)
-        return Masks({n:_drop(scores, {n:m}, _amount(amount*next((r for g,r in rates.items() if _hit(n,g)), 1)), 0)[n] for n,m in masks.items()})
+        return Masks({n:_drop(scores, {n:m}, check_amount(amount*next((r for g,r in rates.items() if _hit(n,g)), 1)), 0)[n] for n,m in masks.items()})
     _per_layer.__name__,_per_layer.rates = f'per_layer({rates})',rates
     return _per_layer
 
@@ -106,7 +106,7 @@ def as_scope(scope, names):
     if not callable(scope): raise ValueError(f"`scope` should be global_, local, a dict of glob → rate, or a function (scores, masks, amount); got {scope!r}")
     check_rates(getattr(scope, 'rates', {}), names)
     return scope
-def _amount(a):
+def check_amount(a):
     if isinstance(a, bool) or not isinstance(a, (int,float)) or not 0<=a<1: raise ValueError(f"`amount` should be in [0, 1), a fraction of the survivors; got {a!r}")
     return a
 
@@ -127,7 +127,7 @@ def make_masks(
     scope=global_ # `global_`, `local`, a dict of glob → rate, or any function `(scores, masks, amount) -> Masks`
 )->Masks: # New masks, a subset of `masks`
     "Prune once. Raises `ValueError` for a wrong amount, shape, non-finite score, or if no weight at all would be left"
-    _amount(amount); _check(scores, masks)
+    check_amount(amount); _check(scores, masks)
     scope = as_scope(scope, masks)
     new = scope(scores, masks, amount)&masks
     if new.n_kept==0: raise ValueError(f"amount={amount:g} of {masks.n_kept} survivors would leave no weight at all")
