@@ -18,6 +18,7 @@ from .callback import *
 from .rounds import *
 from .supermask import *
 from .analysis import *
+from .arms import *
 from .data import *
 from .presets import *
 from .plots import *
