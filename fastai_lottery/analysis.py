@@ -18,6 +18,7 @@ from torch import nn
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .core import *
+from .core import _clean
 from .masks import *
 from .resets import state
 from .tickets import *
@@ -28,7 +29,7 @@ from .rounds import _as_it_was,_whole
 def _tensors(m):
     "Parameters and buffers of `m` by name, without wrappers"
     m = unwrap(m)
-    return {n.replace('_orig_mod.',''):t for n,t in chain(m.named_parameters(remove_duplicate=False), m.named_buffers(remove_duplicate=False))}
+    return {_clean(n):t for n,t in chain(m.named_parameters(remove_duplicate=False), m.named_buffers(remove_duplicate=False))}
 
 @torch.no_grad()
 def _put_(ts, s):
@@ -55,7 +56,7 @@ def _state_of(model, s, name):
     "State `s`, after a check that it is one of `model`"
     if isinstance(s, nn.Module): s = state(s)
     if not isinstance(s, Mapping): raise TypeError(f"`{name}` should be a state, as `state(model)` gives it, or a model; got {type(s).__name__}")
-    s,has = {k.replace('_orig_mod.',''):v for k,v in s.items()},state(model)
+    s,has = {_clean(k):v for k,v in s.items()},state(model)
     for k in has:
         if k not in s: raise ValueError(f"`{name}` is of another architecture: it has no {k!r}, which the model has; take states with `state(model)`")
         if torch.is_tensor(has[k]) and s[k].shape!=has[k].shape: raise ValueError(f"`{name}` is of another architecture: its {k!r} has shape {tuple(s[k].shape)}, the model's {tuple(has[k].shape)}")
@@ -171,7 +172,7 @@ def _masks(o):
 
 def _kept(masks, w, name):
     "Kept weights of each layer as a vector of doubles, and all of them as `total`"
-    s = named_weights(w) if isinstance(w, nn.Module) else {k.replace('_orig_mod.',''):v for k,v in w.items()}
+    s = named_weights(w) if isinstance(w, nn.Module) else {_clean(k):v for k,v in w.items()}
     try: ws = masks.check(s)
     except ValueError as e: raise ValueError(f"`{name}` and the masks do not match: {e}") from None
     vs = {n:w.detach().cpu()[masks[n].cpu()].double() for n,w in ws.items()}

@@ -20,7 +20,7 @@ from .masks import *
 from .criteria import large_final,scores
 from .scopes import global_,make_masks,check_amount
 from .signals import same_rng,loss_grads,hessian_grads,flow_grads
-from .resets import state,load_,fresh,check_draw,reset_state,rewind,resets_menu
+from .resets import state,load_,fresh,check_draw,reset_state,rewind,resets_menu,actions_menu,hold_zero
 from .criteria import _pick,criteria_menu
 
 # %% ../nbs/10_callback.ipynb #3865521d
@@ -51,7 +51,7 @@ class _AfterLoad:
 class LotteryCallback(Callback):
     "Record the rewind point and keep pruned weights at zero after every step (1803.03635)"
     order = 80 # after all that moves weights, `SaveModelCallback` included
-    _stateattrs,_held = ('_held',),None # views of weights: not for pickles and copies
+    _stateattrs,_hold = ('_hold',),None # views of weights: not for pickles and copies
     def __init__(self,
         rewind_to:str='init', # Rewind point: 'init', '<n>it' or '<n>ep' (1903.01611)
         include=None, # Glob(s) or module(s) to prune: see `prunable`
@@ -63,7 +63,7 @@ class LotteryCallback(Callback):
     ):
         self.rewind_to = point(rewind_to)
         store_attr('include,exclude,types,bias,frozen,init')
-        self.w_i = self.w_k = self.hypers = None
+        self.w_i = self.w_k = self.hypers = self.held = None
         self.masks,self.rounds,self.n_pruned = None,L(),0
 
     def __deepcopy__(self, memo):
@@ -111,11 +111,13 @@ def before_batch(self:LotteryCallback):
 # %% ../nbs/10_callback.ipynb #b8e16405
 @patch
 def set_masks(self:LotteryCallback,
-    masks:Masks # Masks of the model's weights
+    masks:Masks, # Masks of the model's weights
+    held:dict=None # Values that pruned weights are held at, by name; 0 by default
 ):
-    "Put `masks` on: check them, move them to the weights' devices and zero what they prune"
+    "Put `masks` on: check them, move them to the weights' devices and zero what they prune, or hold it at `held`"
     ws = masks.check(self.learn.model)
     self.masks = Masks({n:m.to(ws[n].device) for n,m in masks.items()})
+    self.held = {n:v.to(ws[n].device) for n,v in held.items()} if held else None
     self._listen(); self.hold()
 
 @patch
@@ -125,14 +127,14 @@ def _listen(self:LotteryCallback):
     ws = self.masks.check(m)
     if any(o.device!=ws[n].device for n,o in self.masks.items()): self.masks = Masks({n:o.to(ws[n].device) for n,o in self.masks.items()})
     part = [n for n,o in self.masks.items() if not o.all()]
-    self._held = Hold([ws[n] for n in part], [self.masks[n] for n in part])
+    self._hold = Hold([ws[n] for n in part], [self.masks[n] for n in part], [(self.held or {}).get(n) for n in part])
     if not any(isinstance(h,_AfterLoad) and h.cb() is self for h in m._load_state_dict_post_hooks.values()): m.register_load_state_dict_post_hook(_AfterLoad(self))
 
 @patch
 def hold(self:LotteryCallback):
-    "Make pruned weights exactly 0 now; `after_step` does it while you train"
-    if self._held is None and self.masks is not None and self.learn is not None: self._listen()
-    if self._held is not None: self._held()
+    "Make pruned weights exactly 0 now, or what they are held at; `after_step` does it while you train"
+    if self._hold is None and self.masks is not None and self.learn is not None: self._listen()
+    if self._hold is not None: self._hold()
 
 @patch
 def before_fit(self:LotteryCallback):
@@ -158,9 +160,9 @@ def known(self:LotteryCallback,
     ws = {n:p.detach() for n,p in named_weights(self.learn.model, names).items()}
     res = dict(w_i=self.w_i, w_k=self.w_k, w_f=ws, m=self.masks, gen=gen)
     m,masks = unwrap(self.learn.model),self.masks if masks is None else masks
-    if 'g' in asked: res['g'] = loss_grads(m, self._batches(), self.learn.loss_func, names, masks)
-    if 'hg' in asked: res['hg'] = hessian_grads(m, self._batches(), self.learn.loss_func, names, masks)
-    if 'r' in asked: res['r'] = flow_grads(m, self._batches()[0][0], names, masks)
+    if 'g' in asked: res['g'] = loss_grads(m, self._batches(), self.learn.loss_func, names, masks, self.held)
+    if 'hg' in asked: res['hg'] = hessian_grads(m, self._batches(), self.learn.loss_func, names, masks, self.held)
+    if 'r' in asked: res['r'] = flow_grads(m, self._batches()[0][0], names, masks, self.held)
     if 'w_n' in asked: res['w_n'] = fresh(self.learn.model, gen, self.init, self.w_i, names); check_draw(res['w_n'], self.w_i, names)
     return res
 
@@ -203,20 +205,36 @@ def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
     return new if new.n_kept>=least else at(lo)
 
 @patch
+def values(self:LotteryCallback,
+    new:Masks, # The next masks
+    hold=None, # Mask-0 action for the weights that go now: a function of `w_i`, `w_f` ..., or its name (see `actions_menu`); 0 by default
+    seed:int=None # For actions that draw random numbers
+)->dict: # By name; None where all are 0
+    "What pruned weights are held at under `new`: those that go now by `hold`, the others as before (1905.01067)"
+    f,old = _action(hold),self.held or {}
+    if f is hold_zero and not old: return None
+    now = by_name(f, list(new), **self.known(list(new), needs(f), generator(torch.initial_seed() if seed is None else seed, 'hold')))
+    def join(n, m): return torch.where(self.masks[n]&~m, now[n], torch.where(m, 0., old[n]) if n in old else torch.zeros_like(now[n]))
+    return {n:join(n, m.to(now[n].device)) for n,m in new.items()}
+
+@patch
 def prune(self:Learner,
     amount:float=.2, # Fraction of the surviving weights to remove
     criterion=large_final, # Function of `w_i`, `w_f` ... (see `criteria`), or its name: the lowest scores go
     scope=global_, # `global_`, `local`, a dict of glob → rate, or a function (see `scopes`)
-    seed:int=None # For criteria that draw random numbers; a new one each time by default
+    seed:int=None, # For criteria that draw random numbers; a new one each time by default
+    hold=None # Mask-0 action, what the weights that go are held at: `hold_init`, `hold_init_or_zero` or a function (1905.01067); 0 by default
 )->Masks: # The new masks
-    "Mask the worst of the weights that are left; they are 0 from now on, whatever trains them. Raises `ValueError` for a wrong amount"
-    lot = _lottery(self)
-    lot.set_masks(_new_masks(self, amount, criterion, scope, seed)); lot.n_pruned += 1
+    "Mask the worst of the weights that are left; they are 0 from now on (or as `hold` says), whatever trains them. Raises `ValueError` for a wrong amount"
+    lot = _lottery(self); _action(hold)
+    new = _new_masks(self, amount, criterion, scope, seed)
+    lot.set_masks(new, lot.values(new, hold, seed)); lot.n_pruned += 1
     return lot.masks
 
 # %% ../nbs/10_callback.ipynb #c68824f6
 def _crit(o): return _pick(o, criteria_menu(), 'criterion')
 def _reset(o): return _pick(o, resets_menu(), 'reset')
+def _action(o): return hold_zero if o is None else _pick(o, actions_menu(), 'hold')
 
 # %% ../nbs/10_callback.ipynb #8f1b2a7d
 @patch
@@ -250,7 +268,7 @@ def start(self:LotteryCallback,
 def forget(self:LotteryCallback):
     "Forget snapshots, masks and rounds: the weights as they are now become the initial ones, say after `learn.load`"
     if self.masks is not None: self.set_masks(Masks.ones(self.masks))
-    self.w_i = self.w_k = self.masks = self._held = self.hypers = None
+    self.w_i = self.w_k = self.masks = self._hold = self.hypers = self.held = None
     self.rounds,self.n_pruned = L(),0
 
 # %% ../nbs/10_callback.ipynb #8413c4e1

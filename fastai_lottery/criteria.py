@@ -47,15 +47,15 @@ def snip(w_f, g): "Connections matter that the loss would miss (SNIP, 1810.02340
 # score (g * w)^2
 def taylor(w_f, g): "First-order Taylor expansion of the loss (1611.06440, 1906.10771)"; return (g*w_f)**2
 
-# score -w * Hg; large where removing the weight lets the gradient flow
-def grasp(w_f, hg): "Weights matter that carry the gradient's flow (GraSP, 2002.07376)"; return -w_f*hg
+# score w * Hg: to first order, half of what |g|^2 loses with the weight; the paper prunes where its negative is highest
+def grasp(w_f, hg): "Weights matter that carry the gradient's flow (GraSP, 2002.07376)"; return w_f*hg
 
 # score (dR/dw) * w with R = 1' prod |W| 1
 def synflow(w_f, r): "Synaptic flow, without data, in a hundred small steps (2006.05467)"; return (r*w_f).abs()
 synflow.steps = 100
 
 # %% ../nbs/02_criteria.ipynb #ca48cb42
-def random(w_f, gen): "Chance: the control of every criterion"; return torch.rand(w_f.shape, generator=gen).to(w_f.device)
+def random(w_f, gen): "Chance: the control of every criterion (1905.01067)"; return torch.rand(w_f.shape, generator=gen).to(w_f.device)
 
 # %% ../nbs/02_criteria.ipynb #56702e5c
 def _menu(mod):

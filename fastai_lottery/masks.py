@@ -27,29 +27,40 @@ def _bits(w, m, chunk=2**18):
     rows = n if w.device.type!='cpu' else max(1, chunk*n//max(1, m.numel()))
     return [(w,m)] if rows>=n else list(zip(w.split(rows), m.split(rows)))
 
+def _values(w, m, v):
+    "The bits to add where a pruned weight is held at a value other than 0: one tensor for each of `_bits`"
+    if v is None: return [None]*len(_bits(w, m))
+    return [b for b,_ in _bits(torch.where(m, torch.zeros_like(w), v.to(w)), m)]
+
 def hold_(
     weights:list, # Weights, changed in place
-    masks:list # As many bool tensors of the same shapes and devices, `True` where kept
+    masks:list, # As many bool tensors of the same shapes and devices, `True` where kept
+    held:list=None # As many tensors with the values of pruned weights, `None` for 0
 ):
-    "Make each pruned weight exactly 0, whatever it was (an `inf` too); kept ones stay bit for bit"
-    for w,m in zip(weights, masks):
-        for a,b in _bits(w, m): a.mul_(b)
+    "Make each pruned weight exactly 0, or what it is held at, whatever it was (an `inf` too); kept ones stay bit for bit"
+    for w,m,v in zip(weights, masks, held or [None]*len(weights)):
+        for (a,b),c in zip(_bits(w, m), _values(w.data, m, v)):
+            a.mul_(b)
+            if c is not None: a.add_(c)
 
 # %% ../nbs/01_masks.ipynb #5807bd8d
 class Hold:
     "`hold_` for every step: call it, as often as you like"
     def __init__(self,
         weights, # Weights, changed in place at each call
-        masks # As many bool tensors, `True` where kept
-    ): self.ws,self.ms,self.at = list(weights),list(masks),None
+        masks, # As many bool tensors, `True` where kept
+        held=None # As many tensors with the values of pruned weights, `None` for 0
+    ): self.ws,self.ms,self.vs,self.at = list(weights),list(masks),list(held or [None]*len(masks)),None
     def __call__(self):
         at = [(w.data_ptr(),w.stride()) for w in self.ws]
         if at!=self.at: self.at,self.plan = at,self._plan()
-        for a,b,s in self.plan: a.mul_(b if s is None else s.copy_(b))
+        for a,b,s,v in self.plan:
+            a.mul_(b if s is None else s.copy_(b))
+            if v is not None: a.add_(v)
     def _plan(self):
-        ps = [p for w,m in zip(self.ws, self.ms) for p in _bits(w, m)]
-        bufs = {t:torch.empty(max(b.numel() for a,b in ps if a.dtype==t), dtype=t) for t in {a.dtype for a,_ in ps if a.device.type=='cpu'}}
-        return [(a, b, bufs[a.dtype][:b.numel()].view(b.shape) if a.device.type=='cpu' else None) for a,b in ps]
+        ps = [(*p,v) for w,m,o in zip(self.ws, self.ms, self.vs) for p,v in zip(_bits(w, m), _values(w.data, m, o))]
+        bufs = {t:torch.empty(max(b.numel() for a,b,_ in ps if a.dtype==t), dtype=t) for t in {a.dtype for a,*_ in ps if a.device.type=='cpu'}}
+        return [(a, b, bufs[a.dtype][:b.numel()].view(b.shape) if a.device.type=='cpu' else None, v) for a,b,v in ps]
 
 # %% ../nbs/01_masks.ipynb #df2be067
 @dataclass(frozen=True, eq=False, repr=False)
@@ -107,11 +118,12 @@ def check(self:Masks,
 
 @patch
 def apply_(self:Masks,
-    model # A model, or its weights by name; pruned weights become 0 in place
+    model, # A model, or its weights by name; pruned weights become 0 in place
+    held=None # Values that pruned weights are held at, by name; 0 where there is none
 ):
-    "Zero the pruned weights of `model`, after `check`"
+    "Zero the pruned weights of `model`, or put them to the values that they are held at, after `check`"
     ws = self.check(model)
-    hold_(list(ws.values()), [m.to(ws[n].device) for n,m in self.items()])
+    hold_(list(ws.values()), [m.to(ws[n].device) for n,m in self.items()], [(held or {}).get(n) for n in self])
     return model
 
 @patch

@@ -27,6 +27,7 @@ from .tickets import atomic
 from .callback import *
 from .rounds import *
 from .rounds import _read_csv,_atomic_text,_cols
+from .checkpoints import locked
 from .arms import *
 from .metrics import *
 from .data import *
@@ -162,7 +163,7 @@ def play_seed(
     "Play one replicate: its lottery, its controls, other lotteries, measures"
     p,out = _setting(p, **change),Path(out)
     learn = p.learner(seed, data, device)
-    with learn.no_bar(), learn.no_logging():
+    with learn.no_bar(), learn.no_logging(), locked(out, 'replicate'):
         rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
         s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion','to','tol','hold')}
         run = Run(learn, rounds, s, lambda r: load_tensors(out/f'round_{r:02d}'/'weights')[0], seed)
@@ -239,7 +240,7 @@ def _play(p, out, n, jobs, data, change):
     jobs = min(n, cores if jobs is None else jobs)
     dirs,total = [out/f'seed_{i:02d}' for i in range(n)],n*_n_trainings(p)
     done = lambda: sum(len(read_replicate(d)) for d in dirs)
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as ex:
+    with locked(out, 'play'), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as ex:
         fs = [ex.submit(_work, name, i, d, data, max(1,cores//jobs), change) for i,d in enumerate(dirs)]
         try:
             while fs:

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['rewind', 'random_reinit', 'keep', 'permute', 'reshuffle', 'constant', 'reinit_keep_sign', 'reshuffle_keep_sign',
-           'constant_keep_sign', 'noisy', 'state', 'load_', 'fresh', 'check_draw', 'resets_menu', 'base_state',
-           'reset_state']
+           'constant_keep_sign', 'noisy', 'hold_zero', 'hold_init', 'hold_init_or_zero', 'rewind_or_zero', 'state',
+           'load_', 'fresh', 'check_draw', 'resets_menu', 'actions_menu', 'base_state', 'reset_state']
 
 # %% ../nbs/04_resets.ipynb #d42a7107
 import warnings
 import torch
 from torch import nn
 from .core import *
+from .core import _clean
 from .criteria import _menu,_pick
 
 # %% ../nbs/04_resets.ipynb #3d346950
@@ -41,12 +42,20 @@ def constant_keep_sign(w_k): "The layer's standard deviation with each weight's 
 # add n sigma of noise, sigma the standard deviation of the layer (1803.03635)
 def noisy(w_k, gen, n=.5): "The rewind point with noise of `n` times the layer's standard deviation (1803.03635)"; return w_k+n*_std(w_k)*torch.randn(w_k.shape, generator=gen).to(w_k)
 
+# %% ../nbs/04_resets.ipynb #e94fcb0d
+def hold_zero(w_i): "Pruned weights are 0 (1803.03635)"; return torch.zeros_like(w_i)
+def hold_init(w_i): "Pruned weights stay at their initial values (1905.01067, 'freeze at initial value')"; return w_i
+def hold_init_or_zero(w_i, w_f): "Those that training moved towards 0 are 0, the others stay at their initial values (1905.01067, variant 1)"; return torch.where(w_f.abs()<w_i.abs(), torch.zeros_like(w_i), w_i)
+_actions = (hold_zero,hold_init,hold_init_or_zero)
+
+def rewind_or_zero(w_k, w_i, w_f): "The rewind, but survivors that training moved towards 0 start at 0 (1905.01067, variant 2, with `hold_init_or_zero`)"; return torch.where(w_f.abs()<w_i.abs(), torch.zeros_like(w_k), w_k)
+
 # %% ../nbs/04_resets.ipynb #a75554e7
 def state(
     model:nn.Module # A model
 )->dict: # Copies of parameters and buffers by name, the same with and without wrappers
     "A copy of the `state_dict` of `model`"
-    return {k.replace('_orig_mod.',''): v.detach().clone() if torch.is_tensor(v) else v for k,v in unwrap(model).state_dict().items()}
+    return {_clean(k): v.detach().clone() if torch.is_tensor(v) else v for k,v in unwrap(model).state_dict().items()}
 
 def load_(
     model:nn.Module, # A model, changed in place
@@ -54,7 +63,7 @@ def load_(
 )->nn.Module:
     "Put `state` back into `model`, in place; tied weights stay tied"
     m,first = unwrap(model),{}
-    def name(k, v): return first.setdefault(id(v) if torch.is_tensor(v) else k, k.replace('_orig_mod.',''))
+    def name(k, v): return first.setdefault(id(v) if torch.is_tensor(v) else k, _clean(k))
     m.load_state_dict({k: state[name(k,v)] for k,v in m.state_dict(keep_vars=True).items()})
     return m
 
@@ -109,7 +118,11 @@ def check_draw(
 # %% ../nbs/04_resets.ipynb #32027f5c
 def resets_menu()->dict: # Function by name
     "All resets of this module"
-    return _menu(__name__)
+    return {n:f for n,f in _menu(__name__).items() if f not in _actions}
+
+def actions_menu()->dict: # Function by name
+    "All mask-0 actions of this module"
+    return {f.__name__:f for f in _actions}
 
 # %% ../nbs/04_resets.ipynb #f5f98991
 def base_state(

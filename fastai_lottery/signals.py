@@ -40,11 +40,11 @@ def untouched(
         for p,r in req: p.requires_grad_(r)
 
 # %% ../nbs/07_signals.ipynb #d47d3981
-def _ready(m, names, masks):
-    "Weights that want a gradient, pruned ones at 0"
+def _ready(m, names, masks, held=None):
+    "Weights that want a gradient, pruned ones where they are held"
     ws = named_weights(m, names)
     for p in ws.values(): p.requires_grad_()
-    if masks is not None: masks.apply_(m)
+    if masks is not None: masks.apply_(m, held)
     return ws
 
 def loss_grads(
@@ -52,12 +52,13 @@ def loss_grads(
     batches, # Pairs of inputs and targets, each a tuple of tensors on the model's device
     loss_func, # Loss of the model's output and the targets
     names, # Weights whose gradient is wanted
-    masks=None # `Masks` to prune by for the while
+    masks=None, # `Masks` to prune by for the while
+    held=None # Values of pruned weights by name, where they are not 0
 )->dict: # Gradient by name, averaged over the batches; 0 for a weight that the loss does not reach
     "Gradient of the loss in training mode, of frozen weights too"
     if not batches: raise ValueError("a gradient of the loss needs data: the training set gave no batch")
     with untouched(m):
-        m.train(); ws = _ready(m, names, masks)
+        m.train(); ws = _ready(m, names, masks, held)
         for xb,yb in batches: (loss_func(m(*xb), *yb)/len(batches)).backward()
         return {n:(torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n,p in ws.items()}
 
@@ -67,12 +68,13 @@ def hessian_grads(
     batches, # Pairs of inputs and targets
     loss_func, # Loss of the model's output and the targets
     names, # Weights for which it is wanted
-    masks=None # `Masks` to prune by for the while
+    masks=None, # `Masks` to prune by for the while
+    held=None # Values of pruned weights by name, where they are not 0
 )->dict: # Hg by name
     "Hessian of the loss times its gradient (GraSP, 2002.07376)"
     if not batches: raise ValueError("a gradient of the loss needs data: the training set gave no batch")
     with untouched(m):
-        m.train(); ws = _ready(m, names, masks)
+        m.train(); ws = _ready(m, names, masks, held)
         loss = sum(loss_func(m(*xb), *yb) for xb,yb in batches)/len(batches)
         gs = torch.autograd.grad(loss, list(ws.values()), create_graph=True, allow_unused=True, materialize_grads=True)
         hs = torch.autograd.grad(sum((g*g).sum() for g in gs)/2, list(ws.values()), allow_unused=True, materialize_grads=True)
@@ -83,13 +85,14 @@ def flow_grads(
     m:nn.Module, # A model; it is put back as it was
     xb:tuple, # Inputs of any batch: only their shapes count
     names, # Weights for which it is wanted
-    masks=None # `Masks` to prune by for the while
+    masks=None, # `Masks` to prune by for the while
+    held=None # Values of pruned weights by name, where they are not 0
 )->dict: # Gradient by name
     "Gradient of R = sum of the outputs for inputs of ones under the weights' absolute values, in evaluation mode and double precision (2006.05467)"
     if any(not x.is_floating_point() for x in xb): raise ValueError("the synaptic flow needs inputs that are numbers; this net takes indices (of words or categories), for which ones mean nothing")
     kinds = {n:p.dtype for n,p in m.named_parameters()}
     with untouched(m):
-        m.eval(); ws = _ready(m, names, masks)
+        m.eval(); ws = _ready(m, names, masks, held)
         try:
             m.double()
             for p in m.parameters(): p.data.abs_()

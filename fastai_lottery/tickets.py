@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from safetensors import safe_open,SafetensorError
 from safetensors.torch import save_file
 from .core import *
+from .core import _clean
 from .masks import *
 from .resets import load_
 
@@ -26,7 +27,8 @@ class Ticket:
     masks:Masks
     weights:dict
     meta:dict = field(default_factory=dict)
-    def __post_init__(self): self.masks.check(self.weights)
+    held:dict = None # Values of pruned weights by name, where they are not all 0 (1905.01067, mask-0 actions)
+    def __post_init__(self): self.masks.check(self.weights); self.masks.check({n:(self.held or {}).get(n, m) for n,m in self.masks.items()})
     @property
     def density(self): return self.masks.density
     def __repr__(self): return f'Ticket({self.masks!r}, {self.meta})'
@@ -34,18 +36,22 @@ class Ticket:
 # %% ../nbs/05_tickets.ipynb #2d813960
 @contextmanager
 def atomic(
-    path # File to write
+    path, # File to write
+    sync=True # Wait until it is on the disk? A crash of the machine, not of the program, could else leave it empty
 ): # The temporary file to write to, a `Path`
-    "Write to a temporary file, which takes the place of `path` only once it is whole and on the disk"
+    "Write to a temporary file, which takes the place of `path` only once it is whole and on the disk. Raises `OSError`, and leaves what was there"
     path = Path(path)
     try: path.parent.mkdir(parents=True, exist_ok=True); fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name, suffix='.tmp')
     except OSError as e: raise OSError(e.errno, f"cannot write {str(path)!r}: {e.strerror}. Choose a folder that you can write to") from None
     try:
         os.close(fd)
         yield Path(tmp)
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
+        if sync:
+            with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.chmod(tmp, 0o666&~_umask)
         os.replace(tmp, path)
+    except (OSError,SafetensorError) as e:
+        raise OSError(getattr(e,'errno',None), f"cannot write {str(path)!r}: {getattr(e,'strerror',None) or e}. What was finished before is on the disk; make room and go on") from None
     finally: Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/05_tickets.ipynb #5afc7229
@@ -99,7 +105,8 @@ def save(self:Ticket,
     path # File; `.safetensors` is added where it is missing
 )->Path: # The file written
     "Write masks, starting weights and label to one safetensors file: plain tensors and JSON, no pickle"
-    return save_tensors(path, {**{f'mask/{n}':m for n,m in self.masks.items()}, **{f'weight/{n}':w for n,w in self.weights.items()}},
+    parts = {'mask':self.masks, 'weight':self.weights, 'held':self.held or {}}
+    return save_tensors(path, {f'{p}/{n}':t for p,d in parts.items() for n,t in d.items()},
         {**self.meta, **self._label()})
 
 @patch(cls_method=True)
@@ -111,7 +118,7 @@ def load(cls:Ticket,
     part = lambda p: {n[len(p):]:t for n,t in ts.items() if n.startswith(p)}
     ms,ws = part('mask/'),part('weight/')
     if not ms or sorted(ms)!=sorted(meta.get('names',())): raise ValueError(f"{str(path)!r} holds no ticket: it has {', '.join(list(ts)[:3])} ...")
-    try: res = cls(Masks({n:ms[n] for n in meta['names']}), ws, meta)
+    try: res = cls(Masks({n:ms[n] for n in meta['names']}), ws, meta, part('held/') or None)
     except (TypeError,ValueError) as e: raise ValueError(f"{str(path)!r} holds no ticket: {e}") from None
     for k,v in res._label().items():
         if meta.get(k)!=v: raise ValueError(f"the label of {str(path)!r} says {k}={meta.get(k)!r}, but its masks measure {v!r}")
@@ -123,7 +130,7 @@ def check(self:Ticket,
     model:nn.Module # A model of the ticket's architecture
 ):
     "Raise `ValueError`, naming what differs, where `model` is of another architecture than this ticket"
-    has = {k.replace('_orig_mod.',''):v for k,v in unwrap(model).state_dict().items()}
+    has = {_clean(k):v for k,v in unwrap(model).state_dict().items()}
     for n in self.weights.keys()-has.keys(): raise ValueError(f"the ticket is of another architecture: the model has no {n!r}; it has {', '.join(has)}")
     for n in has.keys()-self.weights.keys(): raise ValueError(f"the ticket is of another architecture: it has no {n!r}, which the model has")
     for n,w in self.weights.items():
@@ -133,9 +140,9 @@ def check(self:Ticket,
 def apply_(self:Ticket,
     model:nn.Module # A model of the ticket's architecture, changed in place
 )->nn.Module: # The same model
-    "Load the starting weights into `model` and zero the pruned ones, after `check`"
+    "Load the starting weights into `model` and zero the pruned ones (or put them where they are held), after `check`"
     self.check(model)
-    return self.masks.apply_(load_(model, self.weights))
+    return self.masks.apply_(load_(model, self.weights), self.held)
 
 # %% ../nbs/05_tickets.ipynb #3709b086
 def overlap(

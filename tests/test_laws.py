@@ -4,8 +4,9 @@ import pytest
 from nets import *
 
 pytestmark = pytest.mark.filterwarnings('ignore::fastai_lottery.scopes.EmptyLayerWarning')
-scopes = {'global_':global_, 'local':local, 'floor':partial(global_, floor=3), 'local floor':partial(local, floor=2), 'rates':{'b':.5, 'c*':0.}, 'rates by module':{'blocks.0':.25}}
-amounts = [0, .01, .2, .5, .77]
+scopes = {'global_':global_, 'local':local, 'floor':partial(global_, floor=3), 'local floor':partial(local, floor=2), 'rates':{'b':.5, 'c*':0.}, 'rates by module':{'blocks.0':.25},
+          'erk':erk, 'erk power':partial(erk, power=.5), '2:4':'2:4', '1:8':n_of_m(1,8)}
+amounts = [0, .01, .2, .5, .77]    # of what the scope lets go, see `most`
 fills = ['normal','ties','repeated','float16','strided']
 
 def weights(fill, seed=0):
@@ -32,22 +33,69 @@ def prune_once(criterion, scope, amount, fill='normal', seed=0, masks=None):
     ws = weights(fill)
     masks = Masks.ones(ws) if masks is None else masks
     s = scores(criterion, list(ws), **known_for(ws, masks, seed))
-    return s,masks,make_masks(s, masks, amount, scope)
+    return s,masks,make_masks(s, masks, amount*most(scope, masks), scope)
+
+def pattern(scope):
+    "`(n, m)` of an N:M scope, else None"
+    return tuple(map(int, re.findall(r'\d+', scope if isinstance(scope, str) else scope.__name__))) if isinstance(scope, str) or 'n_of_m' in getattr(scope,'__name__','') else None
+
+def blocks(shape, m):
+    "Positions of the weights in each group of an N:M scope"
+    size,cols = math.prod(shape),math.prod(shape[1:]) if len(shape)>1 else math.prod(shape)
+    return [range(r+c, min(r+c+m, r+cols)) for r in range(0, size, cols) for c in range(0, cols, m)]
+
+def least(n, m, block): return math.ceil(n*len(block)/m)
+
+def most(scope, masks):
+    "The largest amount that the scope lets go in one prune: 1, or as far as an N:M pattern allows"
+    if pattern(scope) is None: return 1.
+    n,m = pattern(scope)
+    return min(sum(max(0, int(o.reshape(-1)[list(b)].sum())-least(n, m, b)) for b in blocks(o.shape, m))/int(o.sum()) for o in masks.values())
 
 def groups(scope, masks):
     "Who competes: `[(names, rate, floor)]`, told a second time and by other means"
+    if pattern(scope): return [([n],most(scope, masks),0) for n in masks]
     if isinstance(scope, dict): return [([n], next((r for g,r in scope.items() if re.match(g.replace('*','.*')+r'(\.weight)?$', n)), 1.), 0) for n in masks]
-    f,floor = (scope.func,scope.keywords['floor']) if isinstance(scope, partial) else (scope,0)
+    f,floor = (scope.func,scope.keywords.get('floor',0)) if isinstance(scope, partial) else (scope,0)
     return [([n],1.,floor) for n in masks] if f is local else [(list(masks),1.,floor)]
 
 def reference(scores, masks, amount, scope):
     "A stable sort of the survivors' scores, layer after layer: the first `round(amount × survivors)` go, but for each layer's best `floor`"
     new = {n:m.clone() for n,m in masks.items()}
+    if pattern(scope): return greedy(scores, new, amount, scope)
+    if getattr(scope,'func',scope) is erk: return by_shape(scores, new, amount, getattr(scope,'keywords',{}).get('power',1))
     for names,rate,floor in groups(scope, masks):
         order = [(float(scores[n].reshape(-1)[i]),n,int(i)) for n in names for i in masks[n].reshape(-1).nonzero()[:,0]]
         k = round(amount*rate*len(order))
         safe = {(n,i) for o in names for _,n,i in sorted([x for x in order if x[1]==o], key=lambda x: x[0])[max(0, int(masks[o].sum())-floor):]} if floor else set()
         for _,n,i in sorted([x for x in order if x[1:] not in safe], key=lambda x: x[0])[:k]: new[n].view(-1)[i] = False
+    return Masks(new)
+
+def greedy(scores, new, amount, scope):
+    "N:M one weight at a time: the lowest goes, unless its group has no more than it must keep"
+    (n,m),left = pattern(scope),{o:round(amount*most(scope, new)*int(k.sum())) for o,k in new.items()}
+    for o,k in new.items():
+        flat,of = k.view(-1),{i:b for b in blocks(k.shape, m) for i in b}
+        for _,i in sorted(((float(scores[o].reshape(-1)[i]),int(i)) for i in flat.nonzero()[:,0]), key=lambda x: x[0]):
+            if left[o] and int(flat[list(of[i])].sum())>least(n, m, of[i]): flat[i] = False; left[o] -= 1
+        assert left[o]==0
+    return Masks(new)
+
+def by_shape(scores, new, amount, power):
+    "RigL's loop: layers that would be denser than they are leave, one round after the other; then the largest remainders"
+    have = {o:int(k.sum()) for o,k in new.items()}
+    want = {o:k.numel()*(sum(k.shape)/k.numel())**power for o,k in new.items()}
+    total,kept,free = sum(have.values())-round(amount*sum(have.values())),{},list(new)
+    while free:
+        f = (total-sum(kept.values()))/sum(want[o] for o in free)
+        if not (over := [o for o in free if f*want[o]>have[o]+1e-9]): break
+        kept.update({o:have[o] for o in over}); free = [o for o in free if o not in over]
+    x = {o:f*want[o] for o in free}
+    low = {o:math.floor(v+1e-9) for o,v in x.items()}
+    up = sorted(free, key=lambda o: -round(x[o]-low[o], 9))[:total-sum(kept.values())-sum(low.values())]
+    kept.update({o:low[o]+(o in up) for o in free})
+    for o,k in new.items():
+        for _,i in sorted(((float(scores[o].reshape(-1)[i]),int(i)) for i in k.reshape(-1).nonzero()[:,0]), key=lambda x: x[0])[:have[o]-kept[o]]: k.view(-1)[i] = False
     return Masks(new)
 
 menu = pytest.mark.parametrize('criterion', criteria_menu())
@@ -127,8 +175,8 @@ def test_dead_weights_have_no_say(criterion):
 def test_pruning_is_pure(scope):
     s,old,_ = prune_once('large_final', scope, 0)
     before,rng = (bits(s),old.hash()),rng_states()
-    make_masks(s, old, .5, scope)
-    assert (bits(s),old.hash())==before and rng_states()==rng
+    new = make_masks(s, old, .5*most(scope, old), scope)
+    assert (bits(s),old.hash())==before and rng_states()==rng and new.n_kept<old.n_kept
 
 @scoped
 def test_amount_0_is_nothing(scope):
@@ -156,7 +204,7 @@ def test_two_rates_that_match_the_first_counts():
 # --- rounds
 
 @menu
-@pytest.mark.parametrize('scope', [global_, local], ids=['global','local'])
+@pytest.mark.parametrize('scope', [global_, local, erk], ids=['global','local','erk'])
 def test_density_after_k_rounds(criterion, scope):
     "`.8^k`, up to half a weight of each prune in each group"
     ws = weights('normal')
@@ -169,7 +217,7 @@ def test_density_after_k_rounds(criterion, scope):
 @menu
 def test_in_a_learner_as_on_paper(criterion):
     "`learn.prune` is the composition of the plain functions, and takes no global random number"
-    scope = [global_, local, {'0':.5}][list(criteria_menu()).index(criterion)%3]
+    scope = [global_, local, {'0':.5}, 'erk', n_of_m(1,4)][list(criteria_menu()).index(criterion)%5]
     learn,twin = learner(drop_bn),learner(drop_bn)
     for o in (learn,twin): seed_all(o); o.fit(1)
     names,f = learn.lottery.names(),criteria_menu()[criterion]
@@ -208,7 +256,7 @@ def test_resets_are_pure(reset):
     assert list(new)==list(ws) and all(new[n].shape==w.shape for n,w in ws.items())
     assert {w:bits(d) for w,d in k.items() if w!='gen'}==before and rng_states()==rng
 
-@pytest.mark.parametrize('control', [shuffle_mask, random_mask], ids=lambda o: o.__name__)
+@pytest.mark.parametrize('control', [shuffle_mask, random_mask, erk_mask], ids=lambda o: o.__name__)
 def test_mask_controls(control):
     "As many weights as the ticket, in each layer or over all; other ones; by the private generator"
     m = some_masks(weights('normal'), .3)

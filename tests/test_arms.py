@@ -1,0 +1,224 @@
+"Laws of 28_arms: figures equal those by hand, follow from the seed, and leave no trace in what is played after them"
+import math
+from dataclasses import replace
+from itertools import combinations
+import numpy as np,pandas as pd,pytest
+from nets import *
+from fastai_lottery.arms import *
+from fastai_lottery.metrics import *
+from fastai_lottery.presets import *
+from fastai_lottery.presets import _lenet
+from fastai_lottery.supermask import *
+
+small = replace(preset('digits'), settings={**preset('digits').settings, 'n_epoch':2, 'rounds':3}, levels=(3,), controls={})
+
+def played(path, seed=0, p=small):
+    "A `Run`, as `play_seed` makes it"
+    l = p.learner(seed, device='cpu'); l.logger = noop; l.remove_cbs(l._grab_cbs(ProgressCallback))
+    rs = l.fit_lottery(**p.settings, seed=seed, test_dl=l.dls[2], path=path)
+    s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion')}
+    return Run(l, rs, s, lambda r: load_tensors(path/f'round_{r:02d}'/'weights')[0], seed)
+
+@pytest.fixture
+def run(tmp_path): return played(tmp_path)
+
+tiny = replace(small, settings={**small.settings, 'n_epoch':1})
+quick = dict(stability=lambda run: ticket_stability(run, 3, orders=2), instability=lambda run: ticket_instability(run, 2, alphas=4, random=True),
+             heuristic=lambda run: heuristic_supermasks(run, 3), learned=lambda run: learned_supermasks(run, n_epoch=1, samples=2))
+each = pytest.mark.parametrize('measure', quick.values(), ids=quick)
+
+def flat(s, names): return np.concatenate([s[n].numpy().astype(float).reshape(-1) for n in names])
+def weights(run, *args, **kwargs): run.fit(*args, **kwargs); return state(run.learn.model)
+def acc_of(run, ws, dl=2):
+    "Accuracy of LeNet with these weights, by hand"
+    ds = run.learn.dls[dl].dataset; x = ds.x.flatten(1)
+    for n in ('fc1','fc2','out'):
+        x = x@ws[f'{n}.weight'].T+ws[f'{n}.bias']
+        if n!='out': x = x.relu()
+    return float((x.argmax(1)==ds.y).float().mean())
+
+# --- data orders
+
+def test_own_order_repeats_the_lottery(run):
+    for o in (None,2):
+        ws = weights(run, run.ticket(2), order=o)
+        assert all(torch.equal(v, ws[k]) for k,v in run.trained(2).items())
+
+def test_order_of_a_round_is_that_of_the_round(run):
+    "The dense net under the name of round 3, in the order of round 0, is the dense net of the lottery to the bit; in that of round 1 it is not"
+    t = Ticket(run.rounds[0].masks, run.rounds[0].start, run.ticket(3).meta)
+    same,other = weights(run, t, order=0),weights(run, t, order=1)
+    assert all(torch.equal(v, same[k]) for k,v in run.trained(0).items())
+    assert not any(torch.equal(v, other[k]) for k,v in run.trained(0).items())
+    r = run.fit(t, order=1)
+    assert (r['round'],r.meta['round'],t.meta['round'])==(3,3,3)
+
+# --- stability, instability
+
+def test_stability_by_hand(run):
+    t,start = run.ticket(3),run.rounds[0].start
+    rand = Ticket(shuffle_mask(t.masks, generator(0, 'mask', 3, 0)), start, t.meta)
+    got = {(o['what'],o['mask']):o for o in ticket_stability(run, 3, orders=3)}
+    assert len(got)==4
+    for name,t in (('ticket',t),('random',rand)):
+        m = flat(t.masks, t.masks)>0
+        rs = [(r := run.fit(t, order=o), flat(state(run.learn.model), t.masks)[m]) for o in (3,0,1)]
+        def l2(a, b): return math.sqrt(sum((a-b)**2))
+        def angle(a, b): return math.degrees(math.acos(a@b/math.sqrt((a@a)*(b@b))))
+        pairs = list(combinations([w for _,w in rs], 2)); dense = flat(run.trained(0), t.masks)[m]
+        a,b = got['data order',name],got['pruning',name]
+        assert a['pairs']==3 and b['pairs']==1
+        for k,f in (('l2',l2),('angle',angle)):
+            assert a[k]==pytest.approx(np.mean([f(*p) for p in pairs]), rel=1e-5)
+            assert b[k]==pytest.approx(f(rs[1][1], dense), rel=1e-5)
+        for k in ('test_accuracy','es_test_accuracy'):
+            assert a[k]==pytest.approx(np.mean([r[k] for r,_ in rs])) and b[k]==rs[1][0][k]
+    assert got['data order','random']['l2']!=got['data order','ticket']['l2']
+
+def test_random_mask_is_that_of_the_control(run):
+    ticket_stability(run, 3, orders=2)
+    r = run.fit(run.ticket(3), mask=shuffle_mask)
+    mine = run.more[3,r.masks.hash(),3]
+    assert mine[0]['test_accuracy']==r['test_accuracy'] and all(torch.equal(v, mine[1][k]) for k,v in state(run.learn.model).items())
+
+def test_instability_by_hand(run):
+    for k,mask in ((0,'dense'),(3,'ticket')):
+        (got,) = ticket_instability(run, k, alphas=[0,.3,.5,.8,1])
+        a,b = run.trained(k),weights(run, run.ticket(k), order=1 if k==0 else 0)
+        e = [1-acc_of(run, {n:al*a[n]+(1-al)*b[n] for n in a}) for al in (0,.3,.5,.8,1)]
+        assert got['mask']==mask and (got['order_1'],got['order_2'])==((0,1) if k==0 else (3,0))
+        assert [got['error_2'],got['error_1'],got['error_max']]==pytest.approx([e[0],e[-1],max(e)], abs=1e-6)
+        assert got['barrier_pp']==pytest.approx(100*(max(e)-(e[0]+e[-1])/2), abs=1e-4)
+
+def test_pairs_and_thirty_alphas(run, monkeypatch):
+    from fastai_lottery import arms
+    seen,real = [],arms.instability
+    monkeypatch.setattr(arms, 'instability', lambda *a, **kw: seen.append(r := real(*a, **kw)) or r)
+    got = ticket_instability(run, 2, orders=3)
+    assert [(o['order_1'],o['order_2']) for o in got]==[(2,0),(2,1),(0,1)] and [len(r.path) for r in seen]==[30]*3
+    assert [o['mask'] for o in ticket_instability(run, 2, alphas=2, random=True)]==['ticket','random']
+    assert [o['mask'] for o in ticket_instability(run, 0, alphas=2, random=True)]==['dense']
+
+def test_shared_trainings_are_trained_once_and_change_nothing(tmp_path):
+    def fresh(i): return played(tmp_path/i)
+    a,b = fresh('a'),fresh('b')
+    ticket_stability(a, 3, orders=2); n = len(a.more)
+    assert n==3 and ticket_instability(a, 3, alphas=3, random=True)==ticket_instability(b, 3, alphas=3, random=True) and len(a.more)==n
+
+def test_wrong_arguments(run):
+    for f,word in ((lambda: ticket_stability(run, 0), '`k`'), (lambda: ticket_stability(run, 3, orders=1), '`orders`'), (lambda: ticket_instability(run, 3, orders=1), '`orders`')):
+        with pytest.raises(ValueError, match=word): f()
+
+# --- supermasks
+
+def test_heuristics_by_hand(run):
+    t,w_i,w_f = run.ticket(3),run.rounds[0].start,run.trained(0)
+    got = {(o['mask'],o['base']):o for o in heuristic_supermasks(run, 3)}
+    same = {n:(w_i[n].sign()==w_f[n].sign()) for n in t.masks}
+    score = dict(large_final=lambda n: w_f[n].abs(), magnitude_increase=lambda n: w_f[n].abs()-w_i[n].abs())
+    def top(s, m): # of equals the first go
+        keep = np.ones(m.numel(), bool); keep[np.argsort(s.reshape(-1).numpy(), kind='stable')[:int((~m).sum())]] = False
+        return tensor(keep).view(m.shape)
+    masks = dict(ticket=dict(t.masks), random=dict(shuffle_mask(t.masks, generator(0, 'mask', 3, 0))), **{c:{n:top(f(n), m) for n,m in t.masks.items()} for c,f in score.items()},
+                 **{f'{c}_same_sign':{n:top(torch.where(same[n], f(n), -99.), m) for n,m in t.masks.items()} for c,f in score.items()})
+    assert {m for m,_ in got}==set(masks) and len(got)==12
+    for c,ms in masks.items():
+        if 'same' in c: assert all(same[n][m].all() for n,m in ms.items())
+        for b,base in (('init',lambda w: w),('signed constant',lambda w: w.sign()*(w-w.mean()).pow(2).mean().sqrt())):
+            ws = {n:base(w)*ms[n] if n in ms else w for n,w in w_i.items()}
+            o = got[c,b]
+            assert (o['accuracy'],o['test_accuracy'])==pytest.approx((acc_of(run, ws, 1),acc_of(run, ws)), abs=1e-6), (c,b)
+            assert o['density']==t.density and o['prunes']==3
+
+def test_densities_without_a_lottery(run):
+    "As many weights in each layer as rounds of the same rate leave"
+    from fastai_lottery.arms import _levels
+    ms = _levels(run.rounds[0].masks, run.trained(0), 3, small.settings['amount'], small.settings['scope'])
+    assert [{n:int(o.sum()) for n,o in m.items()} for m in ms]==[{n:int(o.sum()) for n,o in r.masks.items()} for r in run.rounds[1:]]
+    rows = heuristic_supermasks(run, 0, prunes=3, amount=.2, scope={'out':.5}); with_k = heuristic_supermasks(run, 2)
+    assert len(rows)==3*10 and [o for o in rows if o['prunes']==2 and o['mask']!='random']==[o for o in with_k if o['mask'] not in ('ticket','random')]
+
+def test_validation_chooses():
+    df = pd.DataFrame(dict(seed=[0]*4+[1]*4, mask=['a','a','b','b']*2, base='init', density=[.8,.6]*4, accuracy=[.5,.6,.4,.4,.7,.6,.1,.2], test_accuracy=[.9,.1,.2,.3,.4,.5,.6,.7]))
+    assert best_by_valid(df)[['seed','mask','density','test_accuracy']].values.tolist()==[[0,'a',.6,.1],[0,'b',.8,.2],[1,'a',.8,.4],[1,'b',.6,.7]]
+
+@pytest.mark.parametrize('bs', [None,100])
+def test_learned_by_a_plain_loop(run, bs):
+    got = learned_supermasks(run, n_epoch=2, bs=bs, samples=3)
+    assert [(o['base'],o['rescale']) for o in got]==[('init',False),('init',True),('signed constant',False),('signed constant',True)]
+    for o in (got[0],got[3]):
+        m = load_(lenet_300_100(64), run.learn.lottery.w_i)
+        add_supermask(m, base=signed_constant if 'signed' in o['base'] else None, rescale=o['rescale'])
+        dl = run.learn.dls.train.new(bs=bs or 60); dl.rng.seed(derive(derive(0, 'supermask'), 'loader', 0))
+        opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=100., momentum=.9); m.train()
+        for _ in range(2):
+            for x,y in dl: nn.functional.cross_entropy(m(x), y).backward(); opt.step(); opt.zero_grad()
+        ts = [supermask_ticket(m, sample=i) for i in (0,1,2,None)]
+        acc = [acc_of(run, state(t.apply_(lenet_300_100(64)))) for t in ts]
+        assert o['test_accuracy']==pytest.approx(np.mean(acc[:3]), abs=2e-3) and o['test_accuracy_rounded']==pytest.approx(acc[3], abs=2e-3)
+        assert o['density']==pytest.approx(np.mean([t.density for t in ts[:3]]), abs=1e-4) and o['density_rounded']==pytest.approx(ts[3].density, abs=1e-4)
+
+def test_learned_masks_learn(tmp_path):
+    "And the weights below them are those of the start"
+    from fastai_lottery.arms import _learn_masks
+    run = played(tmp_path)
+    assert min(o['test_accuracy'] for o in learned_supermasks(run, n_epoch=6, samples=3))>.85
+    m = remove_supermask(_learn_masks(run, 1, 100., None))
+    assert all(torch.equal(v, run.learn.lottery.w_i[k]) for k,v in state(m).items())
+
+# --- no trace
+
+def numbers(learn): return [random.random(), np.random.rand(), float(torch.rand(1))]+[dl.rng.random() for dl in learn.dls.loaders]
+
+@each
+def test_no_trace(run, measure):
+    l,lot = run.learn,run.learn.lottery
+    weights(run, run.ticket(1)); l.model.train(); set_seed(3); was,w_k,cbs = state(l.model),lot.w_k,list(l.cbs)
+    with beside(l): want = numbers(l)
+    measure(run)
+    assert all(torch.equal(v, was[k]) for k,v in state(l.model).items()) and lot.masks==run.ticket(1).masks and lot.w_k is w_k and list(l.cbs)==cbs
+    assert numbers(l)==want and len(lot.rounds)==4 and not hasattr(unwrap(l.model), '_supermask') and all(p.requires_grad for p in l.model.parameters())
+    assert list(l.model.state_dict())==list(was)
+
+def test_no_trace_of_a_measure_that_fails(run):
+    weights(run, run.ticket(1)); was = state(run.learn.model)
+    with pytest.raises(ZeroDivisionError):
+        with beside(run.learn): run.fit(run.ticket(3)); 1/0
+    assert all(torch.equal(v, was[k]) for k,v in state(run.learn.model).items()) and run.learn.lottery.masks==run.ticket(1).masks
+
+@each
+def test_a_later_control_is_the_same(tmp_path, measure):
+    "Also one that goes by the weights as they are"
+    def control(path, before):
+        run = played(path, p=tiny); before(run)
+        return [{k:v for k,v in run.fit(run.ticket(2), **kw).row.items() if k!='seconds'} for kw in (dict(reset=keep), dict(mask=shuffle_mask), dict(reset='reshuffle'))]
+    assert control(tmp_path/'a', noop)==control(tmp_path/'b', measure)
+
+@each
+def test_follows_from_the_seed(tmp_path, measure):
+    a,b,c = (measure(played(tmp_path/str(i), seed, tiny)) for i,seed in enumerate((0,0,1)))
+    assert a==b!=c
+
+# --- as measures of a preset
+
+def no_seconds(f): return pd.read_csv(f).drop(columns='seconds')
+
+def test_in_a_preset(tmp_path):
+    p = replace(tiny, controls=dict(keep=dict(reset='keep'), random=dict(mask=shuffle_mask)),
+                measures=dict(stability=lambda run,k: ticket_stability(run, k, orders=2), instability=lambda run,k: ticket_instability(run, k, alphas=3), heuristic=heuristic_supermasks),
+                at=dict(instability=(0,3), heuristic=(1,2)))
+    a,b = tmp_path/'a'/'seed_00',tmp_path/'b'/'seed_00'
+    play_seed(p, 0, a); play_seed(replace(p, measures={}), 0, b)
+    assert no_seconds(a/'controls.csv').equals(no_seconds(b/'controls.csv'))
+    df = measured(tmp_path/'a')
+    assert df.groupby(['arm','round']).size().to_dict()=={('heuristic',1):12,('heuristic',2):12,('instability',0):1,('instability',3):1,('stability',3):4}
+    f = a/'measures.csv'; f.write_text(''.join(f.read_text().splitlines(True)[:5])); play_seed(p, 0, a)    # only stability is left
+    assert measured(tmp_path/'a').sort_values(['arm','round','mask','base','what']).reset_index(drop=True).equals(df.sort_values(['arm','round','mask','base','what']).reset_index(drop=True))
+
+def test_without_rounds(tmp_path):
+    p = replace(small, settings={**tiny.settings, 'rounds':0}, levels=(0,), at={},
+                measures=dict(heuristic=lambda run,k: heuristic_supermasks(run, k, prunes=2, amount=_lenet['amount'], scope=_lenet['scope']), learned=lambda run,k: learned_supermasks(run, k, n_epoch=1, samples=2)))
+    assert play_seed(p, 0, tmp_path/'seed_00').arm.tolist()==['dense']
+    df = measured(tmp_path)
+    assert df.groupby('arm').size().to_dict()=={'heuristic':20,'learned':4}
+    assert len(best_by_valid(df[df.arm=='heuristic']))==10
