@@ -71,7 +71,7 @@ def beside(
     learn:Learner # A Learner with a `LotteryCallback` that has masks
 ):
     "Put weights, masks, rewind point and random numbers of `learn` back at the end; the optimizer starts afresh"
-    lot = learn.lottery; old,on,w_k = state(learn.model),(lot.masks,*filter(None, [getattr(lot, 'held', None)])),lot.w_k
+    lot = learn.lottery; old,on,w_k = state(learn.model),(lot.masks,lot.held),lot.w_k
     rngs = [(dl,dl.rng.getstate()) for dl in learn.dls.loaders if hasattr(dl, 'rng')]
     try:
         with same_rng(), _same_order(*learn.dls.loaders): yield

@@ -146,14 +146,14 @@ def erk(
 def _rows(t): return t.flatten(1) if t.ndim>1 else t.reshape(1, -1)
 
 def _best_of(s, mask, n, m):
-    "The best `n` survivors in each `m` consecutive weights of a row, of equals the last in order"
-    k,inf = _rows(mask),-float('inf')
-    s = _rows(s.detach().to(mask.device, torch.float64 if s.element_size()>4 else torch.float32)).masked_fill(~k, inf)
+    "The best `n` of each `m` consecutive weights of a row, survivors before pruned ones, of equals the last in order"
+    k,low = _rows(mask),-float('inf')
+    s = _rows(s.detach().to(mask.device, torch.float64 if s.element_size()>4 else torch.float32)).masked_fill(~k, low)
     rest = s.shape[1]%m
-    i = pad(s, (0, -s.shape[1]%m), value=inf).unflatten(1, (-(-s.shape[1]//m), m)).argsort(dim=-1, stable=True)
+    i = pad(s, (0, -s.shape[1]%m), value=low).unflatten(1, (-(-s.shape[1]//m), m)).argsort(dim=-1, stable=True)
     best = torch.zeros_like(i, dtype=torch.bool).scatter_(-1, i[...,m-n:], True)
     if rest: best[:,-1].scatter_(-1, i[:,-1,:m+(-n*rest)//m], False)
-    return best.flatten(1)[:,:s.shape[1]].reshape(mask.shape)&mask
+    return best.flatten(1)[:,:s.shape[1]].reshape(mask.shape)
 
 # %% ../nbs/03_scopes.ipynb #11579cc4
 def n_of_m(

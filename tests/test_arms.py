@@ -180,6 +180,17 @@ def test_no_trace(run, measure):
     assert numbers(l)==want and len(lot.rounds)==4 and not hasattr(unwrap(l.model), '_supermask') and all(p.requires_grad for p in l.model.parameters())
     assert list(l.model.state_dict())==list(was)
 
+def test_no_trace_in_held_weights(tmp_path):
+    "Also where pruned weights are held at their initial values"
+    run = played(tmp_path, p=replace(tiny, settings={**tiny.settings, 'hold':'hold_init'})); l = run.learn
+    was,held = state(l.model),l.lottery.held; run.settings.pop('hold')
+    out = ~run.ticket(3).masks['fc1.weight']
+    assert torch.equal(was['fc1.weight'][out], l.lottery.w_i['fc1.weight'][out])
+    ticket_stability(run, 3, orders=2); heuristic_supermasks(run, 1)
+    assert all(torch.equal(v, was[k]) for k,v in state(l.model).items()) and all(torch.equal(v, held[k]) for k,v in l.lottery.held.items())
+    learned_supermasks(run, n_epoch=1, samples=1); l.fit(1)
+    assert torch.equal(l.model.fc1.weight[out], was['fc1.weight'][out])
+
 def test_no_trace_of_a_measure_that_fails(run):
     weights(run, run.ticket(1)); was = state(run.learn.model)
     with pytest.raises(ZeroDivisionError):

@@ -27,7 +27,7 @@ def fails(*args, rc=(1,), has=()):
     return err
 
 def files(d): return {str(p.relative_to(d)):p.read_bytes() for p in sorted(Path(d).rglob('*')) if p.is_file()}
-def times(d): return {str(p.relative_to(d)):p.stat().st_mtime_ns for p in sorted(Path(d).rglob('*')) if p.is_file()}
+def times(d): return {str(p.relative_to(d)):p.stat().st_mtime_ns for p in sorted(Path(d).rglob('*')) if p.is_file() and p.suffix!='.lock'}
 
 def hashes(d): return {str(p.relative_to(d)):Ticket.load(p).masks.hash() for p in sorted(Path(d).rglob('ticket.safetensors'))}
 def figures(d, n): return pd.read_csv(Path(d)/n).drop(columns='seconds')

@@ -113,6 +113,12 @@ def cases(rank):
         rs = learner(metrics=[Odd()]).fit_lottery(1, rounds=3, tol=.5, monitor='odd')
         return [r['odd'] for r in rs]
     @case
+    def no_variables(d):
+        "Without WORLD_SIZE and RANK in the environment fastai gathers no figures: each process has its own"
+        old = {k:os.environ.pop(k) for k in ('WORLD_SIZE','RANK')}
+        try: return play(learner(), 1, eval_every=1, test_dl=loaders().valid, seed=3, path=d/'run')
+        finally: os.environ.update(old)
+    @case
     def not_finite(d): return attempt(lambda: learner(spoil=1, bs=32).fit_lottery(1, rounds=1))
     @case
     def folder(d):
@@ -245,6 +251,8 @@ def test_trap_23_controls_of_a_ticket(ran):
     assert len({r['mask'] for r in o})==3 and o[0]['mask']==o[3]['mask']
 
 def test_trap_23_figures_that_differ_decide_as_rank_0(ran): assert same(ran, 'own_figures')==[1.]*4
+
+def test_trap_23_a_group_that_fastai_does_not_know_of(ran): assert 'es_test_loss' in same(ran, 'no_variables')['rows'][1]
 
 def test_trap_23_a_loss_that_one_process_finds_not_finite_stops_both(ran):
     assert same(ran, 'not_finite').startswith('FloatingPointError: round 0: the loss is')
