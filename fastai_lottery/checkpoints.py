@@ -7,7 +7,9 @@ __all__ = ['take', 'put', 'write_checkpoint', 'read_checkpoint', 'locked']
 
 # %% ../nbs/08_checkpoints.ipynb #d1c15eb7
 import errno,hashlib,io,os,random,warnings
-from contextlib import contextmanager
+from collections import deque
+from contextlib import contextmanager,suppress
+from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from .resets import state,load_
 # %% ../nbs/08_checkpoints.ipynb #3ea2360c
 class _NotPlain(Exception): pass
 
+def _stateful(o): return not isinstance(o, type) and all(callable(getattr(type(o), k, None)) for k in ('state_dict','load_state_dict'))
+
 def _plain(o):
     "`o` as tensors and plain data"
     if torch.is_tensor(o): return o.detach().as_subclass(torch.Tensor)
@@ -27,13 +31,20 @@ def _plain(o):
     if o is None or isinstance(o, (str,int,float,bool)): return o
     if isinstance(o, np.ndarray) and o.dtype!=object: return {'#array':torch.from_numpy(o.copy())}
     if isinstance(o, (list,L)):
-        if len(o)>8 and all(torch.is_tensor(t) and t.ndim==0 for t in o) and len({(t.dtype,t.device) for t in o})==1: return {'#stack':torch.stack(list(o)).as_subclass(torch.Tensor)}
+        if len(o)>8 and all(torch.is_tensor(t) and t.ndim==0 for t in o) and len({(t.dtype,t.device) for t in o})==1: return {'#stack':torch.stack(list(o)).detach().as_subclass(torch.Tensor)}
         res = [_plain(x) for x in o]
         return {'#L':res} if isinstance(o, L) else res
     if type(o) is tuple: return tuple(_plain(x) for x in o)
     if isinstance(o, dict) and all(isinstance(k, (str,int)) for k in o): return {k:_plain(v) for k,v in o.items()}
+    return _special(o)
+
+def _special(o):
+    "`o` as plain data, of a kind that `_back` needs to know"
+    if isinstance(o, set): return {'#set':[_plain(x) for x in o]}
+    if isinstance(o, deque): return {'#deque':([_plain(x) for x in o],o.maxlen)}
+    if (g := _generator(o)) is not None: return {'#rng':_plain(g[0]())}
     if isinstance(o, Metric): return {'#vars':_plain_vars(o)}
-    if not isinstance(o, type) and callable(getattr(o,'state_dict',None)) and callable(getattr(o,'load_state_dict',None)): return {'#state':_plain(o.state_dict())}
+    if _stateful(o): return {'#state':_plain(o.state_dict())}
     raise _NotPlain(type(o).__name__)
 
 def _plain_vars(o, skip=('learn',)):
@@ -45,51 +56,87 @@ def _plain_vars(o, skip=('learn',)):
     return res
 
 # %% ../nbs/08_checkpoints.ipynb #2ffafe5e
-def _back(o):
-    "What `_plain` was given"
+def _generator(o):
+    "How to read and to set the state of a random generator; None for anything else"
+    if isinstance(o, random.Random): return o.getstate,o.setstate
+    if isinstance(o, torch.Generator): return o.get_state,lambda s: o.set_state(s.cpu())
+    b = getattr(o, 'bit_generator', None) if isinstance(o, np.random.Generator) else getattr(o, '_bit_generator', None) if isinstance(o, np.random.RandomState) else None
+    if b is not None: return lambda: b.state,partial(setattr, b, 'state')
+
+# %% ../nbs/08_checkpoints.ipynb #c5c221a9
+def _back(o, old=None):
+    "What `_plain` was given; generators and what has a state are set in place, where they are in `old`"
     if isinstance(o, dict):
-        if '#array' in o: return o['#array'].numpy()
+        if '#array' in o: return o['#array'].cpu().numpy()
         if '#stack' in o: return list(o['#stack'].unbind())
-        if '#L' in o: return L(map(_back, o['#L']))
-        return {k:_back(v) for k,v in o.items()}
-    return type(o)(map(_back, o)) if isinstance(o, (list,tuple)) else o
+        if '#L' in o: return L(_back(o['#L'], old))
+        if '#set' in o: return set(_back(o['#set']))
+        if '#deque' in o: return deque(_back(o['#deque'][0]), o['#deque'][1])
+        if '#rng' in o or '#vars' in o or '#state' in o: return _set_in(old, o)
+        new = {k:_back(v, old.get(k) if isinstance(old, dict) else None) for k,v in o.items()}
+        if not isinstance(old, dict) or type(old) is dict: return new
+        old.clear(); old.update(new); return old    # a `Counter`, a `defaultdict`
+    if not isinstance(o, (list,tuple)): return o
+    olds = list(old) if isinstance(old, (list,tuple,L)) and len(old)==len(o) else [None]*len(o)
+    return type(o)(map(_back, o, olds))
+
+def _set_in(old, o):
+    if old is None: return None
+    if '#vars' in o: _put_back(old, o['#vars'])
+    elif '#rng' in o: _generator(old)[1](_back(o['#rng']))
+    else: old.load_state_dict(_back(o['#state']))
+    return old
 
 def _put_back(o, d):
     "Attributes `d` of `_plain_vars` into `o`"
-    for k,v in d.items():
-        if isinstance(v, dict) and '#vars' in v: _put_back(vars(o)[k], v['#vars'])
-        elif isinstance(v, dict) and '#state' in v:
-            if vars(o).get(k) is not None: vars(o)[k].load_state_dict(_back(v['#state']))
-        else: vars(o)[k] = _back(v)
+    for k,v in d.items(): vars(o)[k] = _back(v, vars(o).get(k))
 
 # %% ../nbs/08_checkpoints.ipynb #9e83e74b
 def _rng(dls):
     "States of all generators: the global ones and the loaders' own"
     res = dict(python=random.getstate(), numpy=_plain(np.random.get_state()), torch=torch.get_rng_state(), loaders=[])
     if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
-    for dl in dls.loaders:
-        rng,gen = getattr(dl,'rng',None),getattr(dl,'generator',None)
-        res['loaders'].append((rng.getstate() if isinstance(rng, random.Random) else None, gen.get_state() if isinstance(gen, torch.Generator) else None))
+    for dl in dls.loaders: res['loaders'].append([_plain(g) if _generator(g) else None for g in _generators(dl)])
     return res
+
+def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]
 
 def _set_rng(dls, d):
     random.setstate(d['python']); np.random.set_state(_back(d['numpy'])); torch.set_rng_state(d['torch'])
     if 'cuda' in d and torch.cuda.is_available(): torch.cuda.set_rng_state_all(d['cuda'])
-    for dl,(rng,gen) in zip(dls.loaders, d['loaders']):
-        if rng is not None: dl.rng = random.Random(); dl.rng.setstate(rng)
-        if gen is not None: dl.generator.set_state(gen)
+    for dl,gs in zip(dls.loaders, d['loaders']):
+        if gs[0] is not None: dl.rng = random.Random()    # of its own, whoever else has the present one
+        _back(gs, _generators(dl))
 
 # %% ../nbs/08_checkpoints.ipynb #7185ffe2
 _counts = 'epoch n_epoch train_iter pct_train'.split()
 
+def _grad(p): return None if p.grad is None else p.grad.detach() if p.grad.any() else 0.
+
+def _params(learn):
+    "What is not in a model's state: gradients, frozen layers, plain attributes of modules"
+    ps,m = list(learn.model.parameters()),unwrap(learn.model)
+    return dict(grads=[_grad(p) for p in ps], free=[p.requires_grad for p in ps], frozen=getattr(learn.opt, 'frozen_idx', None),
+                modules=[{k:v for k,v in _plain_vars(o).items() if k[0]!='_' and k!='training'} for o in m.modules()])
+
+def _put_params(learn, d):
+    for p,g,free in zip(learn.model.parameters(), d['grads'], d['free']):
+        p.requires_grad_(free)
+        p.grad = None if g is None else torch.zeros_like(p) if not torch.is_tensor(g) else g.to(p.device).clone()
+    if d['frozen'] is not None: learn.opt.frozen_idx = d['frozen']
+    for o,v in zip(unwrap(learn.model).modules(), d['modules']): _put_back(o, v)
+
+# %% ../nbs/08_checkpoints.ipynb #9bc71454
 def take(
     learn, # A Learner at the end of an epoch
     skip=() # Classes of callbacks that look after themselves
 )->dict: # Plain data
-    "All that the rest of this training depends on"
-    cbs = [(type(cb).__name__, _plain_vars(cb)) for cb in learn.cbs if not isinstance(cb, skip)]
-    scaler = getattr(learn, 'scaler', None)
-    return dict(model=state(learn.model), opt=_plain(learn.opt.state_dict()), rng=_rng(learn.dls), cbs=cbs, scaler=scaler and scaler.state_dict(), **{k:_plain(getattr(learn, k)) for k in _counts})
+    "All that the rest of this training depends on. Raises `TypeError` for an optimizer whose state is no plain data"
+    cbs,scaler = [(type(cb).__name__, _plain_vars(cb)) for cb in learn.cbs if not isinstance(cb, skip)],vars(learn).get('scaler')
+    try: opt = _plain(learn.opt.state_dict())
+    except _NotPlain as e: raise TypeError(f"the state of {type(learn.opt).__name__} holds a {e}, and a checkpoint holds tensors, numbers and text only: train without `path`, or let its state_dict() give these") from None
+    return dict(model=state(learn.model), params=_params(learn), opt=opt, rng=_rng(learn.dls), cbs=cbs, scaler=scaler and scaler.state_dict(),
+                loss=_plain(learn.loss_func.state_dict()) if isinstance(learn.loss_func, torch.nn.Module) else None, **{k:_plain(getattr(learn, k)) for k in _counts})
 
 def put(
     learn, # A Learner whose fit has begun in the same way, with the same callbacks
@@ -99,9 +146,10 @@ def put(
     "Go on where `take` was called. Raises `ValueError` where the callbacks are others"
     cbs = [cb for cb in learn.cbs if not isinstance(cb, skip)]
     if (has := [type(cb).__name__ for cb in cbs])!=(want := [n for n,_ in d['cbs']]): raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
-    load_(learn.model, d['model']); learn.opt.load_state_dict(_back(d['opt']))
+    load_(learn.model, d['model']); learn.opt.load_state_dict(_back(d['opt'])); _put_params(learn, d['params'])
     for cb,(_,v) in zip(cbs, d['cbs']): _put_back(cb, v)
-    if d['scaler'] and getattr(learn, 'scaler', None) is not None: learn.scaler.load_state_dict(d['scaler'])
+    if d['scaler'] and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(d['scaler'])
+    if d['loss']: learn.loss_func.load_state_dict(d['loss'])
     for k in _counts: setattr(learn, k, d[k])
     _set_rng(learn.dls, d['rng'])
 
@@ -116,14 +164,15 @@ def write_checkpoint(
         with open(tmp, 'wb') as f: f.write(hashlib.sha256(b).digest()); f.write(b)
 
 def read_checkpoint(
-    path # File that `write_checkpoint` wrote
+    path, # File that `write_checkpoint` wrote
+    device='cpu' # Where tensors go that were not on the CPU
 ): # The dict; `None`, with a warning, for a damaged file, and `None` where there is none
     "Read a checkpoint and check it"
     if not (path := Path(path)).exists(): return None
     b = path.read_bytes()
     if hashlib.sha256(b[32:]).digest()!=b[:32]:
         warnings.warn(f"the checkpoint {str(path)!r} is damaged; its round starts again from the beginning"); return None
-    return torch.load(io.BytesIO(b[32:]), map_location='cpu', weights_only=True)
+    return torch.load(io.BytesIO(b[32:]), map_location=lambda o,at: o if at=='cpu' else torch.serialization.default_restore_location(o, str(device)), weights_only=True)
 
 # %% ../nbs/08_checkpoints.ipynb #510043d1
 try: import fcntl
@@ -138,7 +187,7 @@ def locked(
     "Hold the folder for this process. Raises `RuntimeError`, naming the other process, where one has it"
     f = Path(path)/f'.{what}.lock'
     busy = RuntimeError(f"{str(path)!r} is in use{{}}: wait for it, stop it, or choose another folder")
-    if (key := str(f.absolute())) in _mine: raise RuntimeError(busy.args[0].format(' by this process'))
+    if (key := os.path.realpath(f)) in _mine: raise RuntimeError(busy.args[0].format(' by this process'))
     try: f.parent.mkdir(parents=True, exist_ok=True); fd = os.open(f, os.O_RDWR|os.O_CREAT, 0o666)
     except OSError as e: raise OSError(e.errno, f"cannot write {str(f)!r}: {e.strerror}. Choose a folder that you can write to") from None
     try:
@@ -146,10 +195,14 @@ def locked(
         except OSError as e:
             if e.errno not in (errno.EACCES,errno.EAGAIN,errno.EDEADLK): yield; return    # a file system without locks
             raise RuntimeError(busy.args[0].format(f' by process {os.read(fd, 20).decode() or "?"}')) from None
-        os.ftruncate(fd, 0); os.pwrite(fd, str(os.getpid()).encode(), 0) if fcntl else None
+        with suppress(OSError):    # on a full disk nobody learns our number
+            if fcntl: os.ftruncate(fd, 0); os.pwrite(fd, str(os.getpid()).encode(), 0)
         _mine.add(key)
         try: yield
-        finally: _mine.discard(key); os.ftruncate(fd, 0) if fcntl else None
+        finally:
+            _mine.discard(key)
+            with suppress(OSError):
+                if fcntl: os.ftruncate(fd, 0)
     finally: os.close(fd)
 
 def _lock_windows(fd):

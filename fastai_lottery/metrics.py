@@ -212,8 +212,10 @@ def claim_difference(
     scale:float=100., # Multiply by this: 100 for percentage points
     unit:str='pp' # Put behind the figure
 )->Claim:
-    "a is larger than b: one-sided paired t-test"
-    a,b = _pairs(a, b); d = interval(scale*(a-b))
+    "a is larger than b: one-sided paired t-test; `None` where there are no values"
+    a,b = _pairs(a, b)
+    if not len(a): return None
+    d = interval(scale*(a-b))
     p = stats.ttest_rel(a, b, alternative='greater').pvalue if d.n>1 else math.nan
     return Claim(what, paper, d.mean, d.lo, d.hi, float(p), 1-float(p), want, unit, 'paired t, one-sided', d.n)
 
@@ -225,8 +227,10 @@ def claim_ratio(
     want=(1,math.inf), # Our geometric mean of a/b should lie here; where it is below 1 the claim is that a is smaller
     unit:str='×' # Put behind the figure
 )->Claim:
-    "a is larger than b, or smaller where `want` lies below 1, by a factor: one-sided paired t-test of the logarithms"
-    a,b = _pairs(a, b); g = geo_interval(a/b)
+    "a is larger than b, or smaller where `want` lies below 1, by a factor: one-sided paired t-test of the logarithms; `None` where there are no values"
+    a,b = _pairs(a, b)
+    if not len(a): return None
+    g = geo_interval(a/b)
     side,other = ('less','greater') if want[1]<=1 else ('greater','less')
     ps = [float(stats.ttest_rel(np.log(a), np.log(b), alternative=s).pvalue) if g.n>1 else math.nan for s in (side,other)]
     return Claim(what, paper, g.mean, g.lo, g.hi, *ps, want, unit, 'paired t of logarithms, one-sided', g.n)
@@ -240,8 +244,10 @@ def claim_match(
     scale:float=100., # Multiply by this: 100 for percentage points
     unit:str='pp' # Put behind the figure
 )->Claim:
-    "a and b are equal within `margin`: TOST, two one-sided paired t-tests"
-    a,b = _pairs(a, b); d = interval(scale*(a-b))
+    "a and b are equal within `margin`: TOST, two one-sided paired t-tests; `None` where there are no values"
+    a,b = _pairs(a, b)
+    if not len(a): return None
+    d = interval(scale*(a-b))
     return Claim(what, paper, d.mean, d.lo, d.hi, tost(scale*a, scale*b, margin), math.nan, (-margin,margin), unit, f'TOST ± {margin:g} {unit}', d.n)
 
 def claim_value(
@@ -252,8 +258,10 @@ def claim_value(
     scale:float=1., # Multiply by this: 100 for percent
     unit:str='' # Put behind the figure
 )->Claim:
-    "The mean lies within `want`: one-sided t-tests against its finite ends"
-    xs = scale*np.asarray(xs, float); d = interval(xs)
+    "The mean lies within `want`: one-sided t-tests against its finite ends; `None` where there are no values"
+    xs = scale*np.asarray(xs, float)
+    if not len(xs): return None
+    d = interval(xs)
     ps = [float(stats.ttest_1samp(xs, e, alternative=s).pvalue) if d.n>1 else math.nan for e,s in zip(want, ('greater','less')) if math.isfinite(e)]
     return Claim(what, paper, d.mean, d.lo, d.hi, max(ps), math.nan, want, unit, 't, one-sided', d.n)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['presets', 'fused_adam', 'Preset', 'preset', 'play_seed', 'read_replicate', 'measured', 'play', 'read_about',
-           'results', 'compare_arms', 'show_arms']
+           'results', 'check_claims', 'compare_arms', 'show_arms']
 
 # %% ../nbs/31_presets.ipynb #7e81bb67
 import difflib,json,math,multiprocessing,os,shutil,time
@@ -55,6 +55,7 @@ class Preset:
     lotteries:dict = field(default_factory=dict) # Other lotteries of the same seed: name → what is different in `settings`; `cb` and `model` may be so as well
     measures:dict = field(default_factory=dict) # Name → function `(run, k)` that gives figures: a dict, or a list of them
     cb:dict = field(default_factory=dict) # Arguments of `LotteryCallback`
+    claims:callable = None # Function `(results, measures)` that gives what the paper claims, in groups: name → list (see `verdicts`)
 
     def todo(self):
         "Levels and names of the controls, and of the measures, in the order in which they are played"
@@ -90,7 +91,7 @@ _all = [
            dict(n_epoch=55, rounds=15, eval_every=100, **_lenet), levels=(3,7,9,12,15)),
     Preset('lenet-mnist-12k', 'LeNet-300-100 on MNIST, 11,908 iterations a round: a quarter of the paper\'s, with more controls', '1803.03635, section 2 and appendix G; 1905.01067, section 4 (signs)',
            'about 25 minutes a seed on one CPU core', mnist, lenet_300_100, dict(n_epoch=13, rounds=15, eval_every=100, **_lenet), levels=(3,7,9,10,12,15), replicates=8,
-           controls=dict(**_controls, one_shot=_one_shot, **{a:dict(reset=a) for a in _signs}), at=dict(one_shot=(8,13), **{a:(10,) for a in _signs})),
+           claims=lambda *o: _lenet_claims(*o), controls=dict(**_controls, one_shot=_one_shot, **{a:dict(reset=a) for a in _signs}), at=dict(one_shot=(8,13), **{a:(10,) for a in _signs})),
 ]
 
 # %% ../nbs/31_presets.ipynb #8a48ec65
@@ -163,6 +164,40 @@ _measures = [
     Preset('supermask-digits', 'As supermask-mnist, on digits', '1905.01067, sections 4 and 5', 'half a minute a seed on one CPU core', lambda path=None, **kw: digits(**kw), partial(lenet_300_100, 64),
            dict(n_epoch=10, rounds=0, eval_every=10, **_lenet), levels=(0,), replicates=2, controls={}, measures=dict(heuristic=partial(heuristic_supermasks, prunes=8, **_as_lenet), learned=partial(learned_supermasks, n_epoch=4))),
 ]
+
+# %% ../nbs/31_presets.ipynb #acebf72d
+def _pair(df, a, k, b, j, col='es_test_accuracy'):
+    "Figures of arm `a` at round `k` and of `b` at `j`, of the seeds that have both"
+    x,y = (df[(df.arm==o)&(df['round']==r)].set_index('seed')[col] for o,r in ((a,k),(b,j)))
+    both = x.index.intersection(y.index)
+    return x[both].to_numpy(),y[both].to_numpy()
+
+def _lenet_claims(df, _):
+    acc,its = partial(_pair, df),partial(_pair, df, col='es_iteration')
+    signs = {'re-initialised':('reinit_keep_sign','reinit'), 'reshuffled':('reshuffle_keep_sign','reshuffle'), 'constant':('constant_keep_sign','constant')}
+    return {'E1 tickets': [
+        claim_ratio('tickets at 21 % of the weights stop earlier than the dense net', '0.62 × (38 % sooner)', *its('ticket',7,'dense',0), want=(.45,.8)),
+        claim_difference('tickets at 13.5 % beat the dense net', '> 0.3 pp', *acc('ticket',9,'dense',0), want=(.15,.45)),
+        claim_match('tickets at 3.6 % are as good as the dense net', 'back at dense', *acc('ticket',15,'dense',0), .3)],
+     'E2 controls': [
+        claim_ratio('re-initialised nets at 21 % stop later than tickets', '2.51 ×', *its('reinit',7,'ticket',7), want=(1.8,3.2)),
+        claim_difference('tickets at 21 % beat re-initialised nets', '0.5 pp', *acc('ticket',7,'reinit',7), want=(.25,.75)),
+        claim_difference('tickets at 3.6 % beat re-initialised nets', 'yes', *acc('ticket',15,'reinit',15)),
+        claim_difference('re-initialised nets at 3.6 % beat random masks', 'yes', *acc('reinit',15,'random',15))],
+     'E3 random masks': [claim_difference('tickets at 10.7 % beat random masks', '0.8 pp (98.3 and 97.5; 1903.01611)', *acc('ticket',10,'random',10), want=(.4,1.2))],
+     'E4 one-shot': [
+        claim_match('one-shot tickets at 16.9 % are as good as the dense net', 'more accurate at 95 to 5.17 %', *acc('one_shot',8,'dense',0), .2),
+        claim_match('one-shot tickets at 5.6 % are as good as the dense net', 'more accurate at 95 to 5.17 %', *acc('one_shot',13,'dense',0), .2),
+        claim_difference('iterative tickets at 16.9 % beat one-shot ones', 'yes', *acc('ticket',8,'one_shot',8)),
+        claim_difference('iterative tickets at 5.6 % beat one-shot ones', 'yes', *acc('ticket',13,'one_shot',13))],
+     'E10 signs at 10.7 %': [
+        *[claim_difference(f'{n}: keeping the sign beats breaking it', 'yes (1905.01067)', *acc(k,10,b,10), want=(.2,math.inf)) for n,(k,b) in signs.items()],
+        *[claim_match(f'{n}, signs kept, is as good as the rewind', 'yes (1905.01067)', *acc(k,10,'ticket',10), .2) for n,(k,_) in signs.items()]]}
+
+def _have(groups):
+    "The claims for which there are figures"
+    res = {g:[c for c in cs if c is not None and c.n] for g,cs in groups.items()}
+    return {g:cs for g,cs in res.items() if cs}
 
 # %% ../nbs/31_presets.ipynb #db3be428
 presets = {p.name:p for p in [*_all, *_convs, *_resnets, *_vggs, *_small, *_measures]}
@@ -317,6 +352,17 @@ def results(
     dfs = [df.assign(seed=int(d.name[5:])) for d in dirs if len(df := read_replicate(d))]
     if not dfs: raise FileNotFoundError(f"no finished round in {str(out)!r}: it should be the folder of a `lottery run`")
     return pd.concat(dfs, ignore_index=True)
+
+# %% ../nbs/31_presets.ipynb #40d6e568
+def check_claims(
+    name:str, # A preset
+    df:pd.DataFrame=None, # What `results` gives
+    measures:pd.DataFrame=None # What `measured` gives
+)->pd.DataFrame: # One row a claim, with its group as index; empty where the preset has no claims, or nothing to test them with
+    "What the preset's paper claims, our figures, and the verdict; p-values are adjusted by Holm in each group"
+    p = preset(name)
+    got = _have(p.claims(df, measures)) if p.claims else {}
+    return pd.concat([verdicts(cs) for cs in got.values()], keys=list(got), names=['experiment','']).droplevel(1) if got else pd.DataFrame()
 
 # %% ../nbs/31_presets.ipynb #0b088eca
 def _arms(df):
