@@ -7,8 +7,9 @@ __all__ = ['presets', 'fused_adam', 'Preset', 'preset', 'play_seed', 'read_repli
            'results', 'check_claims', 'compare_arms', 'show_arms']
 
 # %% ../nbs/31_presets.ipynb #7e81bb67
-import difflib,json,math,multiprocessing,os,shutil,time
+import difflib,json,math,multiprocessing,os,shutil,threading,time
 from concurrent.futures import ProcessPoolExecutor,wait,FIRST_COMPLETED
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass,field,replace
 from functools import partial
 from pathlib import Path
@@ -165,6 +166,53 @@ _measures = [
            dict(n_epoch=10, rounds=0, eval_every=10, **_lenet), levels=(0,), replicates=2, controls={}, measures=dict(heuristic=partial(heuristic_supermasks, prunes=8, **_as_lenet), learned=partial(learned_supermasks, n_epoch=4))),
 ]
 
+# %% ../nbs/31_presets.ipynb #e6c7aeec
+def _digits(path=None, **kw): return digits(**kw)
+
+def _he(m):
+    "He's normal distribution by the inputs, biases at 0 (1502.01852)"
+    for o in m.modules():
+        if isinstance(o, nn.Linear): nn.init.kaiming_normal_(o.weight, nonlinearity='relu'); nn.init.zeros_(o.bias)
+
+def _lenet_he(n_in):
+    m = lenet_300_100(n_in)
+    m.init = _he; m.reset_parameters()
+    return m
+
+# E9: 1905.01067 has nine criteria without sign forms; large_final is the preset's own lottery
+_criteria = {c:dict(criterion=c) for c in 'small_final large_init small_init large_init_large_final small_init_small_final magnitude_increase movement random'.split()}
+# E11: what pruned weights are held at, beside the 0 of the preset's own lottery
+_mask_0 = dict(freeze=dict(hold='hold_init'), variant_1=dict(hold='hold_init_or_zero'), variant_2=dict(hold='hold_init_or_zero', reset='rewind_or_zero'))
+# E12: one thing different each; lrr, finetune and reinit_each share the dense net, bit for bit (finetune trains it again)
+_variants = dict(lrr=dict(reset='keep'), finetune=dict(reset='keep', fit=last_lr(Learner.fit_drops)), reinit_each=dict(reset='random_reinit'),
+                 all_layers=dict(scope='global'), kaiming=dict(model=partial(_lenet_he, 64)), bias=dict(cb=dict(bias=True)))
+
+_on_digits = dict(data=_digits, model=partial(lenet_300_100, 64))
+_on_mnist = dict(data=mnist, model=lenet_300_100)
+_d_s,_m_s = dict(n_epoch=30, eval_every=10, **_lenet),dict(n_epoch=4, eval_every=100, **_lenet)
+
+_arms_of = [
+    Preset('criteria-mnist', 'nine criteria on LeNet-300-100 and MNIST, 3,664 iterations a round, down to 11 % of the weights', '1905.01067, section 2 (mask criteria)',
+           'about 17 minutes a seed on one CPU core', settings=dict(rounds=10, **_m_s), levels=(10,), controls={}, lotteries=_criteria, replicates=5, **_on_mnist),
+    Preset('criteria-digits', 'nine criteria on scikit-learn\'s 8×8 digits, 600 iterations a round, down to 11 % of the weights', '1905.01067, section 2 (mask criteria), on smaller images',
+           'about 4 minutes a seed on one CPU core', settings=dict(rounds=10, **_d_s), levels=(10,), controls={}, lotteries=_criteria, replicates=10, **_on_digits),
+    Preset('mask-0-mnist', 'pruned weights at 0, frozen at their initial values, or by variants 1 and 2, on LeNet-300-100 and MNIST, 3,664 iterations a round', '1905.01067, section 3.2 (mask-0 actions)',
+           'about 12 minutes a seed on one CPU core', settings=dict(rounds=15, **_m_s), levels=(7,9,12,15), controls={}, lotteries=_mask_0, replicates=5, **_on_mnist),
+    Preset('mask-0-digits', 'pruned weights at 0, frozen at their initial values, or by variants 1 and 2, on scikit-learn\'s 8×8 digits', '1905.01067, section 3.2 (mask-0 actions), on smaller images',
+           'about 3 minutes a seed on one CPU core', settings=dict(rounds=16, **_d_s), levels=(7,10,13,16), controls={}, lotteries=_mask_0, replicates=10, **_on_digits),
+    Preset('variants-digits', 'one thing different at a time on scikit-learn\'s 8×8 digits: rewind, learning-rate rewinding, fine-tuning or a new draw each round; all layers together or each by itself, 20 % of each; Kaiming or Glorot; biases pruned too. The rate falls to a tenth after 2/3 and 5/6 of each round, 600 iterations',
+           '2003.02389 (rewinding, fine-tuning); 1803.03635, sections 2 and 4, on smaller images', 'about 6 minutes a seed on one CPU core',
+           settings=dict(rounds=16, **{**_d_s, 'scope':'local', 'fit':Learner.fit_drops}), levels=(3,7,10,13,16), lotteries=_variants, replicates=10, **_on_digits),
+    Preset('one-shot-digits', 'one prune to the density of rounds 8 and 13 against as many prunes of 20 %, on scikit-learn\'s 8×8 digits', '1803.03635, section 2 (one-shot pruning), on smaller images',
+           'about a minute a seed on one CPU core', settings=dict(rounds=13, **_d_s), levels=(8,13), controls=dict(one_shot=_one_shot, **_controls), replicates=10, **_on_digits),
+]
+
+def _tiny(p):
+    "`p` in seconds: two rounds of two epochs, on digits"
+    return replace(p, name=p.name.replace('digits','tiny'), about=f'{p.about}; two rounds of two epochs, only to see that it runs', cost='seconds',
+                   settings={**p.settings, 'n_epoch':2, 'rounds':2}, levels=(2,), at={}, replicates=2)
+_arms_of += [_tiny(p) for p in _arms_of if p.name.endswith('digits')]
+
 # %% ../nbs/31_presets.ipynb #acebf72d
 def _pair(df, a, k, b, j, col='es_test_accuracy'):
     "Figures of arm `a` at round `k` and of `b` at `j`, of the seeds that have both"
@@ -200,7 +248,7 @@ def _have(groups):
     return {g:cs for g,cs in res.items() if cs}
 
 # %% ../nbs/31_presets.ipynb #db3be428
-presets = {p.name:p for p in [*_all, *_convs, *_resnets, *_vggs, *_small, *_measures]}
+presets = {p.name:p for p in [*_all, *_convs, *_resnets, *_vggs, *_small, *_measures, *_arms_of]}
 
 # %% ../nbs/31_presets.ipynb #39e66572
 def preset(
@@ -292,6 +340,10 @@ def measured(
     return pd.concat(dfs, ignore_index=True)
 
 # %% ../nbs/31_presets.ipynb #153d8cd7
+def _with_parent():
+    "End this process when the one that started it does, however that ended"
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
 def _work(name, seed, out, data, threads, change):
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     play_seed(preset(name), seed, out, data, **change)
@@ -329,13 +381,14 @@ def _play(p, out, n, jobs, data, change):
     jobs = min(n, cores if jobs is None else jobs)
     dirs,total = [out/f'seed_{i:02d}' for i in range(n)],n*_n_trainings(p)
     done = lambda: sum(len(read_replicate(d)) for d in dirs)
-    with locked(out, 'play'), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn')) as ex:
+    with locked(out, 'play'), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn'), initializer=_with_parent) as ex:
         fs = [ex.submit(_work, name, i, d, data, max(1,cores//jobs), change) for i,d in enumerate(dirs)]
         try:
             while fs:
                 ended,fs = wait(fs, timeout=.5, return_when=FIRST_COMPLETED)
                 for f in ended: f.result()
                 yield min(done(), total),total
+        except BrokenProcessPool: raise RuntimeError("a process that played a replicate was killed, perhaps for want of memory. What it had finished is on the disk: the same command goes on there, and a smaller --jobs needs less memory") from None
         except BaseException:
             procs = list((ex._processes or {}).values())    # shutdown forgets them
             ex.shutdown(wait=False, cancel_futures=True)

@@ -145,6 +145,7 @@ def _epochs(learn, first=0, done=None, save=None):
     "Within this, a training of `learn` begins at epoch `first`, or goes on where the checkpoint `done` was taken; `save` gets a checkpoint each epoch"
     fits = itertools.count()    # `fine_tune` is two fits
     def _do_fit():
+        if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn)
         i,e0 = next(fits),first
         if done is not None:
             if i<done['fit']: return
@@ -302,6 +303,12 @@ def _plan(rounds, amount, to, tol):
 # %% ../nbs/11_rounds.ipynb #1325cea7
 def _name(f): return getattr(f, '__name__', None) or (_name(f.func) if hasattr(f,'func') else repr(f))
 
+def _code(f, c):
+    "What tells a function from another: its code, its defaults and the plain values that it closes over"
+    def consts(c): return c.co_code,c.co_names,[consts(x) if hasattr(x,'co_code') else x for x in c.co_consts]
+    closed = [v for o in f.__closure__ or () if isinstance(v := o.cell_contents, (int,float,str,bool,tuple,type(None))) or hasattr(v,'__code__') and v is not f]
+    return consts(c),*[[_say(v) for v in vs] for vs in (f.__defaults__ or (), (f.__kwdefaults__ or {}).values(), closed)]
+
 def _say(o):
     "A setting as text that tells it from another: functions of one's own by their code, objects by their class and plain attributes"
     if isinstance(o, (int,float,str,bool,type(None))): return o
@@ -310,8 +317,10 @@ def _say(o):
     if isinstance(o, dict): return {str(k):_say(v) for k,v in o.items()}
     if (c := getattr(o, '__code__', None)) is not None:
         known = (o.__module__ or '').startswith(('fastai','torch'))
-        return o.__name__ if known else f'{o.__name__} {hashlib.sha256(c.co_code+repr((c.co_names,[x for x in c.co_consts if not hasattr(x,"co_code")])).encode()).hexdigest()[:8]}'
-    plain = {k:v for k,v in sorted(getattr(o,'__dict__',{}).items()) if isinstance(v, (int,float,str,bool))}
+        return o.__name__ if known else f'{o.__name__} {hashlib.sha256(repr(_code(o, c)).encode()).hexdigest()[:8]}'
+    if isinstance(o, type): return o.__name__
+    asked = set(inspect.signature(type(o)).parameters)    # what it was made with, not what it has seen since
+    plain = {k:v for k,v in sorted(getattr(o,'__dict__',{}).items()) if k in asked and isinstance(v, (int,float,str,bool))}
     return getattr(o, '__name__', None) or f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
 
 def _about(learn, lot, **settings):
@@ -368,7 +377,7 @@ def _rounds(learn, lot, n, n_epoch, rounds, amount, criterion, scope, reset, hol
                     if near(new.n_kept): break
                     raise ValueError(f"density {new.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an amount), above to={to}; the rounds so far are kept")
                 lot.set_masks(new, lot.values(new, hold, None if seed is None else derive(seed, 'hold', r))); lot.n_pruned += 1
-                learn.rewind(reset, seed=None if seed is None else derive(seed, 'rewind', r))
+            if r: learn.rewind(reset, seed=None if seed is None else derive(seed, 'rewind', r))    # also before going on: what `fit` looks at first
             begin = lot.rewind_to.step(len(learn.dls.train)) if r and base_state(reset)=='w_k' else 0
             live.begin(r)
             row,curve = _train(learn, fit, n_epoch, begin, None if seed is None else derive(seed, 'train', r), eval_every, test_dl, live.tick, kwargs, done, store and partial(store.keep, r, lot))
@@ -434,11 +443,13 @@ _exact = {} if int(pd.__version__.split('.')[0])>=3 else dict(float_precision='r
 def _read_csv(f, need=()):
     "A table with the columns `need`, with an error that names the file"
     try:
-        df = pd.read_csv(f, **_exact)
+        df = pd.read_csv(f, dtype=dict(mask_hash=str), **_exact)
         if miss := [c for c in need if c not in df]: raise ValueError(f"it has no column {miss[0]!r}")
         return df
     except (ValueError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {e}") from None
 
+def _sha(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
+_later = 'amount criterion scope reset hold'.split()    # the dense round does not depend on these
 _cols = 'round density kept valid_loss mask_hash'.split()
 
 class _Store:
@@ -448,50 +459,61 @@ class _Store:
         es.enter_context(locked(path))
         for f in self.path.rglob('.*.tmp'): f.unlink(missing_ok=True)    # what a kill has left
         if (f := self.path/'run.json').exists():
-            try: old = json.loads(f.read_text())
+            try:
+                if not isinstance(old := json.loads(f.read_text()), dict): raise ValueError("it holds no settings")
             except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to take the folder's rounds under the present settings, or choose another folder") from None
-            if diff := [f'{k} was {old.get(k)!r} and is now {self.meta.get(k)!r}' for k in dict.fromkeys([*self.meta,*old]) if k!='torch' and old.get(k)!=self.meta.get(k)]:
-                raise ValueError(f"{str(path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
+            self._same(old, dict.fromkeys([*self.meta,*old]))
         else: _atomic_text(f, json.dumps(dict(self.meta, torch=torch.__version__), indent=1))
+    def _same(self, old, keys):
+        if diff := [f'{k} was {old.get(k)!r} and is now {self.meta.get(k)!r}' for k in keys if k!='torch' and old.get(k)!=self.meta.get(k)]:
+            raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
     def round(self, r): return self.path/f'round_{r:02d}'
     def begin(self, lot):
         "Initial weights: those of the folder if it has them, else this model's go there"
         f,dev = self.path/'init.safetensors',next(lot.learn.model.parameters()).device
         if not f.exists():
             if (self.path/'rounds.csv').exists(): raise ValueError(f"{str(f)!r} is missing, and the rounds in {str(self.path)!r} began there. Put it back, or choose another folder")
-            lot.remember(); save_tensors(f, lot.w_i, {})
+            (self.path/'epoch.ckpt').unlink(missing_ok=True); lot.remember(); save_tensors(f, lot.w_i, {})
         else: lot.w_i = {k:v.to(dev) for k,v in self._load(f)[0].items()}; lot.w_k = lot.w_i if lot.rewind_to.n==0 else None
     def _load(self, f, read=load_tensors):
         try: return read(f)
         except (ValueError,OSError) as e: raise ValueError(f"{e}. Put it back from a copy, or choose another folder; to play the run again from there, remove that round's folder and its line and those after it in {str(self.path/'rounds.csv')!r}") from None
     def resume(self, learn, lot):
-        "Load the finished rounds, and the trained net of the last of them"
-        if not (f := self.path/'rounds.csv').exists(): return
-        dev = next(learn.model.parameters()).device
-        for i,row in enumerate(_read_csv(f, _cols).to_dict('records')):
-            if row['round']!=i: raise ValueError(f"{str(f)!r} is damaged: its line {i+2} should be that of round {i}; got {row['round']!r}")
-            d = self.round(i); t = self._load(d/'ticket', Ticket.load)
-            if t.masks.hash()!=row['mask_hash']: raise ValueError(f"{str(d/'ticket.safetensors')!r} holds masks {t.masks.hash()}, but {str(f)!r} says {row['mask_hash']} for round {i}: one of the two is of another run")
+        "Load the finished rounds, and the trained net of the last of them; all files must agree"
+        f,dev = self.path/'rounds.csv',next(learn.model.parameters()).device
+        rows = _read_csv(f, _cols).to_dict('records') if f.exists() else []
+        if late := [d for d in sorted(self.path.glob('round_*')) if int(d.name[6:])>len(rows)]:    # one more may be there, of a round that was being written
+            raise ValueError(f"{str(f)!r} has {len(rows)} rounds, but there is {str(late[0])!r}: the file is damaged or missing. Put it back from a copy, or choose another folder")
+        for i,row in enumerate(rows):
+            d = self.round(i); t = self._load(d/'ticket', Ticket.load); curve = self._agree(f, i, row, d, t)
             if lot.w_k is None: lot.w_k = {k:v.to(dev) for k,v in t.weights.items()}
-            if self.meta['eval_every'] and not (d/'curve.csv').exists(): raise ValueError(f"{str(d/'curve.csv')!r} is missing. Put it back from a copy, or choose another folder")
-            curve = _read_csv(d/'curve.csv', ['iteration']) if self.meta['eval_every'] else None
             lot.rounds.append(Round(row, t.masks.pack(), lot.w_k, self.meta, curve, t.held))
-        load_(learn.model, self._load(d/'weights')[0]); lot.set_masks(t.masks, t.held); lot.fresh_opt()
+        if rows: load_(learn.model, self._load(d/'weights')[0]); lot.set_masks(t.masks, t.held); lot.fresh_opt()
+    def _agree(self, f, i, row, d, t):
+        "Check the row of round `i` against its ticket, which has a digest and knows the row; the round's curve"
+        if row['round']!=i: raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
+        if bad := [k for k,v in row.items() if k in t.meta and v!=t.meta[k] and v==v]: raise ValueError(f"{str(f)!r} is damaged: it says {bad[0]} = {row[bad[0]]!r} for round {i}, and the ticket of that round {t.meta[bad[0]]!r}. Put it back from a copy, or choose another folder")
+        self._same(t.meta, [k for k in self.meta if k in t.meta and k not in row and not (i==0 and k in _later)])    # where run.json was lost
+        if not self.meta['eval_every']: return None
+        try: text = (d/'curve.csv').read_text()
+        except (OSError,ValueError) as e: raise ValueError(f"{str(d/'curve.csv')!r} is missing or damaged: {e}. Put it back from a copy, or choose another folder") from None
+        if t.meta.get('curve', _sha(text))!=_sha(text): raise ValueError(f"{str(d/'curve.csv')!r} is damaged: it is not what the round's ticket says. Put it back from a copy, or choose another folder")
+        return _read_csv(d/'curve.csv', ['iteration'])
     def trained(self, r): t = Ticket.load(self.round(r)/'ticket'); return t.masks,t.held,load_tensors(self.round(r)/'weights')[0]
     def keep(self, r, lot, d):
         "Write the checkpoint `d` of round `r`"
-        write_checkpoint(self.path/'epoch.ckpt', dict(d, round=r, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held, w_k=lot.w_k if r==0 and lot.rewind_to.n else None))
+        write_checkpoint(self.path/'epoch.ckpt', dict(d, round=r, hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held, w_k=lot.w_k if r==0 and lot.rewind_to.n else None))
     def checkpoint(self, r, lot):
         "The checkpoint of round `r`, with its masks put on; nothing where there is none"
-        if (d := read_checkpoint(self.path/'epoch.ckpt')) is None or d['round']!=r: return None
-        if d['w_k'] is not None: lot.w_k = {k:v.to(next(lot.learn.model.parameters()).device) for k,v in d['w_k'].items()}
-        lot.set_masks(Masks(d['masks']), d['held']); lot.n_pruned = r; lot.fresh_opt()
+        if (d := read_checkpoint(self.path/'epoch.ckpt', next(lot.learn.model.parameters()).device)) is None or d['round']!=r: return None
+        if d['w_k'] is not None: lot.w_k = d['w_k']
+        lot.set_masks(Masks(d['masks']), d['held']); lot.n_pruned = r; lot.fresh_opt(); lot.hypers = d['hypers']
         return d
     def write(self, learn, rounds):
         r = rounds[-1]; d = self.round(r['round'])
-        r.ticket.save(d/'ticket')
-        save_tensors(d/'weights', state(learn.model), dict(round=r['round']))
-        if r.curve is not None: _atomic_text(d/'curve.csv', r.curve.to_csv(index=False))
+        t,curve = r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
+        if curve: _atomic_text(d/'curve.csv', curve); t.meta['curve'] = _sha(curve)
+        t.save(d/'ticket'); save_tensors(d/'weights', state(learn.model), dict(round=r['round']))
         _atomic_text(self.path/'rounds.csv', _report(rounds).to_csv(index=False))
         (self.path/'epoch.ckpt').unlink(missing_ok=True)
 

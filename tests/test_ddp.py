@@ -15,7 +15,7 @@ def digest(d): return {k:hashlib.sha256(v.detach().cpu().contiguous().reshape(-1
 
 def cases(rank):
     "By name, each a function of a folder of its own; what it gives is compared between the processes by the tests"
-    from fastai.basics import Learner,DataLoader,DataLoaders,CrossEntropyLossFlat,Metric,accuracy
+    from fastai.basics import Learner,Callback,DataLoader,DataLoaders,CrossEntropyLossFlat,Metric,accuracy
     import fastai_lottery.rounds
     from fastai_lottery.callback import LotteryCallback
     from fastai_lottery.core import unwrap
@@ -33,6 +33,13 @@ def cases(rank):
     def _broadcast(self, t, rank): dist.broadcast(t := torch.tensor(t), rank); return t.tolist()    # fastai's wants a GPU
     DistributedDL._broadcast = _broadcast
 
+    class Stop(Callback):
+        "Stops a training, in all processes, when it comes to epoch number `at`"
+        at = n = None
+        def before_epoch(self):
+            Stop.n = 1 if Stop.n is None else Stop.n+1
+            if Stop.n==Stop.at: raise RuntimeError('stopped')
+
     def loaders(spoil=None, bs=8, split=True):
         g = torch.Generator().manual_seed(7)
         x,w = torch.randn(96, 8, generator=g),torch.randn(8, 4, generator=g)
@@ -42,11 +49,11 @@ def cases(rank):
         n = len(mine)*2//3
         return DataLoaders(DataLoader(mine[:n], bs=bs, shuffle=True, drop_last=True), DataLoader(mine[n:], bs=16), device='cpu')
 
-    def learner(buffers=True, rewind_to='init', wrap=True, metrics=accuracy, seed=100, **kwargs):
+    def learner(buffers=True, rewind_to='init', wrap=True, metrics=accuracy, seed=100, cbs=(), **kwargs):
         torch.manual_seed(seed+rank)                                    # each process draws its own numbers
         m = net()
         return Learner(loaders(split=wrap, **kwargs), DDP(m, broadcast_buffers=buffers) if wrap else m, loss_func=CrossEntropyLossFlat(), lr=.02,
-                       metrics=metrics, cbs=LotteryCallback(rewind_to=rewind_to))
+                       metrics=metrics, cbs=[LotteryCallback(rewind_to=rewind_to), *cbs])
 
     def now(learn):
         "Masks and the whole state, as they are"
@@ -92,6 +99,7 @@ def cases(rank):
         learn.rewind('noisy'); note()
         learn.fit(1, 1e-2); learn.prune(.3); note('named_parameters')
         learn.rewind('random_reinit', seed=3); note()
+        learn.prune(.3, hold=lambda w_f, gen: torch.randn(w_f.shape, generator=gen)); note()
         return res
     @case
     def controls(d):
@@ -131,7 +139,12 @@ def cases(rank):
         first = play(learner(False), rounds=1, seed=3, path=d/'parts')
         again = play(learner(False, seed=500), rounds=2, seed=3, path=d/'parts')      # another net, until it reads the folder's
         third = play(learner(False, seed=900), rounds=2, seed=3, path=d/'parts')      # nothing is left to do
-        return dict(whole=whole, first=first, again=again, third=third, did=list(did))
+        def epochs(d, seed, at=None):
+            Stop.n,Stop.at = None,at
+            return play(learner(seed=seed, cbs=[Stop()]), rounds=1, n_epoch=3, seed=3, eval_every=2, path=d)
+        unbroken = epochs(d/'unbroken', 100)
+        stopped = [attempt(lambda: epochs(d/'broken', 100, 3)), attempt(lambda: epochs(d/'broken', 500, 3))]    # in round 0, and in round 1
+        return dict(whole=whole, first=first, again=again, third=third, did=list(did), unbroken=unbroken, stopped=stopped, broken=epochs(d/'broken', 900), played=Stop.n)
     @case
     def ctx_folder(d):
         kw = dict(seed=3, criterion='random')
@@ -242,7 +255,7 @@ def test_trap_23_names_are_unwrapped(ran, tmp_path):
     for n,w in named_weights(plain, t.masks).items(): assert torch.equal(w, t.weights[n]*t.masks[n])
 
 def test_trap_23_verbs_by_hand(ran):
-    a,b,c,d,e,f = same(ran, 'by_hand')
+    a,b,c,d,e,f,g = same(ran, 'by_hand')
     assert len({a['mask'],b['mask'],e['mask']})==3 and b['mask']==c['mask']==d['mask']
     assert c['state']['1.running_mean']==d['state']['1.running_mean'] and c['state']['0.weight']!=d['state']['0.weight']
 
@@ -281,6 +294,12 @@ def test_trap_23_a_folder_goes_on_in_both_processes(ran):
     for k in 'rows hashes starts mask state'.split(): assert a['again'][k]==a['whole'][k]==a['third'][k], k
     assert len(a['first']['seen'])==4 and len(a['again']['seen'])==2 and a['third']['seen']==[]
     assert a['again']['seen']==a['whole']['seen'][4:]
+
+def test_trap_23_a_training_goes_on_after_its_last_epoch_in_both_processes(ran):
+    a,b = results(ran, 'folder')
+    for o in (a,b):
+        assert all('stopped' in e for e in o['stopped']) and o['played']==2     # two epochs of six were left to do
+        for k in 'rows hashes starts mask state'.split(): assert o['broken'][k]==o['unbroken'][k], k
 
 def test_trap_23_a_folder_in_fastais_own_context(ran):
     o = same(ran, 'ctx_folder')

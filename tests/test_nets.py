@@ -290,7 +290,9 @@ def test_fit_drops_goes_with_a_ticket_and_a_folder(tmp_path):
     with pytest.raises(ValueError, match='drops was'): b.fit_lottery(2, rounds=2, path=tmp_path, **{**kw, 'drops':(.25,)})
 
 def test_learners_own_rate_and_other_arguments():
-    seen = rates_of(drop_learner(lr=.04), 2, drops=[4], cbs=(extra := Batches()), wd=.3)
+    learn = drop_learner(lr=.04)
+    seen = rates_of(learn, 2, drops=[4], cbs=(extra := Batches()), wd=.3)
+    assert learn.opt.opt.param_groups[0]['weight_decay']==.3
     assert np.allclose([r[0] for _,r in seen], [.04]*4+[.004]*4) and len(extra.seen)==8
     learn = drop_learner()
     rates_of(learn, 1, lr=.1, drops=[2]); opt = learn.opt

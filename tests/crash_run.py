@@ -1,0 +1,217 @@
+"Lotteries that are killed: `python crash_run.py` starts a server that forks a process for each attempt (all imports are done once), see test_crash.py"
+import faulthandler,json,os,random,resource,signal,sys,time,traceback,warnings
+from collections import Counter,deque
+from pathlib import Path
+warnings.filterwarnings('ignore')
+from nets import *
+from fastai.callback.fp16 import MixedPrecision,AMPMode
+from fastai_lottery.rounds import *
+from fastai_lottery.data import TensorDS,TensorDL
+import fastai_lottery.presets as presets,fastai_lottery.cli
+for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
+
+# --- callbacks that look, and some that remember
+
+class Note(Callback):
+    "The history of each round's fit, on disk"
+    order,run_valid = 100,False
+    def after_fit(self):
+        if hasattr(self.learn, 'lr_finder'): return
+        r = self.learn.recorder
+        res = dict(values=[list(map(float, v)) for v in r.values], losses=[float(o) for o in r.losses], lrs=[float(o) for o in r.lrs], iters=list(r.iters), hps={k:[float(np.mean(o)) for o in v] for k,v in getattr(r,'hps',{}).items()})
+        f = self.learn.path/f'history_{len(self.learn.lottery.rounds)}.json'
+        f.with_suffix('.new').write_text(json.dumps(res)); f.with_suffix('.new').replace(f)
+
+class Batches(Callback):
+    "A line for each training batch; kills its own process at the `n`-th"
+    order,run_valid = 101,False
+    def __init__(self, n=None): self.n,self.i = n,[0]
+    def after_batch(self):
+        if not self.training or hasattr(self.learn, 'lr_finder'): return
+        self.i[0] += 1
+        with open(self.learn.path/'batches', 'a') as f: f.write(f'{os.getpid()} {len(self.learn.lottery.rounds)} {self.learn.epoch} {self.learn.train_iter}\n')
+        if self.i[0]==self.n: os.kill(os.getpid(), signal.SIGKILL)
+
+class Noise(Callback):
+    "Draws from every generator there is, the global ones and its own, and remembers what it has drawn"
+    run_valid = False
+    def __init__(self): self.gens,self.last,self.seen,self.n = [random.Random(1), np.random.default_rng(1), torch.Generator().manual_seed(1)],deque(maxlen=3),set(),Counter()
+    def before_batch(self):
+        x = random.random()+np.random.rand()+self.gens[0].random()+self.gens[1].random()+torch.rand(1, generator=self.gens[2]).item()
+        self.last.append(x); self.n['batches'] += 1; self.seen.add(self.epoch)
+        self.learn.xb = (self.xb[0]+torch.randn_like(self.xb[0])*sum(self.last)/50+.01*len(self.seen)+.001*self.n['batches'],)
+
+class Unfreeze(Callback):
+    "A layer that is free in the second epoch only, and a dropout rate and a momentum that go up"
+    run_valid = False
+    def before_epoch(self):
+        if self.epoch==1: self.learn.model[0].weight.requires_grad_(False)
+        if self.epoch==2: self.learn.model[0].weight.requires_grad_(True)
+        if self.epoch==0: self.learn.model[3].p = .1
+        if self.epoch==1: self.learn.model[3].p += .2
+        if self.epoch<2: self.learn.opt.set_hyper('mom', self.learn.opt.hypers[-1]['mom']+.02)
+
+class HalfOnCpu(MixedPrecision):
+    "Mixed precision with a scaler that scales, on the CPU"
+    __module__ = MixedPrecision.__module__
+    def before_fit(self): self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=torch.bfloat16),torch.amp.GradScaler('cpu', init_scale=16., growth_interval=2),L()
+
+class Ema(Callback):
+    "An average of the net that is looked at by nobody but the loss"
+    run_valid = False
+    def before_fit(self): self.avg = [torch.optim.swa_utils.AveragedModel(self.model)]
+    def after_step(self): self.avg[0].update_parameters(self.model)
+    def after_loss(self): self.learn.loss_grad = self.loss_grad+.1*sum((p-q.detach()).pow(2).sum() for p,q in zip(self.model.parameters(), self.avg[0].module.parameters()))
+
+# --- data
+
+class Noisy:
+    def __init__(self, n): self.x,self.y = zip(*_rows(n))
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i]+torch.randn(8)*.1,self.y[i]
+
+def _rows(n):
+    g = torch.Generator().manual_seed(7); x = torch.randn(n, 8, generator=g)
+    return list(zip(x, (x@torch.randn(8, 4, generator=g)).argmax(1)))
+
+def workers(): return DataLoaders(DataLoader(Noisy(64), bs=16, shuffle=True, drop_last=True, num_workers=1), DataLoader(Noisy(32), bs=32), device='cpu')
+def tensordl():
+    x,y = map(torch.stack, zip(*_rows(96)))
+    return DataLoaders(TensorDL(TensorDS(x[:64],y[:64]), bs=16, shuffle=True, tfm=lambda x,gen: x+.1*torch.randn(x.shape, generator=gen)), TensorDL(TensorDS(x[64:],y[64:]), bs=32), device='cpu')
+def torchdl():
+    x,y = map(torch.stack, zip(*_rows(96))); ds = torch.utils.data.TensorDataset
+    sampler = torch.utils.data.WeightedRandomSampler([1.]*64, 64, generator=torch.Generator().manual_seed(3))
+    return DataLoaders(torch.utils.data.DataLoader(ds(x[:64],y[:64]), batch_size=16, sampler=sampler), torch.utils.data.DataLoader(ds(x[64:],y[64:]), batch_size=32), device='cpu')
+
+# --- the runs: what is different from `play`
+
+def splitter(m): return L(m[:4], m[4:]).map(params)
+def found(learn, n_epoch, **kw):
+    "Looks for a learning rate, then trains: two fits, of which the first is no training"
+    with learn.no_bar(): lr = learn.lr_find(num_it=8, show_plot=False, suggest_funcs=()) or learn.recorder.lrs[int(np.argmin(learn.recorder.losses))]/100
+    learn.fit_one_cycle(n_epoch, lr, **kw)
+def twice(learn, n_epoch, **kw): learn.fit(1, .01); learn.fit_one_cycle(n_epoch-1, .02, **kw)
+
+runs = dict(
+    plain    = dict(),
+    late_it  = dict(cb=dict(rewind_to='5it')),
+    late_ep  = dict(cb=dict(rewind_to='1ep')),
+    finetune = dict(learn=dict(splitter=splitter), fit=Learner.fine_tune, n_epoch=2, freeze_epochs=2, base_lr=.01, lr_max=None),
+    twice    = dict(fit=twice, lr_max=None),
+    fused    = dict(learn=dict(opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)))),
+    sgd      = dict(learn=dict(opt_func=partial(SGD, mom=.9)), fit=Learner.fit, lr=.05, lr_max=None),
+    ranger   = dict(learn=dict(opt_func=ranger), fit=Learner.fit_flat_cos, lr=.02, lr_max=None),
+    trackers = dict(cbs=lambda: [SaveModelCallback(), EarlyStoppingCallback(patience=2), ReduceLROnPlateau(patience=1, factor=2)], n_epoch=5, lr_max=.3),
+    gather   = dict(cbs=lambda: [GradientAccumulation(40)]),
+    hold     = dict(hold='hold_init_or_zero', reset='rewind_or_zero'),
+    last_lr  = dict(reset='keep', fit=last_lr(Learner.fit_one_cycle), lr_max=.02),
+    random   = dict(criterion='random', reset='random_reinit'),
+    snip     = dict(criterion='snip', scope='local'),
+    bare     = dict(eval_every=None, test=False),
+    half     = dict(cbs=lambda: [HalfOnCpu()]),
+    tensordl = dict(dls=tensordl),
+    torchdl  = dict(dls=torchdl),
+    workers  = dict(dls=workers, rounds=1, n_epoch=2, eval_every=None, test=False),
+    noise    = dict(cbs=lambda: [Noise()]),
+    unfreeze = dict(cbs=lambda: [Unfreeze()], fit=Learner.fit, lr=.02, lr_max=None),
+    ema      = dict(cbs=lambda: [Ema()]),
+    lstm     = dict(zoo='awd_lstm'),
+    found    = dict(fit=found, lr_max=None))
+
+def make(name, folder, init=0, n=None):
+    "The Learner of a run; another `init` gives it other initial weights, which the folder's replace"
+    s = dict(runs[name]); folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    cbs = [LotteryCallback(**s.get('cb', {})), Note(), Batches(n), *s.get('cbs', list)()]
+    kw = dict(cbs=cbs, seed=init, path=folder, **{'opt_func':Adam, **s.get('learn', {})})
+    if 'zoo' in s:
+        model,dkw,inc,_ = zoo[s['zoo']]
+        return learner(model, data(**dkw), **kw)
+    return learner(drop_bn, s['dls']() if 'dls' in s else data(), **kw)
+
+def play(name='plain', folder='.', init=0, n=None, **change):
+    "A run, in `folder`/run; what is shown by its end"
+    learn = make(name, folder, init, n)
+    s = {**dict(n_epoch=3, rounds=2, amount=.4, seed=5, eval_every=4, lr_max=.05), **{k:v for k,v in runs[name].items() if k not in ('cb','learn','cbs','dls','zoo','test')}, **change}
+    if s['lr_max'] is None: s.pop('lr_max')
+    test = data().valid if runs[name].get('test', True) and 'zoo' not in runs[name] else None
+    with learn.no_bar(), learn.no_logging(): learn.fit_lottery(**s, test_dl=test, path=Path(folder)/'run')
+    return dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), leaks=0 if learn.lottery.held else leaks(learn))
+
+def replicate(folder='.', seed=0, measures=False, **change):
+    "A replicate of the preset `digits`, whose settings are shorter"
+    p = presets.preset('digits')
+    if measures: p = presets.replace(p, measures=dict(left=lambda run,k: dict(kept=run.ticket(k).masks.n_kept), two=lambda run,k: [dict(a=.1), dict(a=.2)]))
+    return len(presets.play_seed(p, seed, folder, **change))
+
+def command(args, log):
+    "The `lottery` command, in a session of its own"
+    os.setsid(); fd = os.open(log, os.O_WRONLY|os.O_CREAT|os.O_TRUNC); os.dup2(fd, 1); os.dup2(fd, 2)
+    from fastai_lottery.cli import main
+    res = main(args)
+    sys.stdout.flush(); sys.stderr.flush()
+    return res
+
+# --- how attempts end
+
+def killing(n=None, after=False, at=None):
+    "Kill this process just before (or after) its `n`-th file is put in place, or the first whose name starts with `at`"
+    old,i = os.replace,[0]
+    def replace(a, b, *args, **kw):
+        i[0] += 1
+        hit = i[0]==n or at is not None and Path(b).name.startswith(at)
+        if hit and not after: os.kill(os.getpid(), signal.SIGKILL)
+        old(a, b, *args, **kw)
+        if hit: os.kill(os.getpid(), signal.SIGKILL)
+    os.replace = replace
+    return i
+
+def full(at):
+    "No room on the disk from the moment on that a file whose name holds `at` is begun"
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    import fastai_lottery.tickets as t
+    old = t.tempfile.mkstemp
+    def mkstemp(*args, prefix='', **kw):
+        if at in prefix: resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+        return old(*args, prefix=prefix, **kw)
+    t.tempfile.mkstemp = mkstemp
+
+def child(what, args, hurt, out):
+    "In the forked process: a run, and what came of it in the file `out`"
+    null = os.open(os.devnull, os.O_RDWR); os.dup2(null, 0); os.dup2(null, 1)
+    warned = []
+    try:
+        count = killing(**hurt['kill']) if 'kill' in hurt else killing() if hurt.get('count') else None
+        if 'full' in hurt: full(hurt['full'])
+        with warnings.catch_warnings(record=True) as ws:
+            warnings.simplefilter('always')
+            try: res = dict(ok=globals()[what](**args))
+            finally: warned = [str(o.message) for o in ws if o.category is UserWarning]
+        if count: res['files'] = count[0]
+    except BaseException as e: res = dict(error=type(e).__name__, says=str(e), trace=traceback.format_exc())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    Path(out).write_text(json.dumps(dict(res, warned=warned)))
+    sys.stderr.flush(); os._exit(0)
+
+def server():
+    "Lines of JSON in, lines of JSON out"
+    torch.set_num_threads(1)
+    torch.optim.Adam([nn.Parameter(torch.ones(1))], fused=True)    # imports more
+    answer = os.fdopen(os.dup(1), 'w', buffering=1); os.dup2(2, 1)
+    open_ = {}
+    def start(what, args, hurt, out):
+        if not (pid := os.fork()): child(what, args, hurt, out)
+        return pid
+    def end(pid, secs=None):
+        if secs is not None:
+            t = time.monotonic()+secs
+            while time.monotonic()<t:
+                if os.waitpid(pid, os.WNOHANG)[0]: return False
+                time.sleep(.002)
+            os.kill(pid, signal.SIGKILL)
+        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+    do = dict(start=start, end=end)
+    for line in sys.stdin:
+        d = json.loads(line)
+        answer.write(json.dumps(do[d.pop('do')](**d))+'\n')
+
+if __name__=='__main__': server()

@@ -1,0 +1,401 @@
+"Trap 21, and 17 across a kill: real processes are killed at any moment, and what they leave goes on to the same bits"
+import contextlib,errno,json,os,random,re,shutil,signal,subprocess,sys,time,uuid
+from pathlib import Path
+import pandas as pd,pytest,torch
+from fastai_lottery.tickets import Ticket,load_tensors
+from fastai_lottery.checkpoints import locked,read_checkpoint
+from fastai_lottery.cli import main
+import crash_run as cr
+for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
+pytestmark = [pytest.mark.skipif(not hasattr(os,'fork'), reason='needs fork and SIGKILL, which Windows has not'), pytest.mark.filterwarnings('ignore')]
+here = Path(__file__).parent
+
+# --- processes
+
+class Server:
+    "One process with all imports done, which forks another for each attempt"
+    def __init__(self, tmp):
+        self.tmp,env = tmp,dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=os.pathsep.join([str(here),str(here.parent)]))
+        self.err = open(tmp/'stderr','w')
+        self.p = subprocess.Popen([sys.executable, str(here/'crash_run.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.err, text=True, env=env, cwd=tmp)
+    def ask(self, **kw):
+        self.p.stdin.write(json.dumps(kw)+'\n'); self.p.stdin.flush()
+        line = self.p.stdout.readline()
+        assert line, (self.tmp/'stderr').read_text()[-3000:]
+        return json.loads(line)
+    def start(self, what, args=None, **hurt):
+        out = self.tmp/uuid.uuid4().hex
+        return self.ask(do='start', what=what, args={k:str(v) if isinstance(v, Path) else v for k,v in (args or {}).items()}, hurt=hurt, out=str(out)),out
+    def end(self, job, secs=None):
+        "What a process said at its end; None if it was killed, after `secs` by us"
+        pid,out = job
+        if self.ask(do='end', pid=pid, secs=secs): return None
+        assert out.exists(), (self.tmp/'stderr').read_text()[-3000:]
+        return json.loads(out.read_text())
+    def run(self, what='play', kill_after=None, hurt=None, **args): return self.end(self.start(what, args, **(hurt or {})), kill_after)
+    def good(self, **kw):
+        r = self.run(**kw)
+        assert r is not None and 'ok' in r, r and r.get('trace')
+        return r
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    s = Server(tmp_path_factory.mktemp('server'))
+    yield s
+    s.p.stdin.close(); s.p.wait(30); s.err.close()
+
+# --- what must be equal
+
+def content(f):
+    "A file of a run without its times, so that equal content is equal bits"
+    if f.suffix=='.safetensors':
+        ts,meta = load_tensors(f)
+        meta.pop('seconds', None)
+        return {k:(str(v.dtype), tuple(v.shape), v.numpy().tobytes()) for k,v in ts.items()},meta
+    if f.suffix=='.csv':
+        df = pd.read_csv(f, dtype=str)
+        return df.drop(columns='seconds', errors='ignore').to_csv()
+    return f.read_bytes()
+
+def kept(folder):
+    "All files that a run keeps, without the lock, and the histories of its fits"
+    d = Path(folder)
+    return {str(f.relative_to(d)):content(f) for f in sorted(d.rglob('*')) if f.is_file() and f.name not in ('batches','.run.lock','.replicate.lock','.play.lock') and f.parent.name!='models'}
+
+def same(a, b, a_end, b_end, history=True):
+    a,b = kept(a),kept(b)
+    if not history: a,b = ({k:v for k,v in o.items() if not k.startswith('history')} for o in (a,b))
+    assert list(a)==list(b) and [k for k in a if a[k]!=b[k]]==[]
+    assert a_end['ok']==b_end['ok']
+    assert b_end['ok'].get('leaks', 0)==0
+
+def batches(folder):
+    "For each process: (round, epoch, iteration) of the batches that it trained"
+    res = {}
+    for l in (Path(folder)/'batches').read_text().splitlines():
+        pid,*rest = map(int, l.split()); res.setdefault(pid, []).append(tuple(rest))
+    return list(res.values())
+
+@pytest.fixture(scope='module')
+def whole(server, tmp_path_factory):
+    "A run by its name, never killed: its folder, its end, and how long it took"
+    done = {}
+    def get(name, **kw):
+        key = json.dumps([name,kw])
+        if key not in done:
+            d,t = tmp_path_factory.mktemp(name),time.monotonic()
+            done[key] = d,server.good(name=name, folder=d, hurt=dict(count=True), **kw),time.monotonic()-t
+        return done[key]
+    return get
+
+# --- killed at any moment
+
+def other(d, n): return n if (d/'run'/'init.safetensors').exists() else 0     # the folder's initial weights count, not the model's
+
+def test_killed_twenty_times_at_random_moments(server, whole, tmp_path):
+    "SIGKILL from outside after random times, until it ends; all that is left is bit-equal to a run never killed"
+    rng,kills,i = random.Random(3),0,0
+    kw = dict(n_epoch=4, rounds=2, eval_every=2)
+    d,end,secs = whole('plain', **kw)
+    while kills<24:
+        at,i,mine = tmp_path/f'{i}',i+1,0
+        while (r := server.run(folder=at, init=other(at, kills), kill_after=rng.uniform(0,.6)*secs if mine<8 else 600, **kw)) is None: kills,mine = kills+1,mine+1
+        assert 'ok' in r, r['trace']
+        same(d, at, end, r)
+
+def attempts(server, name, folder, moments, **kw):
+    "Kill at the n-th training batch of each attempt, then let it end"
+    for i,n in enumerate(moments): assert (r := server.run(name=name, folder=folder, init=i, n=n, **kw)) is None, r
+    return server.good(name=name, folder=folder, init=9, **kw)
+
+@pytest.mark.parametrize('name', cr.runs)
+def test_killed_run_ends_the_same(name, server, whole, tmp_path):
+    d,end,_ = whole(name)
+    per = 1+max(e for r,e,_ in batches(d)[0]); n = len([1 for r,*_ in batches(d)[0] if r==0])//per      # batches an epoch
+    moments = [n+n//2, n+1, 2*n] if name!='workers' else [n+1]       # in the second epoch; just after a checkpoint; just before one
+    r = attempts(server, name, tmp_path, moments)
+    same(d, tmp_path, end, r)
+    assert sum(map(len, batches(tmp_path)))<len(batches(d)[0])+n*len(moments)*(2 if name in ('found','finetune','twice') else 1)+n*len(moments), 'more than an epoch was trained again'
+
+def test_killed_around_each_file_that_is_put_in_place(server, whole, tmp_path):
+    "All states that the disk can be in"
+    d,end,_ = whole('plain', n_epoch=2, rounds=1)
+    n = end['files']
+    assert n==2+2*5     # run.json, init, and per round a checkpoint, ticket, weights, curve and rounds.csv
+    for i in range(1, n+1):
+        for after in (False,True)[:1+(i in (2,n))]:
+            at = tmp_path/f'{i}{after}'
+            assert server.run(folder=at, n_epoch=2, rounds=1, hurt=dict(kill=dict(n=i, after=after))) is None
+            same(d, at, end, server.good(folder=at, n_epoch=2, rounds=1, init=other(at, i)), history=not (after and i==n))
+
+def test_goes_on_from_the_last_finished_epoch(server, tmp_path):
+    kw = dict(folder=tmp_path, n_epoch=3, rounds=1)
+    assert server.run(n=4*3+4+2, **kw) is None      # the second batch of the second epoch of round 1
+    server.good(**kw)
+    first,second = batches(tmp_path)
+    assert first[-1]==(1, 1, 4+2)
+    assert second==[(1, e, 4*e+i) for e in (1,2) for i in range(1,5)]
+
+def test_late_rewinding_goes_on_from_the_last_finished_epoch(server, tmp_path):
+    kw = dict(name='late_it', folder=tmp_path, n_epoch=3, rounds=1)
+    assert server.run(n=4*3+3+1, **kw) is None      # round 1 begins at iteration 5, in its second epoch: this is in the third
+    server.good(**kw)
+    first,second = batches(tmp_path)
+    assert [o for o in first if o[0]==1]==[(1,1,6),(1,1,7),(1,1,8),(1,2,9)]
+    assert second==[(1,2,i) for i in range(9,13)]
+
+# --- one process a folder
+
+def test_second_process_on_one_path(server, whole, tmp_path):
+    kw = dict(folder=tmp_path, n_epoch=60, rounds=3)
+    first = server.start('play', kw)
+    while not (tmp_path/'run/epoch.ckpt').exists(): time.sleep(.01)
+    shutil.copytree(tmp_path/'run', tmp_path/'was')
+    for change in (dict(), dict(amount=.5)):
+        r = server.run(**{**kw, **change})
+        assert r['error']=='RuntimeError' and str(tmp_path/'run') in r['says'] and f'process {first[0]}' in r['says'], r
+    assert not list((tmp_path/'run').rglob('weights*')), 'the first is still in its first round'
+    assert server.end(first, 0) is None
+    assert {f.name for f in (tmp_path/'run').iterdir()}-{f.name for f in (tmp_path/'was').iterdir()}<={f.name for f in (tmp_path/'run').glob('.epoch*')}
+    r = server.run(n=1, **kw)
+    assert r is None        # it trained: it was not refused
+    assert batches(tmp_path)[-1][0][1]>0, 'and from where the first was killed'
+
+def test_second_learner_in_one_process(tmp_path):
+    a,b = cr.make('plain', tmp_path/'a'),cr.make('plain', tmp_path/'b')
+    class Second(cr.Callback):
+        order,said = 200,[]
+        def after_epoch(self):
+            for path in (tmp_path/'run', tmp_path/'b'/'..'/'run'):
+                with pytest.raises(RuntimeError) as e: b.fit_lottery(1, rounds=1, path=path)
+                self.said.append(str(e.value))
+            with pytest.raises(RuntimeError): b.fit_lottery(1, rounds=1, path=tmp_path/'link')
+    (tmp_path/'link').symlink_to(tmp_path/'run')
+    a.fit_lottery(1, rounds=0, path=tmp_path/'run', cbs=Second())
+    assert len(Second.said)==2 and all('this process' in o for o in Second.said) and str(tmp_path/'run') in Second.said[0]
+    assert cr.bits(b.model)==cr.bits(cr.make('plain', tmp_path/'c').model), 'the second Learner is untouched'
+
+# --- other settings
+
+settings = dict(amount=.5, n_epoch=2, seed=6, lr_max=.04, hold='hold_init', criterion='random', scope='local', reset='random_reinit', eval_every=2)
+
+@pytest.mark.parametrize('k', settings)
+def test_changed_setting_is_named(k, whole, server, tmp_path):
+    d = copy(whole('plain')[0], tmp_path); was = kept(d)
+    r = server.run(folder=d, **{k:settings[k]})
+    assert r['error']=='ValueError' and k in r['says'] and str(d/'run') in r['says'] and str(settings[k]).strip("'") in r['says'], r
+    assert kept(d)==was
+
+def copy(d, to):
+    shutil.copytree(d, to/'copy'); (to/'copy'/'batches').unlink(missing_ok=True)
+    return to/'copy'
+
+def test_changed_lambda_is_told_apart(tmp_path):
+    def go(f): return cr.make('bare', tmp_path).fit_lottery(1, rounds=0, criterion=f, path=tmp_path/'run')
+    def scaled(c): return lambda w_f: w_f*c
+    go(lambda w_f: w_f.abs()); go(lambda w_f: w_f.abs())
+    for f in (lambda w_f: -w_f.abs(), lambda w_f, k=2: w_f.abs(), scaled(1)):
+        with pytest.raises(ValueError, match='criterion was .* and is now'): go(f)
+    shutil.rmtree(tmp_path/'run'); go(lambda w_f, k=1: w_f*k)
+    with pytest.raises(ValueError, match='criterion'): go(lambda w_f, k=2: w_f*k)
+    shutil.rmtree(tmp_path/'run'); go(scaled(1)); go(scaled(1))
+    with pytest.raises(ValueError, match='criterion'): go(scaled(2))
+
+def test_callbacks_that_were_used_before_are_the_same_setting(tmp_path):
+    cbs = [cr.EarlyStoppingCallback(patience=3)]
+    for i in range(2): rs = cr.make('bare', tmp_path).fit_lottery(2, rounds=i, seed=1, cbs=cbs, path=tmp_path/'run')
+    assert len(rs)==2
+    with pytest.raises(ValueError, match='patience'): cr.make('bare', tmp_path).fit_lottery(2, rounds=1, seed=1, cbs=[cr.EarlyStoppingCallback(patience=2)], path=tmp_path/'run')
+
+# --- a full disk
+
+@pytest.mark.parametrize('at', ['run.json','init','epoch.ckpt','ticket','weights','curve','rounds.csv'])
+def test_full_disk(at, server, whole, tmp_path):
+    d,end,_ = whole('plain')
+    early = at in ('run.json','init')
+    if not early: assert server.run(folder=tmp_path, n=4*3+1) is None; was = kept(tmp_path/'run'/'round_00')
+    r = server.run(folder=tmp_path, hurt=dict(full=at))
+    assert r['error']=='OSError' and at in r['says'] and str(tmp_path/'run') in r['says'] and 'make room' in r['says'], r
+    if not early: assert kept(tmp_path/'run'/'round_00')==was and len(pd.read_csv(tmp_path/'run'/'rounds.csv'))==1
+    assert not list(tmp_path.rglob('*.tmp'))
+    same(d, tmp_path, end, server.good(folder=tmp_path))
+
+def test_full_disk_for_the_lock_itself(server, tmp_path):
+    "A lock needs no room: what is missing is told by the first file that does"
+    r = server.run(folder=tmp_path, hurt=dict(full='run.json'))
+    assert r['error']=='OSError' and 'run.json' in r['says']
+
+# --- damaged folders
+
+def flip(b, at=.5): i = int(len(b)*at); return b[:i]+bytes([b[i]^1])+b[i+1:]
+damage = dict(truncated=lambda b: b[:len(b)//2], emptied=lambda b: b'', flipped=flip, removed=None)
+
+@pytest.fixture(scope='module')
+def stopped(server, whole, tmp_path_factory):
+    "A run that was killed in the last round, after its second epoch: all kinds of files are there"
+    d = tmp_path_factory.mktemp('stopped')
+    assert server.run(folder=d, n=4*3*2+4*2+1) is None
+    (d/'batches').unlink()
+    return d
+
+files = ['run.json','rounds.csv','init.safetensors','epoch.ckpt',*(f'round_0{r}/{f}' for r in (0,1) for f in ('ticket.safetensors','weights.safetensors','curve.csv'))]
+
+def spoil(f, how):
+    if how=='removed': f.unlink()
+    else: f.write_bytes(damage[how](f.read_bytes()))
+
+@pytest.mark.parametrize('how', damage)
+@pytest.mark.parametrize('f', files)
+def test_damaged_folder(f, how, stopped, server, whole, tmp_path):
+    "Each file in turn: an error that names it and leaves all as it was, or the same bits at the end"
+    d = copy(stopped, tmp_path); spoil(d/'run'/f, how); was = kept_raw(d)
+    r = server.run(folder=d)
+    if 'error' in r:
+        assert r['error']=='ValueError' and (str(d/'run'/f) in r['says'] or f=='run.json' and str(d/'run') in r['says']), r
+        assert kept_raw(d)==was, 'nothing is written'
+        assert f!='epoch.ckpt' and f!='round_00/weights.safetensors', 'this one can be done without'
+    else:
+        shutil.rmtree(d/'models', ignore_errors=True)
+        a,b = kept_spoiled(whole('plain')[0], f),kept_spoiled(d, f)
+        assert list(a)==list(b) and [k for k in a if a[k]!=b[k]]==[] and r['ok']==whole('plain')[1]['ok']
+        assert f in ('run.json','epoch.ckpt','round_00/weights.safetensors'), 'a silent end'
+        if f=='epoch.ckpt': assert (how!='removed')==any('epoch.ckpt' in w for w in r['warned']), r['warned']
+
+def kept_raw(d): return {str(f.relative_to(d)):f.read_bytes() for f in sorted(Path(d).rglob('*')) if f.is_file() and not f.name.endswith('.lock')}
+
+def kept_spoiled(d, f):
+    "The files but the one that was spoiled, where it is not needed"
+    return {str(o.relative_to(d)):content(o) for o in sorted(Path(d).rglob('*')) if o.is_file() and o.name!='batches' and not o.name.endswith('.lock') and o!=d/'run'/f}
+
+@pytest.mark.parametrize('at', [.2,.35,.5,.65,.8,.95])
+@pytest.mark.parametrize('f', ['rounds.csv','round_00/curve.csv'])
+def test_flipped_bit_anywhere_in_a_table(f, at, stopped, server, tmp_path):
+    d = copy(stopped, tmp_path); o = d/'run'/f; o.write_bytes(flip(o.read_bytes(), at)); was = kept_raw(d)
+    r = server.run(folder=d)
+    assert r.get('error')=='ValueError' and str(o) in r['says'], r
+    assert kept_raw(d)==was
+
+def test_rounds_csv_without_its_last_lines(stopped, server, tmp_path):
+    d = copy(stopped, tmp_path); o = d/'run'/'rounds.csv'
+    o.write_text(''.join(o.read_text().splitlines(True)[:2])); was = kept_raw(d)     # round 1 is on the disk and finished
+    (d/'run'/'epoch.ckpt').unlink(); was.pop('run/epoch.ckpt')
+    r = server.run(folder=d)
+    if 'error' in r: assert str(o) in r['says'] and kept_raw(d)==was, r
+    else: assert kept(d/'run'/'round_01')==kept(stopped/'run'/'round_01')
+
+def test_init_gone_in_the_first_round(server, whole, tmp_path):
+    "The checkpoint belongs to initial weights that are gone: this model's own are taken, and from the beginning"
+    assert server.run(folder=tmp_path, n=6) is None
+    (tmp_path/'run'/'init.safetensors').unlink()
+    r = server.run(folder=tmp_path, init=1)
+    if 'error' in r: assert str(tmp_path/'run'/'init.safetensors') in r['says']
+    else:
+        d = tmp_path/'fresh'; e = server.good(folder=d, init=1)
+        assert kept(d/'run')==kept(tmp_path/'run') and e['ok']==r['ok']
+
+def test_run_json_of_another_kind(whole, server, tmp_path):
+    d = copy(whole('plain')[0], tmp_path)
+    for s in ('[]','3','null'):
+        (d/'run'/'run.json').write_text(s)
+        r = server.run(folder=d)
+        assert r['error']=='ValueError' and 'run.json' in r['says'], r
+
+def test_run_json_gone_and_other_settings(whole, server, tmp_path):
+    "The tickets know how they were made"
+    d = copy(whole('plain')[0], tmp_path); (d/'run'/'run.json').unlink(); was = kept_raw(d)
+    r = server.run(folder=d, amount=.5, rounds=3)
+    assert r['error']=='ValueError' and 'amount was 0.4 and is now 0.5' in r['says'], r
+    assert kept_raw(d)==was
+
+def test_a_hash_that_reads_as_a_number(tmp_path, monkeypatch):
+    import fastai_lottery.masks as m
+    monkeypatch.setattr(m.Masks, 'hash', lambda self: '1234567890123e45')
+    for i in range(2): rs = cr.make('bare', tmp_path).fit_lottery(1, rounds=0, seed=1, path=tmp_path/'run')
+    assert len(rs)==1
+
+# --- `lottery run`
+
+def alive(group):
+    "Processes of a session that are no zombies"
+    res = []
+    for p in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            s = p.read_text().rpartition(')')[2].split()
+            if int(s[3])==group and s[0]!='Z': res.append(int(p.parent.name))
+    return res
+
+def until(f, secs=120):
+    "Wait for `f`, long enough for a busy machine"
+    end = time.monotonic()+secs
+    while not (r := f()) and time.monotonic()<end: time.sleep(.02)
+    return r
+
+flags = ['run','digits','--rounds','2','--epochs','3','--replicates','2','--jobs','2']
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
+def test_lottery_run_is_killed_and_the_same_command_goes_on(server, tmp_path):
+    d = tmp_path/'run'
+    def start(): return server.start('command', dict(args=[*flags,'--out',str(d)], log=str(tmp_path/'log')))
+    def workers(p): return [o for o in alive(p[0]) if b'spawn_main' in Path(f'/proc/{o}/cmdline').read_bytes()]
+    p = start()
+    assert until(lambda: (d/'seed_00'/'rounds.csv').exists()), (tmp_path/'log').read_text()
+    r = server.end(server.start('command', dict(args=[*flags,'--out',str(d)], log=str(tmp_path/'log2'))))
+    assert r['ok']==1 and f"{str(d)!r} is in use by process {p[0]}" in (tmp_path/'log2').read_text() and 'Traceback' not in (tmp_path/'log2').read_text()
+    assert server.end(p, 0) is None
+    assert until(lambda: not alive(p[0]), 30), 'workers live on when their parent is killed'
+    p = start()
+    assert until(lambda: len(workers(p))==2 and len(list(d.glob('seed_*/rounds.csv')))==2)
+    os.kill(workers(p)[-1], signal.SIGKILL)
+    r,log = server.end(p),(tmp_path/'log').read_text()
+    assert r['ok']==1 and 'Traceback' not in log and 'was killed' in log and 'same command' in log and 'BrokenProcessPool' not in log, log
+    assert until(lambda: not alive(p[0]), 30)
+    p = start(); r = server.end(p)
+    assert r['ok']==0, (tmp_path/'log').read_text()
+    for i in (0,1):
+        server.good(what='replicate', folder=tmp_path/f'alone_{i}', seed=i, rounds=2, epochs=3)
+        assert kept(tmp_path/f'alone_{i}')==kept(d/f'seed_0{i}')
+
+def test_jobs_0(tmp_path, capsys):
+    assert main(['run','digits','--jobs','0','--out',str(tmp_path/'x')])==1
+    assert '`jobs` should be at least 1; got 0' in capsys.readouterr().err and not (tmp_path/'x').exists()
+
+def test_second_replicate_on_one_path(server, tmp_path):
+    kw = dict(folder=tmp_path/'x', rounds=1, epochs=40)
+    first = server.start('replicate', kw)
+    assert until(lambda: (tmp_path/'x'/'epoch.ckpt').exists())
+    r = server.run('replicate', **kw)
+    assert r['error']=='RuntimeError' and f'process {first[0]}' in r['says'] and str(tmp_path/'x') in r['says'], r
+    assert server.end(first, 0) is None
+
+@pytest.fixture(scope='module')
+def lab(server, tmp_path_factory):
+    "A replicate with controls and measures"
+    d = tmp_path_factory.mktemp('lab')
+    server.good(what='replicate', folder=d/'whole'/'seed_00', measures=True, rounds=1, epochs=1)
+    (d/'whole'/'play.json').write_text(json.dumps(dict(preset='digits', epochs=1, replicates=1)))
+    return d/'whole'
+
+@pytest.mark.parametrize('how', damage)
+@pytest.mark.parametrize('f', ['controls.csv','measures.csv'])
+def test_damaged_tables_of_a_replicate(f, how, lab, server, tmp_path):
+    d = copy(lab, tmp_path); spoil(d/'seed_00'/f, how); was = kept_raw(d)
+    r = server.run('replicate', folder=d/'seed_00', measures=True, rounds=1, epochs=1)
+    if 'error' in r:
+        assert r['error']=='ValueError' and str(d/'seed_00'/f) in r['says'], r
+        assert kept_raw(d)==was
+    else: assert how=='removed' and kept(d)==kept(lab)
+
+@pytest.mark.parametrize('how', damage)
+def test_damaged_play_json(how, lab, server, tmp_path):
+    d = copy(lab, tmp_path); spoil(d/'play.json', how); was = kept_raw(d)
+    args = ['run','digits','--rounds','1','--epochs','1','--replicates','1','--jobs','1','--out',str(d)] if how!='removed' else ['report',str(d)]
+    r = server.run('command', args=args, log=str(tmp_path/'log')); log = (tmp_path/'log').read_text()
+    if how=='removed': assert r['ok']==0, log
+    else: assert r['ok']==1 and (str(d/'play.json') in log or how=='flipped' and str(d) in log) and 'Traceback' not in log and kept_raw(d)==was, log
+
+def test_killed_among_controls_and_measures(server, lab, tmp_path):
+    for f in ('.controls','.measures'):
+        d = tmp_path/f
+        assert server.run('replicate', hurt=dict(kill=dict(at=f[1:])), folder=d, measures=True, rounds=1, epochs=1) is None
+        server.good(what='replicate', folder=d, measures=True, rounds=1, epochs=1)
+        assert kept(d)==kept(lab/'seed_00')
