@@ -14,11 +14,13 @@ from .resets import *
 from .tickets import *
 from .metrics import *
 from .signals import *
+from .checkpoints import *
 from .callback import *
 from .rounds import *
 from .supermask import *
 from .analysis import *
 from .arms import *
+from .nets import *
 from .data import *
 from .presets import *
 from .plots import *

@@ -133,19 +133,27 @@ def instability(
     return Instability(barrier(path, by), path)
 
 # %% ../nbs/26_analysis.ipynb #98f09cfa
-_styles = [('#0072B2','o','-'),('#D55E00','s','--'),('#7f7f7f','^',':'),('#000000','D','-.'),('#CC79A7','v',(0,(5,1))),('#009E73','P',(0,(1,1)))]
+_colors = '#0072B2 #D55E00 #7f7f7f #009E73 #CC79A7 #C98A00 #3A9AD9 #000000'.split()
+_marks = 'os^DvPX*<'
+_lines = '-','--',':','-.',(0,(5,1)),(0,(1,1)),(0,(3,1,1,1,1,1))
+def _style(i): return _colors[i%len(_colors)],_marks[i%len(_marks)],_lines[i%len(_lines)]
 
 def _axes(ax, size=(6,4)):
-    ax = ax or plt.subplots(figsize=size)[1]
-    ax.grid(alpha=.25)
+    ax = ax or plt.subplots(figsize=size, layout='constrained')[1]
+    ax.grid(alpha=.25); ax.set_axisbelow(True)
     for s in ('top','right'): ax.spines[s].set_visible(False)
     return ax
+
+def _legend(ax, n=6, **kwargs):
+    "A legend where there is room: beside the axes from `n` lines on"
+    many = len(ax.get_legend_handles_labels()[0])>n
+    return ax.legend(frameon=False, fontsize=9, handlelength=2.6, **(dict(loc='center left', bbox_to_anchor=(1,.5)) if many else {}), **kwargs)
 
 def _named(os, what):
     "`os` by name: a single one has none"
     os = dict(os) if isinstance(os, Mapping) else {'':os}
     if not os: raise ValueError(f"there is no {what} to draw")
-    return [(n,o,*_styles[i%len(_styles)]) for i,(n,o) in enumerate(os.items())]
+    return [(n,o,*_style(i)) for i,(n,o) in enumerate(os.items())]
 
 def plot_path(
     paths, # A path, an `Instability`, or several by name
@@ -160,7 +168,7 @@ def plot_path(
         b = barrier(p, by)
         ax.plot(p.alpha, k*p[by], ls=ls, color=c, marker=mark, ms=4, label=f"{n}{': ' if n else ''}barrier {k*b:.3g}{' pp' if by=='error' else ''}")
         ax.axhline(k*(p[by].max()-b), color=c, ls=ls, lw=.8, alpha=.6)
-    ax.set_xlabel('α'); ax.set_ylabel(label or ('error (%)' if by=='error' else by)); ax.legend(frameon=False, loc='lower center', bbox_to_anchor=(.5,1), ncols=2)
+    ax.set_xlabel('α'); ax.set_ylabel(label or ('error (%)' if by=='error' else by)); ax.legend(frameon=False, fontsize=9, handlelength=2.6, loc='lower center', bbox_to_anchor=(.5,1), ncols=2)
     return ax
 
 # %% ../nbs/26_analysis.ipynb #9178efbf
@@ -222,6 +230,12 @@ def moved(
 _labels = dict(distance='L2 distance', angle='angle (degrees)', fraction='changed sign (%)', changed='weights that changed sign', mean_abs='mean distance of a weight',
                relative='distance relative to the start')
 
+def _layer_ticks(ax, layers):
+    "Names of layers below the axis, aslant where there are many"
+    n,ns = len(layers),[o.removesuffix('.weight') for o in layers]
+    slant = dict(rotation=45, ha='right', rotation_mode='anchor') if sum(map(len, ns))>30 else {}
+    ax.set_xticks(range(n), ns, fontsize=9 if n<=12 else 7, **slant)
+
 def plot_layers(
     tables, # What `stability`, `sign_changes` or `moved` gave, or several by name, of the same layers
     col:str, # Column to draw
@@ -237,8 +251,8 @@ def plot_layers(
         if [o for o in t.index if o!='total']!=layers: raise ValueError(f"tables of different layers: {', '.join(layers)} and {', '.join(o for o in t.index if o!='total')}")
         ax.plot(range(len(layers)), k*t[col].loc[layers], ls=ls, color=c, marker=mark, ms=5, label=n or None)
         if 'total' in t.index and col!='changed': ax.axhline(k*t.loc['total',col], color=c, ls=ls, lw=.8, alpha=.6)
-    ax.set_xticks(range(len(layers)), layers, rotation=30 if len(layers)>5 else 0); ax.set_ylabel(label or _labels.get(col, col.replace('_',' ')))
-    if any(o[0] for o in ts): ax.legend(frameon=False)
+    _layer_ticks(ax, layers); ax.set_ylabel(label or _labels.get(col, col.replace('_',' ')))
+    if any(o[0] for o in ts): _legend(ax)
     return ax
 
 # %% ../nbs/26_analysis.ipynb #c4d5c78a
@@ -293,15 +307,18 @@ def plot_overlap(
     expected:pd.DataFrame=None, # What `random_overlap` gave, written below in small figures
     ax=None # Axes; new ones by default
 ): # The axes
-    "Overlaps as a square of greys, with figures where there is room (12 masks)"
+    "Overlaps as a square of greys, with figures where there is room (12 masks), else with a scale"
     n = len(table)
     if expected is not None and expected.shape!=table.shape: raise ValueError(f"`expected` should have the shape of `table`, {table.shape}; got {expected.shape}")
-    ax = ax or plt.subplots(figsize=(max(3.5,.6*n),)*2)[1]
-    ax.imshow(table.to_numpy(float), cmap='Greys', vmin=0, vmax=1)
-    ax.set_xticks(range(n), table.columns, rotation=45, ha='right'); ax.set_yticks(range(n), table.index)
+    ax = ax or plt.subplots(figsize=(max(3.5,min(.6*n,8)),)*2, layout='constrained')[1]
+    im = ax.imshow(table.to_numpy(float), cmap='Greys', vmin=0, vmax=1)
+    ax.set_xticks(range(n), table.columns, rotation=45, ha='right', rotation_mode='anchor'); ax.set_yticks(range(n), table.index)
+    for s in ax.spines.values(): s.set_visible(False)
+    ax.tick_params(length=0, labelsize=9 if n<=12 else 7)
+    if n>12: ax.figure.colorbar(im, ax=ax, shrink=.8, label='overlap')
     for i in range(n if n<=12 else 0):
         for j in range(n):
             v = table.iloc[i,j]; c = 'white' if v>.5 else 'black'
             ax.text(j, i-(.12 if expected is not None else 0), f'{v:.2f}', ha='center', va='center', color=c, fontsize=8)
-            if expected is not None: ax.text(j, i+.25, f'({expected.iloc[i,j]:.2f})', ha='center', va='center', color=c, fontsize=6)
+            if expected is not None: ax.text(j, i+.25, f'({expected.iloc[i,j]:.2f})', ha='center', va='center', color=c, fontsize=6.5)
     return ax

@@ -187,22 +187,32 @@ def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
     gen = generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)
     f = _crit(criterion); check_amount(amount)
     old,steps = Masks({n:lot.masks[n] for n in free}),getattr(f, 'steps', 1)
-    n0,n1 = old.n_kept,old.n_kept-round(amount*old.n_kept)
+    def scored(cur):
+        "Scores under the masks `cur`; what is pruned by now is lowest"
+        s = scores(f, free, **lot.known(free, needs(f), gen, Masks({**lot.masks, **cur})))
+        return {n: torch.where(old[n]&~cur[n].to(old[n].device), torch.finfo(v.dtype).min, v) for n,v in s.items()} if cur is not old else s
+    n0,n1,cur = old.n_kept,old.n_kept-round(amount*old.n_kept),old
     for i in range(1, steps):    # some criteria prune in many small steps, each of the same factor
-        if (n := round(n0*(n1/n0)**(i/steps)))<old.n_kept:
-            old = make_masks(scores(f, free, **lot.known(free, needs(f), gen, Masks({**lot.masks, **old}))), old, 1-n/old.n_kept, scope)
-    if steps>1: amount = max(0., 1-n1/old.n_kept)
-    s = scores(f, free, **lot.known(free, needs(f), gen, Masks({**lot.masks, **old})))
+        if (n := round(n0*(n1/n0)**(i/steps)))<cur.n_kept: cur = make_masks(scored(cur), old, 1-n/n0, scope)
+    s,least = scored(cur),min(least, lot.masks.n_kept)
     def at(a): return Masks({**lot.masks, **make_masks(s, old, a, scope)})
-    new,least = at(amount),min(least, lot.masks.n_kept)
-    if new.n_kept==least or new.n_kept>least+len(free)*bool(least): return new
-    lo,hi,a = 0.,min(1.1*amount, .999),(lot.masks.n_kept-least)/old.n_kept    # exact where all layers have the same rate
+    return at(amount) if not least else _cut(at, amount, least, lot.masks.n_kept, n0, len(free))
+
+def _cut(at, amount, least, have, n0, layers):
+    "Masks at `amount`, or at the largest that leaves `least` weights"
+    def kept(a):
+        try: return at(a)
+        except ValueError: return None    # more than the scope can take
+    new = kept(amount)
+    if new is not None and (new.n_kept==least or new.n_kept>least+layers): return new
+    best,lo,hi,a = None,0.,min(1.1*amount, .999),(have-least)/n0    # exact where all layers have the same rate
     for _ in range(50):
-        n = (new := at(a)).n_kept
+        new = kept(a); n = -1 if new is None else new.n_kept
+        if n>=least: best = new
         if n==least: break
         lo,hi = (a,hi) if n>least else (lo,a)
         a = (lo+hi)/2
-    return new if new.n_kept>=least else at(lo)
+    return best if best is not None else at(lo)
 
 @patch
 def values(self:LotteryCallback,

@@ -92,7 +92,8 @@ _all = [
            dict(n_epoch=55, rounds=15, eval_every=100, **_lenet), levels=(3,7,9,12,15)),
     Preset('lenet-mnist-12k', 'LeNet-300-100 on MNIST, 11,908 iterations a round: a quarter of the paper\'s, with more controls', '1803.03635, section 2 and appendix G; 1905.01067, section 4 (signs)',
            'about 25 minutes a seed on one CPU core', mnist, lenet_300_100, dict(n_epoch=13, rounds=15, eval_every=100, **_lenet), levels=(3,7,9,10,12,15), replicates=8,
-           claims=lambda *o: _lenet_claims(*o), controls=dict(**_controls, one_shot=_one_shot, **{a:dict(reset=a) for a in _signs}), at=dict(one_shot=(8,13), **{a:(10,) for a in _signs})),
+           controls=dict(**_controls, one_shot=_one_shot, **{a:dict(reset=a) for a in _signs}), at=dict(one_shot=(8,13), **{a:(10,) for a in _signs}, stability=(10,), instability=(0,10), heuristic=(0,)),
+           measures=dict(stability=ticket_stability, instability=ticket_instability, heuristic=partial(heuristic_supermasks, prunes=24, amount=.2, scope={'out':.5}))),
 ]
 
 # %% ../nbs/31_presets.ipynb #8a48ec65
@@ -242,13 +243,93 @@ def _lenet_claims(df, _):
         *[claim_difference(f'{n}: keeping the sign beats breaking it', 'yes (1905.01067)', *acc(k,10,b,10), want=(.2,math.inf)) for n,(k,b) in signs.items()],
         *[claim_match(f'{n}, signs kept, is as good as the rewind', 'yes (1905.01067)', *acc(k,10,'ticket',10), .2) for n,(k,_) in signs.items()]]}
 
+def _left(df, k):
+    "Weights left at round `k`, as text"
+    d = df[df['round']==k].density
+    return f'{100*d.median():.1f} %' if len(d) else f'round {k}'
+
+def _by_seed(ms, col, **where):
+    "Figures of a measure, one a seed: the mean where there are several"
+    if ms is None or not len(ms) or {col,*where}-{*ms}: return pd.Series(dtype=float)
+    for k,v in where.items(): ms = ms[ms[k].astype(str)==str(v)]
+    return ms.groupby('seed')[col].mean()
+
+def _both(a, b):
+    "The seeds that both have"
+    both = a.index.intersection(b.index)
+    return a[both].to_numpy(),b[both].to_numpy()
+
+def _stability_claims(df, ms, k=10):
+    def l2(what, mask): return _by_seed(ms if ms is None else ms[ms['round']==k], 'l2', arm='stability', what=what, mask=mask)
+    return {'E5 stability at 10.7 %': [
+        claim_ratio('random masks end further apart than tickets, under two orders of the data', '2.8 × (58.6 and 20.7)', *_both(l2('data order','random'), l2('data order','ticket')), want=(2.,3.6)),
+        claim_ratio('random masks end further from the dense training than tickets', '1.6 × (75.7 and 48.1)', *_both(l2('pruning','random'), l2('pruning','ticket')), want=(1.3,2.))]}
+
+def _instability_claims(df, ms):
+    return {'E6 instability from the start': [
+        claim_value('the error of the dense net rises by less than 2 points between two trainings', 'below 2 points is stable; LeNet is, from the start', _by_seed(ms, 'barrier_pp', arm='instability', round=0, mask='dense'), want=(-math.inf,2.), unit='pp')]}
+
+def _supermask_claims(df, ms):
+    best = None if ms is None or not (ms.arm=='heuristic').any() else best_by_valid(ms[ms.arm=='heuristic'])
+    def rule(mask, base='init'): return _by_seed(best, 'test_accuracy', mask=mask, base=base)
+    def learned(base, rescale): return _by_seed(ms, 'test_accuracy', arm='learned', base=base, rescale=rescale)
+    sign,sc = 'large_final_same_sign','signed constant'
+    return {'E7 supermasks by a rule, density by validation': [
+        claim_value('large_final over initial weights', 'about 40 %, as quoted elsewhere', rule('large_final'), (33.,47.), 100, '%'),
+        claim_value('large_final of the same sign over initial weights', '', rule(sign), (73.3,85.3), 100, '%'),
+        claim_value('large_final of the same sign over signed constants', '86 %', rule(sign, sc), (80.,92.), 100, '%'),
+        claim_difference('large_final beats a random mask', 'yes', *_both(rule('large_final'), rule('random'))),
+        claim_difference('the same sign beats large_final', 'yes', *_both(rule(sign), rule('large_final')))],
+     'E8 learned supermasks, 15 epochs': [
+        claim_difference('signed constants beat initial weights', 'yes', *_both(learned(sc, False), learned('init', False))),
+        claim_difference('initial weights with rescaling beat signed constants without', 'yes', *_both(learned('init', True), learned(sc, False))),
+        claim_difference('signed constants beat initial weights, both with rescaling', 'yes', *_both(learned(sc, True), learned('init', True))),
+        claim_difference('rescaling helps initial weights', 'yes', *_both(learned('init', True), learned('init', False)), want=(2.,math.inf)),
+        claim_difference('rescaling helps signed constants', 'yes', *_both(learned(sc, True), learned(sc, False)), want=(2.,math.inf))]}
+
+def _criteria_claims(df, _, k=10):
+    acc = lambda a,b: _pair(df, a, k, b, k)
+    arm = dict(large_final='ticket'); name = lambda c: arm.get(c, c)
+    good,bad = 'large_final magnitude_increase large_init_large_final movement'.split(),'large_init small_init small_final small_init_small_final'.split()
+    return {f'E9 order of the criteria at {_left(df, k)}': [
+        *[claim_difference(f'{c} beats random', 'yes', *acc(name(c), 'random')) for c in good],
+        *[claim_difference(f'random beats {c}', 'yes', *acc('random', c)) for c in bad]],
+     'E9 the good four': [claim_match(f'{a} and {b} are as good', 'alike', *acc(name(a), name(b)), .3) for i,a in enumerate(good) for b in good[i+1:]]}
+
+def _mask_0_claims(df, _):
+    rs = sorted(set(df[df.arm=='freeze']['round']) & ({12,15} if df.prunable.max()>1e5 else {13,16}))
+    acc = lambda a,b,k: _pair(df, a, k, b, k)
+    return {'E11 what pruned weights are held at': [c for k in rs for c in [
+        claim_difference(f'{_left(df, k)} left: variant 2 beats variant 1', 'yes', *acc('variant_2','variant_1',k)),
+        claim_difference(f'{_left(df, k)} left: variant 1 beats zeros', 'at least as good', *acc('variant_1','ticket',k)),
+        claim_difference(f'{_left(df, k)} left: zeros beat initial values', 'yes', *acc('ticket','freeze',k))]]}
+
+def _on_digits_claims(df, _):
+    acc = lambda a,k,b,j: _pair(df, a, k, b, j)
+    return {'E1 and E2 on digits': [
+        claim_ratio(f'tickets at {_left(df, 7)} of the weights stop earlier than the dense net', '0.62 × (on MNIST)', *_pair(df, 'ticket', 7, 'dense', 0, 'es_iteration'), want=(0.,1.)),
+        claim_difference(f'tickets at {_left(df, 7)} beat re-initialised nets', '0.5 pp (on MNIST)', *acc('ticket',7,'reinit',7)),
+        claim_difference(f'tickets at {_left(df, 16)} beat re-initialised nets', 'yes (on MNIST)', *acc('ticket',16,'reinit',16)),
+        claim_difference(f'tickets at {_left(df, 16)} beat random masks', 'yes (on MNIST)', *acc('ticket',16,'random',16)),
+        claim_difference(f're-initialised nets at {_left(df, 16)} beat random masks', 'yes (on MNIST)', *acc('reinit',16,'random',16))]}
+
+def _variants_claims(df, ms):
+    acc = lambda a,b,k: _pair(df, a, k, b, k)
+    return {**_on_digits_claims(df, ms), 'E12 rewinding and fine-tuning on digits': [c for k in (7,16) for c in [
+        claim_difference(f'{_left(df, k)} left: rewinding weights beats fine-tuning', 'yes (2003.02389, larger nets)', *acc('ticket','finetune',k)),
+        claim_difference(f'{_left(df, k)} left: rewinding the learning rate beats fine-tuning', 'yes (2003.02389, larger nets)', *acc('lrr','finetune',k))]]}
+
+_claims = {'lenet-mnist-12k':lambda df,ms: {**_lenet_claims(df, ms), **_stability_claims(df, ms), **_instability_claims(df, ms), **{k:v for k,v in _supermask_claims(df, ms).items() if k[:2]=='E7'}},
+           'digits':_on_digits_claims, 'stability-mnist':_stability_claims, 'instability-mnist':_instability_claims, 'supermask-mnist':_supermask_claims,
+           'criteria-mnist':_criteria_claims, 'criteria-digits':_criteria_claims, 'mask-0-mnist':_mask_0_claims, 'mask-0-digits':_mask_0_claims, 'variants-digits':_variants_claims}
+
 def _have(groups):
     "The claims for which there are figures"
     res = {g:[c for c in cs if c is not None and c.n] for g,cs in groups.items()}
     return {g:cs for g,cs in res.items() if cs}
 
 # %% ../nbs/31_presets.ipynb #db3be428
-presets = {p.name:p for p in [*_all, *_convs, *_resnets, *_vggs, *_small, *_measures, *_arms_of]}
+presets = {p.name:replace(p, claims=_claims.get(p.name)) for p in [*_all, *_convs, *_resnets, *_vggs, *_small, *_measures, *_arms_of]}
 
 # %% ../nbs/31_presets.ipynb #39e66572
 def preset(

@@ -149,7 +149,7 @@ def _epochs(learn, first=0, done=None, save=None):
         i,e0 = next(fits),first
         if done is not None:
             if i<done['fit']: return
-            if i==done['fit']: put(learn, done['learn'], LotteryCallback); e0 = learn.epoch+1
+            if i==done['fit']: put_checkpoint(learn, done['learn'], LotteryCallback); e0 = learn.epoch+1
         for learn.epoch in range(e0, learn.n_epoch):
             learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
             if save is not None and learn.epoch+1<learn.n_epoch: save(i)
@@ -225,7 +225,7 @@ def _train(learn, fit, n_epoch, begin, seed, eval_every, test_dl, tick, kwargs, 
     track = [cb for cb in learn.cbs+L(kwargs.get('cbs')) if isinstance(cb, TrackerCallback)]
     for cb in track: cb.best = None    # the best of another round is no model of this one
     watch = _Watch(eval_every, test_dl, begin, tick)
-    def keep(i): save(dict(fit=i, seconds=time.perf_counter()-t0, learn=take(learn, LotteryCallback)))
+    def keep(i): save(dict(fit=i, seconds=time.perf_counter()-t0, learn=take_checkpoint(learn, LotteryCallback)))
     with ExitStack() as es:
         es.enter_context(_quiet(learn)); es.enter_context(fast_events(learn)); es.enter_context(learn.added_cbs([watch]+([_GoOn(begin)] if begin else [])))
         if begin or save: es.enter_context(_epochs(learn, begin//len(learn.dls.train), done, save and keep))

@@ -147,14 +147,14 @@ def test_learned_by_a_plain_loop(run, bs):
     got = learned_supermasks(run, n_epoch=2, bs=bs, samples=3)
     assert [(o['base'],o['rescale']) for o in got]==[('init',False),('init',True),('signed constant',False),('signed constant',True)]
     for o in (got[0],got[3]):
-        m = load_(lenet_300_100(64), run.learn.lottery.w_i)
+        m = load_(small.model(), run.learn.lottery.w_i)
         add_supermask(m, base=signed_constant if 'signed' in o['base'] else None, rescale=o['rescale'])
         dl = run.learn.dls.train.new(bs=bs or 60); dl.rng.seed(derive(derive(0, 'supermask'), 'loader', 0))
         opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=100., momentum=.9); m.train()
         for _ in range(2):
             for x,y in dl: nn.functional.cross_entropy(m(x), y).backward(); opt.step(); opt.zero_grad()
         ts = [supermask_ticket(m, sample=i) for i in (0,1,2,None)]
-        acc = [acc_of(run, state(t.apply_(lenet_300_100(64)))) for t in ts]
+        acc = [acc_of(run, state(t.apply_(small.model()))) for t in ts]
         assert o['test_accuracy']==pytest.approx(np.mean(acc[:3]), abs=2e-3) and o['test_accuracy_rounded']==pytest.approx(acc[3], abs=2e-3)
         assert o['density']==pytest.approx(np.mean([t.density for t in ts[:3]]), abs=1e-4) and o['density_rounded']==pytest.approx(ts[3].density, abs=1e-4)
 

@@ -67,7 +67,7 @@ def cases(rank):
             seen.append(dict(weights=digest(dict(unwrap(learn.model).named_parameters()))))
         rs = learn.fit_lottery(n_epoch, rounds=rounds, fit=watched, **kwargs)
         return dict(seen=seen, rows=[{k:v for k,v in r.row.items() if k!='seconds'} for r in rs],
-                    hashes=[r.masks.hash() for r in rs], starts=[digest(r.start) for r in rs], keys=list(rs[-1].start), **now(learn))
+                    hashes=[r.masks.hash() for r in rs], curves=[None if r.curve is None else r.curve.to_dict('list') for r in rs], starts=[digest(r.start) for r in rs], keys=list(rs[-1].start), **now(learn))
 
     def play_ctx(rounds=1, seed=None, rewind_to='init', at=100, **kwargs):
         "fastai's own way: it wraps the model and splits the data for the length of each fit"
@@ -291,7 +291,7 @@ def test_trap_23_a_folder_goes_on_in_both_processes(ran):
     a,b = results(ran, 'folder')
     for o in (a,b): del o['did']
     assert a==b
-    for k in 'rows hashes starts mask state'.split(): assert a['again'][k]==a['whole'][k]==a['third'][k], k
+    for k in 'rows hashes starts curves mask state'.split(): assert a['again'][k]==a['whole'][k]==a['third'][k], k
     assert len(a['first']['seen'])==4 and len(a['again']['seen'])==2 and a['third']['seen']==[]
     assert a['again']['seen']==a['whole']['seen'][4:]
 
@@ -299,11 +299,11 @@ def test_trap_23_a_training_goes_on_after_its_last_epoch_in_both_processes(ran):
     a,b = results(ran, 'folder')
     for o in (a,b):
         assert all('stopped' in e for e in o['stopped']) and o['played']==2     # two epochs of six were left to do
-        for k in 'rows hashes starts mask state'.split(): assert o['broken'][k]==o['unbroken'][k], k
+        for k in 'rows hashes starts curves mask state'.split(): assert o['broken'][k]==o['unbroken'][k], k
 
 def test_trap_23_a_folder_in_fastais_own_context(ran):
     o = same(ran, 'ctx_folder')
-    for k in 'rows hashes starts mask state'.split(): assert o['again'][k]==o['whole'][k], k
+    for k in 'rows hashes starts curves mask state'.split(): assert o['again'][k]==o['whole'][k], k
 
 def test_trap_23_an_error_with_the_folder_stops_both(ran):
     other,nowhere,damaged = same(ran, 'folder_errors')
