@@ -18,7 +18,7 @@ def bench_held():
     l.fit(1); l.prune(.2); l.fit(1)
     lot,n = l.lottery,l.lottery.masks.numel
     b = held([lot.masks, lot.w_i, lot.w_k], set())
-    h = sum(s.numel()*s.element_size() for s in {id(s):s for *_,s in lot._held.plan}.values() if s is not None)
+    h = sum(s.numel()*s.element_size() for s in {id(s):s for _,_,s,_ in lot._hold.plan}.values() if s is not None)
     print(f'\nmasks and snapshot of LeNet-300-100: {b/n:.3f} bytes a prunable weight (its biases included), and a scratch buffer of {h/2**20:.2f} MiB')
     rs = l.fit_lottery(1, rounds=10)
     print(f'history of 10 rounds: {sum(held([m for _,m in r.masks_.values()], set()) for r in rs)/n/len(rs):.3f} bytes a weight and round')

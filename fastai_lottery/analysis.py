@@ -234,7 +234,7 @@ def _layer_ticks(ax, layers):
     "Names of layers below the axis, aslant where there are many"
     n,ns = len(layers),[o.removesuffix('.weight') for o in layers]
     slant = dict(rotation=45, ha='right', rotation_mode='anchor') if sum(map(len, ns))>30 else {}
-    ax.set_xticks(range(n), ns, fontsize=9 if n<=12 else 7, **slant)
+    ax.set_xticks(range(n), ns, fontsize=9 if n<=12 else 7, **slant); ax.set_xlabel('layer')
 
 def plot_layers(
     tables, # What `stability`, `sign_changes` or `moved` gave, or several by name, of the same layers
@@ -310,11 +310,11 @@ def plot_overlap(
     "Overlaps as a square of greys, with figures where there is room (12 masks), else with a scale"
     n = len(table)
     if expected is not None and expected.shape!=table.shape: raise ValueError(f"`expected` should have the shape of `table`, {table.shape}; got {expected.shape}")
-    ax = ax or plt.subplots(figsize=(max(3.5,min(.6*n,8)),)*2, layout='constrained')[1]
+    ax = ax or plt.subplots(figsize=(w := max(3.5,min(.6*n,8)), w*(.85 if n>12 else 1)), layout='constrained')[1]
     im = ax.imshow(table.to_numpy(float), cmap='Greys', vmin=0, vmax=1)
-    ax.set_xticks(range(n), table.columns, rotation=45, ha='right', rotation_mode='anchor'); ax.set_yticks(range(n), table.index)
+    ax.set_xticks(range(n), table.columns, **(dict(rotation=45, ha='right', rotation_mode='anchor') if max(len(str(o)) for o in table.columns)>3 else {})); ax.set_yticks(range(n), table.index)
     for s in ax.spines.values(): s.set_visible(False)
-    ax.tick_params(length=0, labelsize=9 if n<=12 else 7)
+    ax.tick_params(length=0, labelsize=9 if n<=20 else 7)
     if n>12: ax.figure.colorbar(im, ax=ax, shrink=.8, label='overlap')
     for i in range(n if n<=12 else 0):
         for j in range(n):

@@ -6,7 +6,7 @@
 __all__ = ['derive', 'generator', 'LotteryCallback']
 
 # %% ../nbs/10_callback.ipynb #bc84cf2e
-import contextlib,hashlib,weakref
+import contextlib,hashlib,warnings,weakref
 from copy import deepcopy
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from .core import *
 from .masks import *
 from .criteria import large_final,scores
-from .scopes import global_,make_masks,check_amount
+from .scopes import global_,make_masks,check_amount,EmptyLayerWarning
 from .signals import same_rng,loss_grads,hessian_grads,flow_grads
 from .resets import state,load_,fresh,check_draw,reset_state,rewind,resets_menu,actions_menu,hold_zero
 from .criteria import _pick,criteria_menu
@@ -63,7 +63,7 @@ class LotteryCallback(Callback):
     ):
         self.rewind_to = point(rewind_to)
         store_attr('include,exclude,types,bias,frozen,init')
-        self.w_i = self.w_k = self.hypers = self.held = None
+        self.w_i = self.w_k = self.hypers = self.held = self.at_fit = None
         self.masks,self.rounds,self.n_pruned = None,L(),0
 
     def __deepcopy__(self, memo):
@@ -88,9 +88,10 @@ def __call__(self:LotteryCallback, event_name):
 @patch
 def remember(self:LotteryCallback):
     "Record the initial weights, once; also the rewind point if that is `'init'`"
-    if self.w_i is not None: return
-    self.w_i = state(self.learn.model)
-    if self.rewind_to.n==0: self.w_k = self.w_i
+    if self.w_i is None:
+        self.w_i = of_rank0(lambda: state(self.learn.model))
+        if n_ranks()>1: load_(self.learn.model, self.w_i)    # as `DistributedDataParallel` will, but its turn comes with the fit
+        if self.rewind_to.n==0: self.w_k = self.w_i
     if self.masks is None: self.set_masks(Masks.ones(named_weights(self.learn.model, self.names())))
 
 @patch
@@ -98,7 +99,7 @@ def before_train(self:LotteryCallback):
     "Take the snapshot, if this is a training and there is none; `ValueError` if the rewind point is never reached"
     if hasattr(self.learn, 'lr_finder'): return
     self.remember()
-    if self.hypers is None: self.hypers = [{k:v for k,v in h.items() if k!='params'} for h in self.learn.opt.hypers]
+    if self.hypers is None: self.hypers = self.at_fit
     k,n = self.rewind_to.step(len(self.learn.dl)),len(self.learn.dl)*self.learn.n_epoch
     if self.w_k is None and k>=n: raise ValueError(f"the rewind point {str(self.rewind_to)!r} is iteration {k}, but this training has only {n} ({self.learn.n_epoch} epochs of {len(self.learn.dl)}): choose an earlier one")
 
@@ -106,7 +107,7 @@ def before_train(self:LotteryCallback):
 def before_batch(self:LotteryCallback):
     "Take the snapshot of a later rewind point when training gets there"
     if self.w_k is None and self.learn.training and self.w_i is not None and not hasattr(self.learn, 'lr_finder'):
-        if self.learn.train_iter==self.rewind_to.step(self.learn.n_iter): self.w_k = state(self.learn.model)
+        if self.learn.train_iter==self.rewind_to.step(self.learn.n_iter): self.w_k = of_rank0(lambda: state(self.learn.model))
 
 # %% ../nbs/10_callback.ipynb #b8e16405
 @patch
@@ -139,6 +140,7 @@ def hold(self:LotteryCallback):
 @patch
 def before_fit(self:LotteryCallback):
     "Look the weights up again, and zero what is pruned"
+    self.at_fit = None if self.learn.opt is None else [{k:v for k,v in h.items() if k!='params'} for h in self.learn.opt.hypers]    # before anything schedules them
     if self.masks is not None: self._listen(); self.hold()
 
 # a callback may cancel between the step and our turn, and Ctrl-C may come anywhere: the next event makes up for it
@@ -178,10 +180,14 @@ def _batches(self:LotteryCallback, n=1):
     return [(tuple(b[:n_inp(b)]),tuple(b[n_inp(b):])) for b in bs]
 
 # %% ../nbs/10_callback.ipynb #7a886e8b
-def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
+def _new_masks(learn, *args, **kwargs):
+    "Masks after one more prune, as rank 0 has them: data and random numbers of other processes differ"
+    _lottery(learn).remember()
+    return of_rank0(lambda: _one_more(learn, *args, **kwargs))
+
+def _one_more(learn, amount, criterion, scope, seed=None, least=0):
     "Masks after one more prune, which is cut so that `least` weights stay; nothing is put on"
     lot = _lottery(learn)
-    lot.remember()
     free = [n for n,p in named_weights(learn.model, lot.masks).items() if lot.frozen or p.requires_grad]
     if not free: raise ValueError("all prunable layers are frozen: unfreeze some, or use LotteryCallback(frozen=True)")
     gen = generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)
@@ -201,18 +207,20 @@ def _new_masks(learn, amount, criterion, scope, seed=None, least=0):
 def _cut(at, amount, least, have, n0, layers):
     "Masks at `amount`, or at the largest that leaves `least` weights"
     def kept(a):
-        try: return at(a)
-        except ValueError: return None    # more than the scope can take
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', EmptyLayerWarning)    # of a try
+            try: return at(a)
+            except ValueError: return None    # more than the scope can take
     new = kept(amount)
-    if new is not None and (new.n_kept==least or new.n_kept>least+layers): return new
-    best,lo,hi,a = None,0.,min(1.1*amount, .999),(have-least)/n0    # exact where all layers have the same rate
+    if new is not None and (new.n_kept==least or new.n_kept>least+layers): return at(amount)
+    best,lo,hi,a = 0.,0.,min(1.1*amount, .999),(have-least)/n0    # exact where all layers have the same rate
     for _ in range(50):
         new = kept(a); n = -1 if new is None else new.n_kept
-        if n>=least: best = new
+        if n>=least: best = a
         if n==least: break
         lo,hi = (a,hi) if n>least else (lo,a)
         a = (lo+hi)/2
-    return best if best is not None else at(lo)
+    return at(best)
 
 @patch
 def values(self:LotteryCallback,
@@ -223,9 +231,16 @@ def values(self:LotteryCallback,
     "What pruned weights are held at under `new`: those that go now by `hold`, the others as before (1905.01067)"
     f,old = _action(hold),self.held or {}
     if f is hold_zero and not old: return None
-    now = by_name(f, list(new), **self.known(list(new), needs(f), generator(torch.initial_seed() if seed is None else seed, 'hold')))
-    def join(n, m): return torch.where(self.masks[n]&~m, now[n], torch.where(m, 0., old[n]) if n in old else torch.zeros_like(now[n]))
-    return {n:join(n, m.to(now[n].device)) for n,m in new.items()}
+    ws = named_weights(self.learn.model, list(new))
+    now = of_rank0(lambda: by_name(f, list(new), **self.known(list(new), needs(f), generator(torch.initial_seed() if seed is None else seed, 'hold'))))
+    return {n:_join(n, w.detach(), now[n], self.masks[n].to(w.device)&~new[n].to(w.device), new[n].to(w.device), old.get(n)) for n,w in ws.items()}
+
+def _join(n, w, v, go, m, old):
+    "Values at which the weights `go` of `n` are held now, and those of the ones held before"
+    if not torch.is_tensor(v) or v.shape!=w.shape: raise ValueError(f"what `hold` gives for {n!r} should be a tensor of shape {tuple(w.shape)}; got {tuple(v.shape) if torch.is_tensor(v) else v!r}")
+    v,zero = v.to(w),torch.zeros_like(w)
+    if not torch.isfinite(v[go]).all(): raise ValueError(f"`hold` gives values for {n!r} that are not finite")
+    return torch.where(go, v, zero if old is None else torch.where(m, zero, old.to(w)))
 
 @patch
 def prune(self:Learner,
@@ -265,7 +280,11 @@ def start(self:LotteryCallback,
     w_k, # State at the rewind point
     seed=None # For resets that draw random numbers
 )->dict: # A whole state, dense
-    "Where a training starts from, by `reset`; nothing is changed"
+    "Where a training starts from, by `reset`, as rank 0 has it; nothing is changed"
+    return of_rank0(lambda: self._start(reset, masks, w_k, seed))
+
+@patch
+def _start(self:LotteryCallback, reset, masks, w_k, seed):
     reset,names = _reset(reset),list(masks)
     gen = generator(torch.initial_seed() if seed is None else seed, 'rewind', self.n_pruned if seed is None else 0)
     known = dict(self.known(names, needs(reset), gen), w_k=w_k, m=masks)

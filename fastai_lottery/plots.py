@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np,pandas as pd
 import torch
-from torch import nn
 from matplotlib.colors import ListedColormap
+from matplotlib.ticker import MaxNLocator
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .masks import *
@@ -40,11 +40,12 @@ def _words(col):
     return s+' at early stop'*col.startswith('es_')+' (%)'*_percent(col)
 
 # %% ../nbs/32_plots.ipynb #cf6d22a8
-def _ticks(xs):
-    "Densities to write below a logarithmic axis: 1, 2 and 5 times a power of ten, or `xs` themselves where they span little"
+def _ticks(xs, own=True):
+    "Densities to write at a logarithmic axis: 1, 2 and 5 times a power of ten, or where `xs` span little these themselves, or if not `own` round figures"
     lo = min(xs)*.9
     ts = [d*10.**-e for e in range(9) for d in ((1,) if lo<.8e-3 else (5,2,1) if e else (1,)) if lo<=d*10.**-e<=1]
     if len(ts)>=3: return sorted(ts, reverse=True)
+    if not own: return [t for t in MaxNLocator(5, steps=[1,2,5,10]).tick_values(min(xs), 1) if lo<=t<=1] or [1]
     xs = sorted({float(f'{x:.2g}') for x in xs}, reverse=True)
     return xs[::math.ceil(len(xs)/6)]
 
@@ -118,7 +119,7 @@ def plot(self:LotteryCallback,
     return _plot_report(df, [monitor if monitor in df else _monitor(self.learn, monitor)], ax)
 
 # %% ../nbs/32_plots.ipynb #67a1d905
-def _ramp(n): return ['#000000', *(plt.cm.viridis(x) for x in np.linspace(.12, .72, max(n-1,1)))][:n]
+def _ramp(n): return ['#000000', *(plt.cm.viridis(x) for x in np.linspace(.12, .62, max(n-1,1)))][:n]
 def _some(os, n=6): return [os[i] for i in np.unique(np.linspace(0, len(os)-1, min(n, len(os))).round().astype(int))]
 
 def _called(o, i):
@@ -145,7 +146,8 @@ def plot_curves(
     rounds, # Rounds, or curves (tables with a column `iteration`): one, a list in order, or a dict by name
     col:str='valid_loss', # Figure to draw
     ax=None, # Axes; new ones by default
-    label:str=None # Label of the y axis
+    label:str=None, # Label of the y axis
+    legend:bool=True # With a legend, if there is more than one line?
 ): # The axes
     "Learning curves, marked at the early-stop iteration (figure 3 of 1803.03635). Raises `ValueError` where there is no curve, or none of `col`"
     ls = _looks(rounds, (Round,pd.DataFrame))
@@ -156,13 +158,19 @@ def plot_curves(
         at = [d.index.get_loc(d.valid_loss.idxmin())] if 'valid_loss' in d and d.valid_loss.notna().any() else []
         ax.plot(d.iteration, k*d[col], ls=dash, color=c, lw=1.4, marker=mark, markevery=at, ms=6, label=n)
     ax.set_xlabel('iteration'); ax.set_ylabel(label or _words(col))
-    if len(ls)>1: _legend(ax, 7)
+    if legend and len(ls)>1: _legend(ax, 4)
     return ax
 
 # %% ../nbs/32_plots.ipynb #dc455bc2
+def _log_percent(ax, ys, low):
+    "Percentages along the y axis, those which are 0 at `low`"
+    ts,zero = [100*t for t in _ticks(ys[ys>0]/100 if (ys>0).any() else [1], own=False)],[low] if (ys==0).any() else []
+    ax.set_yscale('log'); ax.set_yticks(ts+zero, [f'{t:.3g}' for t in ts]+['0' for _ in zero]); ax.minorticks_off()
+
 def plot_density(
     masks, # `Masks`, tickets or rounds: one, a list in order, or a dict by name
-    ax=None # Axes; new ones by default
+    ax=None, # Axes; new ones by default
+    legend:bool=True # With a legend, if there is more than one line?
 ): # The axes
     "Weights left in each layer, a line for each mask (the keep-ratios of 2009.11094). Raises `ValueError` for masks of different weights"
     ls = _looks(masks, (Masks,Ticket,Round,LotteryCallback))
@@ -173,9 +181,9 @@ def plot_density(
     for (n,c,mark,dash,_),y in zip(ls, ys):
         ax.plot(range(len(y)), np.where(y>0, y, np.nan), ls=dash, color=c, marker=mark, ms=5, label=n)
         if len(i := np.flatnonzero(y==0)): ax.plot(i, np.full(len(i), low), 'x', color=c, ms=7, mew=2)
-    ax.set_yscale('log'); ts = _ticks([y/100 for o in ys for y in o if y>0] or [1]); ax.set_yticks([100*t for t in ts], [f'{100*t:.3g}' for t in ts]); ax.minorticks_off()
+    _log_percent(ax, np.concatenate(ys), low)
     _layer_ticks(ax, layers); ax.set_ylabel('weights left in the layer (%)')
-    if len(ls)>1: _legend(ax, 7)
+    if legend and len(ls)>1: _legend(ax, 0)
     return ax
 
 # %% ../nbs/32_plots.ipynb #470761a9
@@ -191,12 +199,29 @@ def _per_pixel(m, shape, name, first):
 def _tiles(m):
     "Kernels of `m`, output × input × ..., in a grid of about a square whose rows hold whole filters; nan between them"
     m = m.reshape(*m.shape[:2], -1, m.shape[-1]); o,i,h,w = m.shape
-    cols = i*max(1, min(o, round(math.sqrt(o*i*h/w)/i)))
+    cols = i*min(o, math.ceil(math.sqrt(o*i*h/w)/i))
     pic = np.full((math.ceil(o*i/cols)*(h+1)+1, cols*(w+1)+1), np.nan)
     for j,t in enumerate(m.reshape(-1,h,w)): r,c = divmod(j, cols); pic[r*(h+1)+1:(r+1)*(h+1), c*(w+1)+1:(c+1)*(w+1)] = t
     return pic
 
 # %% ../nbs/32_plots.ipynb #7fbee87a
+def _grey(ax, pic, label, aspect='equal'):
+    im = ax.imshow(pic, cmap='Greys', vmin=0, vmax=pic.max() or 1, interpolation='nearest', aspect=aspect)
+    ax.figure.colorbar(im, ax=ax, shrink=.8, label=label)
+
+def _black(ax, pic, aspect='equal'):
+    "Black where a weight is left, grey where it is pruned, white between kernels"
+    ax.imshow(pic, cmap=ListedColormap(['#dddddd','#000000']).with_extremes(bad='white'), vmin=0, vmax=1, interpolation='nearest', aspect=aspect)
+
+def _matrix(ax, m, most=128):
+    "A matrix as it is, or where it is large the fraction left in blocks"
+    if max(m.shape)<=most: return _black(ax, m, 'auto')
+    for d,n in enumerate(m.shape):
+        k = math.ceil(n/most); at = np.arange(0, n, k)
+        m = np.add.reduceat(m.astype(float), at, d)/np.expand_dims(np.diff([*at,n]), 1-d)
+    _grey(ax, 100*m, 'left of the block (%)', 'auto')
+
+# %% ../nbs/32_plots.ipynb #911805ef
 def plot_mask(
     masks, # `Masks`, a `Ticket`, a `Round`, or `learn.lottery`
     layer:str=None, # Name of the weight; the first one by default
@@ -208,19 +233,14 @@ def plot_mask(
     if layer not in ms: raise ValueError(f"`layer` should be one of {', '.join(ms)}; got {layer!r}")
     m = ms[layer].cpu().numpy(); pixels = _per_pixel(m, shape, layer, layer==first)
     ax = ax or plt.subplots(figsize=(4.4,4), layout='constrained')[1]
-    if pixels is not None: _grey(ax, pixels, 'weights left at the pixel', None)
-    elif m.ndim<3: ax.imshow(np.atleast_2d(m), cmap=_kept_or_not, vmin=0, vmax=1, aspect='auto'); ax.set_xlabel('input'); ax.set_ylabel('output')
-    elif m.shape[0]*m.shape[1]<=_most and m[0,0].size>1: ax.imshow(_tiles(m), cmap=_kept_or_not, vmin=0, vmax=1, interpolation='nearest'); ax.set_xlabel(f"{m.shape[0]} filters of {m.shape[1]} kernel{'s' if m.shape[1]>1 else ''}")
-    else: _grey(ax, 100*m.reshape(*m.shape[:2],-1).mean(2), 'left of the kernel (%)', 100); ax.set_xlabel('input channel'); ax.set_ylabel('output channel')
+    if pixels is not None: _grey(ax, pixels, 'weights left at the pixel')
+    elif m.ndim<2: _matrix(ax, np.atleast_2d(m)); ax.set_xlabel('output')
+    elif m.ndim<3: _matrix(ax, m); ax.set_xlabel('input'); ax.set_ylabel('output')
+    elif m.shape[0]*m.shape[1]<=256 and m[0,0].size>1: _black(ax, _tiles(m)); ax.set_xlabel(f"{m.shape[0]} filters of {m.shape[1]} kernel{'s' if m.shape[1]>1 else ''}")
+    else: _grey(ax, 100*m.reshape(*m.shape[:2],-1).mean(2), 'left of the kernel (%)', 'auto'); ax.set_xlabel('input channel'); ax.set_ylabel('output channel')
     ax.set_xticks([]); ax.set_yticks([]); ax.set_title(f'{layer}: {100*m.mean():.3g} % left', fontsize=10)
     for s in ax.spines.values(): s.set(color='#999999', lw=.8)
     return ax
-
-_kept_or_not,_most = ListedColormap(['#dddddd','#000000']).with_extremes(bad='white'),1024
-
-def _grey(ax, pic, label, top):
-    im = ax.imshow(pic, cmap='Greys', vmin=0, vmax=top or max(1, pic.max()), interpolation='nearest')
-    ax.figure.colorbar(im, ax=ax, shrink=.8, label=label)
 
 # %% ../nbs/32_plots.ipynb #6adfef13
 def plot_weights(
@@ -244,7 +264,7 @@ def plot_weights(
         c,_,ls = ('#7f7f7f','','-') if i==0 else _style(i-1)
         if len(v): ax.stairs(np.histogram(v.numpy(), edges, density=True)[0], edges, fill=i==0, color=c, alpha=.35 if i==0 else 1, ls=ls, lw=1.6, label=k)
     ax.set_xlabel('weight'); ax.set_ylabel('relative frequency'); ax.set_title(f'{layer or "all layers"}: {100*len(vs["start, survivors"])/len(vs["start, all"]):.3g} % left', fontsize=10)
-    _legend(ax)
+    ax.set_ylim(0, 1.4*ax.get_ylim()[1]); ax.legend(frameon=False, fontsize=9, handlelength=2.6, loc='upper left')
     return ax
 
 # %% ../nbs/32_plots.ipynb #d258fdf6
@@ -258,14 +278,15 @@ def show(self:LotteryCallback,
     df = self.report()
     if not len(df): raise ValueError(_none)
     m,last = monitor if monitor in df else _monitor(self.learn, monitor),self.rounds[-1]
-    curves,losses = [r for r in self.rounds if r.curve is not None],[c for c in ('train_loss','valid_loss') if c in df and c!=m]
-    draw = [lambda ax: _plot_report(df, [m], ax), lambda ax: plot_curves(_some(curves), ax=ax) if curves else _plot_report(df, losses, ax),
-            lambda ax: plot_density(_some(self.rounds), ax), lambda ax: plot_mask(last, layer, shape, ax)]
+    curves,losses = all(r.curve is not None for r in self.rounds),[c for c in ('train_loss','valid_loss') if c in df and c!=m]
+    draw = [lambda ax: _plot_report(df, [m], ax), lambda ax: plot_curves(_some(self.rounds), ax=ax, legend=False) if curves else _plot_report(df, losses, ax),
+            lambda ax: plot_density(_some(self.rounds), ax, legend=False), lambda ax: plot_mask(last, layer, shape, ax)]
     if not (curves or losses): del draw[1]
-    fig,axs = plt.subplots(*((2,2) if len(draw)==4 else (1,3)), figsize=(11,7.4) if len(draw)==4 else (13,3.8), layout='constrained')
+    fig,axs = plt.subplots(*((2,2) if len(draw)==4 else (1,3)), figsize=(11,7.6) if len(draw)==4 else (13,4), layout='constrained')
     try:
         for f,ax in zip(draw, axs.flat): f(ax)
     except ValueError: plt.close(fig); raise
-    k = 100 if _percent(m) else 1
-    fig.suptitle(f"round {last['round']}: {last['kept']:,} of {last['prunable']:,} weights left ({100*last['density']:.3g} %), {_words(m)} {k*last[m]:.4g}, dense {k*df[m].iloc[0]:.4g}", fontsize=11)
-    return L(axs.flat)
+    if len(df)>1: fig.legend(*axs.flat[-2].get_legend_handles_labels(), loc='outside lower center', ncols=6, frameon=False, fontsize=9, handlelength=2.6)
+    def say(v): return f'{100*v:.2f} %' if _percent(m) else f'{v:.4g}'
+    fig.suptitle(f"round {last['round']}: {last['kept']:,} of {last['prunable']:,} weights left ({100*last['density']:.3g} %), {_words(m).removesuffix(' (%)')} {say(last[m])}, dense {say(df[m].iloc[0])}", fontsize=11)
+    return L(list(axs.flat))

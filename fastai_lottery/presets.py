@@ -26,7 +26,7 @@ from .tickets import *
 from .tickets import atomic
 from .callback import *
 from .rounds import *
-from .rounds import _read_csv,_atomic_text,_cols
+from .rounds import _read_csv,_atomic_text,_cols,_sha
 from .checkpoints import locked
 from .arms import *
 from .nets import *
@@ -206,6 +206,8 @@ _arms_of = [
            settings=dict(rounds=16, **{**_d_s, 'scope':'local', 'fit':Learner.fit_drops}), levels=(3,7,10,13,16), lotteries=_variants, replicates=10, **_on_digits),
     Preset('one-shot-digits', 'one prune to the density of rounds 8 and 13 against as many prunes of 20 %, on scikit-learn\'s 8×8 digits', '1803.03635, section 2 (one-shot pruning), on smaller images',
            'about a minute a seed on one CPU core', settings=dict(rounds=13, **_d_s), levels=(8,13), controls=dict(one_shot=_one_shot, **_controls), replicates=10, **_on_digits),
+    Preset('signs-digits', 'three inits that keep or break the signs of the ticket\'s weights, at 11 % of the weights, on scikit-learn\'s 8×8 digits', '1905.01067, section 3.1 (mask-1 actions), on smaller images',
+           'about a minute a seed on one CPU core', settings=dict(rounds=10, **_d_s), levels=(10,), controls=dict(**_controls, **{a:dict(reset=a) for a in _signs}), replicates=10, **_on_digits),
 ]
 
 def _tiny(p):
@@ -321,7 +323,7 @@ def _variants_claims(df, ms):
 
 _claims = {'lenet-mnist-12k':lambda df,ms: {**_lenet_claims(df, ms), **_stability_claims(df, ms), **_instability_claims(df, ms), **{k:v for k,v in _supermask_claims(df, ms).items() if k[:2]=='E7'}},
            'digits':_on_digits_claims, 'stability-mnist':_stability_claims, 'instability-mnist':_instability_claims, 'supermask-mnist':_supermask_claims,
-           'criteria-mnist':_criteria_claims, 'criteria-digits':_criteria_claims, 'mask-0-mnist':_mask_0_claims, 'mask-0-digits':_mask_0_claims, 'variants-digits':_variants_claims}
+           'criteria-mnist':_criteria_claims, 'criteria-digits':_criteria_claims, 'signs-digits':lambda df,ms: {k:v for k,v in _lenet_claims(df, ms).items() if k[:3]=='E10'}, 'one-shot-digits':lambda df,ms: {k:v for k,v in _lenet_claims(df, ms).items() if k[:2]=='E4'}, 'mask-0-mnist':_mask_0_claims, 'mask-0-digits':_mask_0_claims, 'variants-digits':_variants_claims}
 
 def _have(groups):
     "The claims for which there are figures"
@@ -366,9 +368,20 @@ def _play_lottery(p, name, seed, out, data, device):
     with learn.no_bar(), learn.no_logging(): return learn.fit_lottery(**{**p.settings, **s}, seed=seed, test_dl=learn.dls[2], path=out/name)
 
 # %% ../nbs/31_presets.ipynb #41504d03
+def _row_sha(o): return 'x'+_sha(repr(sorted((k, float(v) if isinstance(v, (int,float,np.number)) and not isinstance(v, bool) else str(v)) for k,v in o.items() if k not in ('digest','seed') and v==v and v is not None)))[:8]
+
 def _append(f, rows, new):
+    "Write `rows` with the `new` ones, each with a digest"
     rows += new
-    with atomic(f) as tmp: pd.DataFrame(rows).to_csv(tmp, index=False)
+    with atomic(f) as tmp: pd.DataFrame([dict(o, digest=_row_sha(o)) for o in rows]).to_csv(tmp, index=False)
+
+def _rows(f, *need):
+    "The rows that `_append` wrote. Raises `ValueError` for one that is not what was written"
+    df = _read_csv(f, need)
+    if 'digest' not in df: return df
+    for i,o in enumerate(df.to_dict('records')):
+        if o['digest']!=_row_sha(o): raise ValueError(f"{str(f)!r} is damaged: line {i+2} is not what was written. Put it back from a copy; or remove the file, and its trainings are played again")
+    return df.drop(columns='digest')
 
 def play_seed(
     p:Preset, # An experiment
@@ -386,7 +399,7 @@ def play_seed(
         s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion','to','tol','hold')}
         run = Run(learn, rounds, s, lambda r: load_tensors(out/f'round_{r:02d}'/'weights')[0], seed)
         def play(file, fs, todo, row):
-            rows = _read_csv(out/file, ['arm','round']).to_dict('records') if (out/file).exists() else []
+            rows = _rows(out/file, 'arm', 'round').to_dict('records') if (out/file).exists() else []
             have = {(o['round'],o['arm']) for o in rows}
             for k,a in todo:
                 if (k,a) not in have: _append(out/file, rows, [dict(arm=a, **{'round':k, **o}) for o in row(fs[a], k)])
@@ -404,19 +417,19 @@ def read_replicate(
 )->pd.DataFrame: # One row a training that is finished
     "What a replicate showed so far"
     out = Path(out)
-    def read(f, *extra): return _read_csv(f, [*extra,*_cols]) if f.exists() else pd.DataFrame()
     def rounds(f, ticket):
-        if len(df := read(f)): df.insert(0, 'arm', ['dense' if r==0 else ticket for r in df['round']])
+        if len(df := _read_csv(f, _cols) if f.exists() else pd.DataFrame()): df.insert(0, 'arm', ['dense' if r==0 else ticket for r in df['round']])
         return df
     others = [rounds(f, f.parent.name)[1:] for f in sorted(out.glob('*/rounds.csv'))]    # their dense round is the same
-    return pd.concat([rounds(out/'rounds.csv', 'ticket'), read(out/'controls.csv', 'arm'), *others], ignore_index=True)
+    controls = _rows(f, 'arm', *_cols) if (f := out/'controls.csv').exists() else pd.DataFrame()
+    return pd.concat([rounds(out/'rounds.csv', 'ticket'), controls, *others], ignore_index=True)
 
 # %% ../nbs/31_presets.ipynb #7250a311
 def measured(
     out # Folder of a `play`
 )->pd.DataFrame: # One row a figure or set of figures, with `arm`, `round` and `seed`
     "What the measures of the replicates in `out` showed. Raises `FileNotFoundError` where there is nothing"
-    dfs = [_read_csv(f, ['arm','round']).assign(seed=int(f.parent.name[5:])) for f in sorted(Path(out).glob('seed_*/measures.csv'))]
+    dfs = [_rows(f, 'arm', 'round').assign(seed=int(f.parent.name[5:])) for f in sorted(Path(out).glob('seed_*/measures.csv'))]
     if not dfs: raise FileNotFoundError(f"no measures in {str(out)!r}: it should be the folder of a `lottery run` whose preset has some")
     return pd.concat(dfs, ignore_index=True)
 
@@ -510,15 +523,14 @@ def compare_arms(
     margin:float=None # Differences to dense within ± this count as a match
 )->pd.DataFrame: # One row a level: means, half widths, paired differences and p-values, adjusted by Holm over the levels
     "Ticket against the other arms, paired by seed (paired t-tests; t intervals of 95 %; TOST for a match with dense, 1803.03635's question)"
-    arms,wide,rows = _arms(df),lambda a: df[df.arm==a].set_index(['round','seed'])[col],[]
-    t,dense,dens = wide('ticket'),df[df.arm=='dense'].set_index('seed')[col],df[df.arm=='ticket'].groupby('round').density.mean()
+    arms,rows = _arms(df),[]
+    wide = {a:d.set_index('seed').groupby('round')[col] for a,d in df.groupby('arm')}; wide = {a:{k:x for k,x in g} for a,g in wide.items()}
+    dens = df[df.arm=='ticket'].groupby('round').density.mean()
     others = [a for a in arms if a not in ('dense','ticket')]
     for k in sorted({k for a in others for k in df[df.arm==a]['round'] if k in dens.index}):
-        row,tk = dict(round=int(k), density=dens[k]),t.loc[k]
+        row,tk = dict(round=int(k), density=dens[k]),wide['ticket'][k]
         for a in arms:
-            x = dense if a=='dense' else wide(a)
-            if a!='dense': x = x.loc[k] if k in x.index else None
-            if x is None: continue
+            if (x := wide[a].get(0 if a=='dense' else k)) is None: continue
             i = interval(x); row.update({a:i.mean, f'{a}_half':i.half}, **({'n':i.n} if a=='ticket' else {}))
             if a!='ticket' and len(both := tk.index.intersection(x.index))>1:
                 d = paired(tk[both], x[both]); row.update({f'vs_{a}':d.diff, f'vs_{a}_half':d.half, f'p_{a}':d.p, f'n_{a}':d.n})

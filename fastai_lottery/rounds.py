@@ -22,14 +22,14 @@ from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallbac
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner,Recorder,AvgLoss
-from fastai.torch_core import set_seed
+from fastai.torch_core import set_seed,maybe_gather
 from fastprogress.fastprogress import master_bar,progress_bar
 from .core import *
 from .masks import *
 from .criteria import large_final
 from .scopes import global_,as_scope,check_amount
 from .signals import same_rng
-from .resets import rewind,state,load_,base_state
+from .resets import rewind,state,load_,base_state,hold_zero
 from .tickets import *
 from .tickets import atomic
 from .checkpoints import *
@@ -64,7 +64,8 @@ def evaluate(self:Learner,
     mets,dl = L(AvgLoss())+deepcopy(self.metrics),self.dls.valid if dl is None else dl
     with _as_it_was(self, dl), torch.no_grad():
         self.cbs = L(cb for cb in self.cbs if not isinstance(cb, _outside+(_Watch,)))
-        amp = [cb for cb in self.cbs if type(cb).__module__=='fastai.callback.fp16' and getattr(cb,'autocast',None) is None]
+        if not hasattr(self.model, 'device'): self.cbs = L(cb for cb in self.cbs if type(cb).__module__!='fastai.distributed')    # its trainer wraps model and data for a fit only
+        amp = [cb for cb in self.cbs if any(t.__module__=='fastai.callback.fp16' for t in type(cb).__mro__) and getattr(cb,'autocast',None) is None]
         for cb in amp: cb('before_fit')
         self.dl,self.n_iter = dl,len(dl); mets.map(lambda m: m.reset()); self('before_validate')
         for i,b in enumerate(self.dl):
@@ -72,7 +73,7 @@ def evaluate(self:Learner,
             for m in mets: m.accumulate(self)
         self('after_validate')
         for cb in amp: cb('after_fit')
-    return {n: float(m.value) for n,m in zip(['valid_loss']+list(mets[1:].attrgot('name')), mets)}
+    return of_rank0(lambda: {n: float(m.value) for n,m in zip(['valid_loss']+list(mets[1:].attrgot('name')), mets)})
 
 # %% ../nbs/11_rounds.ipynb #be678995
 class _Watch(Callback):
@@ -88,7 +89,7 @@ class _Watch(Callback):
         at[0] += 1; n = at[0]
         self.tick(n)
         last = learn.train_iter==learn.n_iter*learn.n_epoch
-        if n%50==0 or last: self.check(learn.loss.detach())
+        if n%50==0 or last: self.check(maybe_gather(learn.loss.detach()))    # of all processes: all stop, or none
         if self.every and (n%self.every==0 or last): self.look()
     def check(self, loss):
         if not math.isfinite(float(loss)): raise FloatingPointError(f"the loss is {float(loss)} at iteration {self.n}: try a lower learning rate")
@@ -140,6 +141,11 @@ class _Rest:
         if n.startswith('__') or n=='dl': raise AttributeError(n)
         return getattr(self.dl, n)
 
+def _n_iter(learn):
+    "Iterations an epoch: fastai's `DistributedTrainer` splits the data when the fit begins"
+    n = len(learn.dls.train)
+    return -(-n//n_ranks()) if hasattr(learn, 'distributed_trainer') and type(learn.dls.train).__name__!='DistributedDL' else n
+
 @contextmanager
 def _epochs(learn, first=0, done=None, save=None):
     "Within this, a training of `learn` begins at epoch `first`, or goes on where the checkpoint `done` was taken; `save` gets a checkpoint each epoch"
@@ -165,7 +171,7 @@ class _AtEnd(Callback):
     def before_batch(self): self.learn.pct_train = 1-1/(self.learn.n_iter*self.learn.n_epoch)
 
 def last_lr(
-    fit=Learner.fit_one_cycle # How to train the dense net
+    fit # How to train the dense net, with a schedule that ends above 0, such as `Learner.fit_drops`; `fit_one_cycle` ends at nearly 0
 ): # A way to fit, for `fit_lottery(fit=..., reset='keep')`
     "Like `fit` while the net is dense, and at `fit`'s last learning rate once it is pruned: fine-tuning (2003.02389)"
     def _fit(learn, n_epoch, cbs=None, **kwargs):
@@ -177,7 +183,7 @@ def last_lr(
 
 class _GoOn(Callback):
     "Begin the schedule at iteration `k`"
-    order,run_valid = TrainEvalCallback.order+1,False
+    order,run_valid = 12,False    # after fastai's `DistributedTrainer`, which wraps the loader
     def __init__(self, k): self.k = k
     def before_train(self):
         if self.learn.epoch!=self.k//len(self.learn.dl): return
@@ -207,7 +213,8 @@ def _seed_all(learn, seed):
     set_seed(seed)
     for i,dl in enumerate(learn.dls.loaders):
         if hasattr(dl, 'rng'): dl.rng.seed(derive(seed, 'loader', i))
-        elif getattr(dl, 'generator', None) is not None: dl.generator.manual_seed(derive(seed, 'loader', i))
+        gens = getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)
+        for g in {id(g):g for g in gens if isinstance(g, torch.Generator)}.values(): g.manual_seed(derive(seed, 'loader', i))
 
 @contextmanager
 def _quiet(learn):
@@ -225,25 +232,30 @@ def _train(learn, fit, n_epoch, begin, seed, eval_every, test_dl, tick, kwargs, 
     track = [cb for cb in learn.cbs+L(kwargs.get('cbs')) if isinstance(cb, TrackerCallback)]
     for cb in track: cb.best = None    # the best of another round is no model of this one
     watch = _Watch(eval_every, test_dl, begin, tick)
-    def keep(i): save(dict(fit=i, seconds=time.perf_counter()-t0, learn=take_checkpoint(learn, LotteryCallback)))
+    def keep(i): _level(learn); save(dict(fit=i, seconds=time.perf_counter()-t0, learn=take_checkpoint(learn, LotteryCallback)))
     with ExitStack() as es:
         es.enter_context(_quiet(learn)); es.enter_context(fast_events(learn)); es.enter_context(learn.added_cbs([watch]+([_GoOn(begin)] if begin else [])))
-        if begin or save: es.enter_context(_epochs(learn, begin//len(learn.dls.train), done, save and keep))
+        if begin or save: es.enter_context(_epochs(learn, begin//_n_iter(learn), done, save and keep))
         fit(learn, n_epoch, **kwargs)
     for cb in track:
         if cb.best is not None and not math.isfinite(cb.best) and not getattr(cb, 'every_epoch', False): raise FloatingPointError(f"{cb.monitor} was never finite, so {type(cb).__name__} has no best model")
     lot.hold()
+    _level(learn)
     row = learn.evaluate()
     watch.check(row['valid_loss'])
     if (v := getattr(learn, 'recorder', None)) is not None and v.values: row = dict(train_loss=float(v.values[-1][0]), **row)
     if test_dl is not None: row.update({f'test_{k.removeprefix("valid_")}':v for k,v in learn.evaluate(test_dl).items()})
     row = dict(**_counted(learn, lot), **row, **watch.seen, iterations=watch.n-begin, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
-    return row,pd.DataFrame(watch.curve) if watch.curve else None
+    return of_rank0(lambda: row),pd.DataFrame(watch.curve) if watch.curve else None
+
+def _level(learn):
+    "Every process gets the state of rank 0: each has batch norm statistics of its own"
+    if n_ranks()>1: load_(learn.model, of_rank0(lambda: state(learn.model)))
 
 def _counted(learn, lot):
     "Weights that are really where pruned ones should be, and the others"
     ws,held = named_weights(learn.model, lot.masks),lot.held or {}
-    out = sum(int(((ws[n]==held.get(n, 0))&~m).sum()) for n,m in lot.masks.items())
+    out = sum(int(((w==(held[n].to(w) if n in held else 0))&~lot.masks[n]).sum()) for n,w in ws.items())
     return dict(density=(lot.masks.numel-out)/lot.masks.numel, kept=lot.masks.numel-out, prunable=lot.masks.numel)
 
 # %% ../nbs/11_rounds.ipynb #c955e7cd
@@ -251,7 +263,7 @@ class _Live:
     "A bar over all rounds, one within the round, and a table that grows; silent where the Learner is"
     cols = 'round density train_loss valid_loss'.split()
     def __init__(self, learn, n, steps):
-        self.on = bool(learn._grab_cbs(ProgressCallback)) and learn.logger is not noop
+        self.on = my_rank()==0 and bool(learn._grab_cbs(ProgressCallback)) and learn.logger is not noop
         self.bar = learn.create_mbar and self.on
         self.n,self.steps,self.hdr = n,steps,None
         if self.bar: self.mb = master_bar(list(range(max(n,1)))); self.mb.update(0)
@@ -319,7 +331,10 @@ def _say(o):
         known = (o.__module__ or '').startswith(('fastai','torch'))
         return o.__name__ if known else f'{o.__name__} {hashlib.sha256(repr(_code(o, c)).encode()).hexdigest()[:8]}'
     if isinstance(o, type): return o.__name__
-    asked = set(inspect.signature(type(o)).parameters)    # what it was made with, not what it has seen since
+    if isinstance(o, slice): return f'slice({_say(o.start)}, {_say(o.stop)}, {_say(o.step)})'
+    if isinstance(o, (np.ndarray,np.generic,torch.Tensor)): return _say(o.tolist())
+    try: asked = set(inspect.signature(type(o)).parameters)    # what it was made with, not what it has seen since
+    except (ValueError,TypeError): asked = set()
     plain = {k:v for k,v in sorted(getattr(o,'__dict__',{}).items()) if k in asked and isinstance(v, (int,float,str,bool))}
     return getattr(o, '__name__', None) or f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
 
@@ -345,8 +360,8 @@ def _check_fit(learn, fit, n_epoch, to, kwargs):
     try: inspect.signature(fit).bind(learn, n_epoch, **kwargs)
     except TypeError as e: raise TypeError(f"{_name(fit)}: {e}") from None
     if to.n and _name(fit)=='fine_tune': raise ValueError(f"`fine_tune` is two fits with a schedule each, so rewind_to={str(to)!r} has no single schedule to go on from: use fit_one_cycle, fit_flat_cos or fit, or rewind_to='init'")
-    k,n = to.step(len(learn.dls.train)),len(learn.dls.train)*n_epoch
-    if k>=n: raise ValueError(f"the rewind point {str(to)!r} is iteration {k}, but this training has only {n} ({n_epoch} epochs of {len(learn.dls.train)}): choose an earlier one")
+    k,n = to.step(_n_iter(learn)),_n_iter(learn)*n_epoch
+    if k>=n: raise ValueError(f"the rewind point {str(to)!r} is iteration {k}, but this training has only {n} ({n_epoch} epochs of {_n_iter(learn)}): choose an earlier one")
 
 def _warn_frozen(learn, lot):
     "Say so where most prunable weights are frozen and will not be pruned"
@@ -355,8 +370,8 @@ def _warn_frozen(learn, lot):
     if cold>.5 and not lot.frozen: warnings.warn(f"{cold:.0%} of the prunable weights are frozen and stay as they are: learn.unfreeze() first, or LotteryCallback(frozen=True)", stacklevel=3)
 
 def _steps(learn, fit, n_epoch, kwargs):
-    n = len(learn.dls.train)*n_epoch
-    return n+len(learn.dls.train)*kwargs.get('freeze_epochs', 1) if _name(fit)=='fine_tune' else n
+    n = _n_iter(learn)*n_epoch
+    return n+_n_iter(learn)*kwargs.get('freeze_epochs', 1) if _name(fit)=='fine_tune' else n
 
 def _rounds(learn, lot, n, n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, eval_every, test_dl, store, meta, kwargs):
     "The loop of `fit_lottery`"
@@ -372,13 +387,14 @@ def _rounds(learn, lot, n, n_epoch, rounds, amount, criterion, scope, reset, hol
             if tol is not None and r: kept = lot.masks,lot.held,{k:v.cpu() for k,v in state(learn.model).items()}
             done = store and store.checkpoint(r, lot)
             if r and not done:
+                if seed is not None: _seed_all(learn, derive(seed, 'before', r))    # a gradient may draw, in dropout say
                 new = _new_masks(learn, amount, criterion, scope, None if seed is None else derive(seed, 'prune', r), 0 if to is None else round(to*lot.masks.numel))
                 if to is not None and rounds is None and new.n_kept==lot.masks.n_kept:
                     if near(new.n_kept): break
                     raise ValueError(f"density {new.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an amount), above to={to}; the rounds so far are kept")
                 lot.set_masks(new, lot.values(new, hold, None if seed is None else derive(seed, 'hold', r))); lot.n_pruned += 1
             if r: learn.rewind(reset, seed=None if seed is None else derive(seed, 'rewind', r))    # also before going on: what `fit` looks at first
-            begin = lot.rewind_to.step(len(learn.dls.train)) if r and base_state(reset)=='w_k' else 0
+            begin = lot.rewind_to.step(_n_iter(learn)) if r and base_state(reset)=='w_k' else 0
             live.begin(r)
             row,curve = _train(learn, fit, n_epoch, begin, None if seed is None else derive(seed, 'train', r), eval_every, test_dl, live.tick, kwargs, done, store and partial(store.keep, r, lot))
             lot.rounds.append(Round(dict(round=r, **row), lot.masks.pack(), lot.w_k, meta, curve, lot.held))
@@ -419,15 +435,18 @@ def fit_lottery(self:Learner,
     criterion,reset = _crit(criterion),_reset(reset)
     needs(criterion); needs(reset); as_scope(scope, lot.names() if lot.masks is None else lot.masks)
     _check_fit(self, fit, n_epoch, lot.rewind_to, kwargs)
-    hold = None if _action(hold).__name__=='hold_zero' else _action(hold)
+    hold = _action(hold); needs(hold)
+    if hold is hold_zero: hold = None
     meta = _about(self, lot, amount=amount, criterion=criterion, scope=scope, reset=reset, fit=fit, n_epoch=n_epoch, seed=seed, eval_every=eval_every, **({'hold':hold} if hold else {}), **kwargs)
     with ExitStack() as es:
         store = _Store(path, meta, es) if path is not None else None
         if store: store.begin(lot)
         _start_over(self, lot)
-        if store: store.resume(self, lot)
+        if store: store.resume(self, lot); store.begun()
         if _name(fit)!='fine_tune': _warn_frozen(self, lot)
-        return _rounds(self, lot, n, n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, eval_every, test_dl, store, meta, kwargs)
+        res = _rounds(self, lot, n, n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, eval_every, test_dl, store, meta, kwargs)
+        if store: (store.path/'epoch.ckpt').unlink(missing_ok=True)
+        return res
 
 def _go_back(learn, masks, held, weights):
     "Masks and trained weights of the last round within the tolerance"
@@ -452,34 +471,54 @@ def _sha(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 _later = 'amount criterion scope reset hold'.split()    # the dense round does not depend on these
 _cols = 'round density kept valid_loss mask_hash'.split()
 
+def _alone(f):
+    "A method that rank 0 alone runs; its answer goes to all"
+    def _f(*args): return of_rank0(lambda: f(*args), alone=True)
+    return _f
+
 class _Store:
-    "A run's folder, locked while `es` is open"
+    "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
     def __init__(self, path, meta, es):
         self.path,self.meta = Path(path),json.loads(json.dumps(meta))
-        es.enter_context(locked(path))
+        self._open(es)
+    @_alone
+    def _open(self, es):
+        es.enter_context(locked(self.path))
         for f in self.path.rglob('.*.tmp'): f.unlink(missing_ok=True)    # what a kill has left
         if (f := self.path/'run.json').exists():
             try:
                 if not isinstance(old := json.loads(f.read_text()), dict): raise ValueError("it holds no settings")
             except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to take the folder's rounds under the present settings, or choose another folder") from None
             self._same(old, dict.fromkeys([*self.meta,*old]))
-        else: _atomic_text(f, json.dumps(dict(self.meta, torch=torch.__version__), indent=1))
+    @_alone
+    def begun(self):
+        "All files agree: now the settings may be written"
+        if not (f := self.path/'run.json').exists(): _atomic_text(f, json.dumps(dict(self.meta, torch=torch.__version__), indent=1))
     def _same(self, old, keys):
         if diff := [f'{k} was {old.get(k)!r} and is now {self.meta.get(k)!r}' for k in keys if k!='torch' and old.get(k)!=self.meta.get(k)]:
             raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
     def round(self, r): return self.path/f'round_{r:02d}'
     def begin(self, lot):
         "Initial weights: those of the folder if it has them, else this model's go there"
+        lot.remember(); lot.w_i,lot.w_k = self._begin(lot)
+    @_alone
+    def _begin(self, lot):
         f,dev = self.path/'init.safetensors',next(lot.learn.model.parameters()).device
         if not f.exists():
             if (self.path/'rounds.csv').exists(): raise ValueError(f"{str(f)!r} is missing, and the rounds in {str(self.path)!r} began there. Put it back, or choose another folder")
-            (self.path/'epoch.ckpt').unlink(missing_ok=True); lot.remember(); save_tensors(f, lot.w_i, {})
+            (self.path/'epoch.ckpt').unlink(missing_ok=True); save_tensors(f, lot.w_i, {})
         else: lot.w_i = {k:v.to(dev) for k,v in self._load(f)[0].items()}; lot.w_k = lot.w_i if lot.rewind_to.n==0 else None
+        return lot.w_i,lot.w_k
     def _load(self, f, read=load_tensors):
         try: return read(f)
         except (ValueError,OSError) as e: raise ValueError(f"{e}. Put it back from a copy, or choose another folder; to play the run again from there, remove that round's folder and its line and those after it in {str(self.path/'rounds.csv')!r}") from None
     def resume(self, learn, lot):
         "Load the finished rounds, and the trained net of the last of them; all files must agree"
+        rounds,lot.w_k,masks,held = self._resume(learn, lot)
+        if my_rank(): lot.rounds = L(rounds); lot.set_masks(masks, held); lot.fresh_opt()
+        _level(learn)
+    @_alone
+    def _resume(self, learn, lot):
         f,dev = self.path/'rounds.csv',next(learn.model.parameters()).device
         rows = _read_csv(f, _cols).to_dict('records') if f.exists() else []
         if late := [d for d in sorted(self.path.glob('round_*')) if int(d.name[6:])>len(rows)]:    # one more may be there, of a round that was being written
@@ -489,26 +528,31 @@ class _Store:
             if lot.w_k is None: lot.w_k = {k:v.to(dev) for k,v in t.weights.items()}
             lot.rounds.append(Round(row, t.masks.pack(), lot.w_k, self.meta, curve, t.held))
         if rows: load_(learn.model, self._load(d/'weights')[0]); lot.set_masks(t.masks, t.held); lot.fresh_opt()
+        return list(lot.rounds),lot.w_k,lot.masks,lot.held
     def _agree(self, f, i, row, d, t):
         "Check the row of round `i` against its ticket, which has a digest and knows the row; the round's curve"
         if row['round']!=i: raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
-        if bad := [k for k,v in row.items() if k in t.meta and v!=t.meta[k] and v==v]: raise ValueError(f"{str(f)!r} is damaged: it says {bad[0]} = {row[bad[0]]!r} for round {i}, and the ticket of that round {t.meta[bad[0]]!r}. Put it back from a copy, or choose another folder")
+        def same(v, w): return v==w or v!=v and (w is None or w!=w)
+        if bad := [k for k,v in row.items() if not same(v, t.meta.get(k))]: raise ValueError(f"{str(f)!r} is damaged: it says {bad[0]} = {row[bad[0]]!r} for round {i}, and the ticket of that round {t.meta.get(bad[0])!r}. Put it back from a copy, or choose another folder")
         self._same(t.meta, [k for k in self.meta if k in t.meta and k not in row and not (i==0 and k in _later)])    # where run.json was lost
         if not self.meta['eval_every']: return None
         try: text = (d/'curve.csv').read_text()
         except (OSError,ValueError) as e: raise ValueError(f"{str(d/'curve.csv')!r} is missing or damaged: {e}. Put it back from a copy, or choose another folder") from None
         if t.meta.get('curve', _sha(text))!=_sha(text): raise ValueError(f"{str(d/'curve.csv')!r} is damaged: it is not what the round's ticket says. Put it back from a copy, or choose another folder")
         return _read_csv(d/'curve.csv', ['iteration'])
+    @_alone
     def trained(self, r): t = Ticket.load(self.round(r)/'ticket'); return t.masks,t.held,load_tensors(self.round(r)/'weights')[0]
+    @_alone
     def keep(self, r, lot, d):
         "Write the checkpoint `d` of round `r`"
         write_checkpoint(self.path/'epoch.ckpt', dict(d, round=r, hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held, w_k=lot.w_k if r==0 and lot.rewind_to.n else None))
     def checkpoint(self, r, lot):
         "The checkpoint of round `r`, with its masks put on; nothing where there is none"
-        if (d := read_checkpoint(self.path/'epoch.ckpt', next(lot.learn.model.parameters()).device)) is None or d['round']!=r: return None
+        if (d := of_rank0(lambda: read_checkpoint(self.path/'epoch.ckpt', next(lot.learn.model.parameters()).device), alone=True)) is None or d['round']!=r: return None
         if d['w_k'] is not None: lot.w_k = d['w_k']
         lot.set_masks(Masks(d['masks']), d['held']); lot.n_pruned = r; lot.fresh_opt(); lot.hypers = d['hypers']
         return d
+    @_alone
     def write(self, learn, rounds):
         r = rounds[-1]; d = self.round(r['round'])
         t,curve = r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
@@ -570,7 +614,7 @@ def fit_ticket(self:Learner,
     ticket.check(self.model); _whole('n_epoch', n_epoch, 1); reset = _reset(reset)
     goes_on = point(ticket.meta.get('rewind_to','init')) if base_state(reset)=='w_k' else point('init')
     _check_fit(self, fit, n_epoch, goes_on, kwargs)
-    r,s = ticket.meta.get('round', 0),torch.initial_seed() if seed is None else seed
+    r,s = ticket.meta.get('round', 0),of_rank0(torch.initial_seed) if seed is None else seed
     masks = ticket.masks if mask is None else mask(ticket.masks, generator(s, 'mask', r, trial))
     masks.check(self.model); lot.remember()
     dev = next(self.model.parameters()).device
@@ -579,7 +623,7 @@ def fit_ticket(self:Learner,
     held = ticket.held if hold is None else by_name(_action(hold), list(masks), w_i=w_k, w_k=w_k, m=masks, gen=generator(s, 'hold', r, trial))
     self.unprune(); load_(self.model, new); lot.w_k = w_k
     lot.set_masks(masks, held); lot.fresh_opt()
-    begin = goes_on.step(len(self.dls.train))
+    begin = goes_on.step(_n_iter(self))
     live = _Live(self, 1, _steps(self, fit, n_epoch, kwargs)); live.begin(r)
     try: row,curve = _train(self, fit, n_epoch, begin, None if seed is None else derive(seed, 'train', r), eval_every, test_dl, live.tick, kwargs)
     finally: live.end()

@@ -20,41 +20,42 @@ class Note(Callback):
         r = self.learn.recorder
         res = dict(values=[list(map(float, v)) for v in r.values], losses=[float(o) for o in r.losses], lrs=[float(o) for o in r.lrs], iters=list(r.iters), hps={k:[float(np.mean(o)) for o in v] for k,v in getattr(r,'hps',{}).items()})
         f = self.learn.path/f'history_{len(self.learn.lottery.rounds)}.json'
-        f.with_suffix('.new').write_text(json.dumps(res)); f.with_suffix('.new').replace(f)
+        f.with_suffix('.new').write_text(json.dumps(res)); os.rename(f.with_suffix('.new'), f)
 
 class Batches(Callback):
     "A line for each training batch; kills its own process at the `n`-th"
     order,run_valid = 101,False
-    def __init__(self, n=None): self.n,self.i = n,[0]
+    n,i = None,0        # of the process: what is the callback's own would come back with a checkpoint
     def after_batch(self):
         if not self.training or hasattr(self.learn, 'lr_finder'): return
-        self.i[0] += 1
+        Batches.i += 1
         with open(self.learn.path/'batches', 'a') as f: f.write(f'{os.getpid()} {len(self.learn.lottery.rounds)} {self.learn.epoch} {self.learn.train_iter}\n')
-        if self.i[0]==self.n: os.kill(os.getpid(), signal.SIGKILL)
+        if Batches.i==Batches.n: os.kill(os.getpid(), signal.SIGKILL)
 
 class Noise(Callback):
     "Draws from every generator there is, the global ones and its own, and remembers what it has drawn"
     run_valid = False
-    def __init__(self): self.gens,self.last,self.seen,self.n = [random.Random(1), np.random.default_rng(1), torch.Generator().manual_seed(1)],deque(maxlen=3),set(),Counter()
+    def before_fit(self): self.gens,self.last,self.seen,self.n = [random.Random(1), np.random.default_rng(1), torch.Generator().manual_seed(1)],deque(maxlen=3),set(),Counter()
     def before_batch(self):
         x = random.random()+np.random.rand()+self.gens[0].random()+self.gens[1].random()+torch.rand(1, generator=self.gens[2]).item()
         self.last.append(x); self.n['batches'] += 1; self.seen.add(self.epoch)
         self.learn.xb = (self.xb[0]+torch.randn_like(self.xb[0])*sum(self.last)/50+.01*len(self.seen)+.001*self.n['batches'],)
 
 class Unfreeze(Callback):
-    "A layer that is free in the second epoch only, and a dropout rate and a momentum that go up"
+    "A weight that is frozen at first, a bias that is frozen at last, and a dropout rate and a momentum that go up"
     run_valid = False
     def before_epoch(self):
-        if self.epoch==1: self.learn.model[0].weight.requires_grad_(False)
-        if self.epoch==2: self.learn.model[0].weight.requires_grad_(True)
+        if self.epoch<2: self.learn.model[0].weight.requires_grad_(self.epoch==1)
+        if self.epoch==0: self.learn.model[0].bias.requires_grad_(True)
+        if self.epoch==1: self.learn.model[0].bias.requires_grad_(False)
         if self.epoch==0: self.learn.model[3].p = .1
         if self.epoch==1: self.learn.model[3].p += .2
         if self.epoch<2: self.learn.opt.set_hyper('mom', self.learn.opt.hypers[-1]['mom']+.02)
 
 class HalfOnCpu(MixedPrecision):
-    "Mixed precision with a scaler that scales, on the CPU"
+    "Mixed precision with a scaler that scales, on the CPU, and by no powers of 2, which would leave no trace"
     __module__ = MixedPrecision.__module__
-    def before_fit(self): self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=torch.bfloat16),torch.amp.GradScaler('cpu', init_scale=16., growth_interval=2),L()
+    def before_fit(self): self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=torch.bfloat16),torch.amp.GradScaler('cpu', init_scale=3., growth_factor=1.7, growth_interval=2),L()
 
 class Ema(Callback):
     "An average of the net that is looked at by nobody but the loss"
@@ -118,10 +119,10 @@ runs = dict(
     lstm     = dict(zoo='awd_lstm'),
     found    = dict(fit=found, lr_max=None))
 
-def make(name, folder, init=0, n=None):
+def make(name, folder, init=0):
     "The Learner of a run; another `init` gives it other initial weights, which the folder's replace"
     s = dict(runs[name]); folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    cbs = [LotteryCallback(**s.get('cb', {})), Note(), Batches(n), *s.get('cbs', list)()]
+    cbs = [LotteryCallback(**s.get('cb', {})), Note(), Batches(), *s.get('cbs', list)()]
     kw = dict(cbs=cbs, seed=init, path=folder, **{'opt_func':Adam, **s.get('learn', {})})
     if 'zoo' in s:
         model,dkw,inc,_ = zoo[s['zoo']]
@@ -130,7 +131,7 @@ def make(name, folder, init=0, n=None):
 
 def play(name='plain', folder='.', init=0, n=None, **change):
     "A run, in `folder`/run; what is shown by its end"
-    learn = make(name, folder, init, n)
+    Batches.n,learn = n,make(name, folder, init)
     s = {**dict(n_epoch=3, rounds=2, amount=.4, seed=5, eval_every=4, lr_max=.05), **{k:v for k,v in runs[name].items() if k not in ('cb','learn','cbs','dls','zoo','test')}, **change}
     if s['lr_max'] is None: s.pop('lr_max')
     test = data().valid if runs[name].get('test', True) and 'zoo' not in runs[name] else None
