@@ -489,6 +489,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_lottery.rounds._Store.begun': ('rounds.html#_store.begun', 'fastai_lottery/rounds.py'),
                                        'fastai_lottery.rounds._Store.checkpoint': ( 'rounds.html#_store.checkpoint',
                                                                                     'fastai_lottery/rounds.py'),
+                                       'fastai_lottery.rounds._Store.end': ('rounds.html#_store.end', 'fastai_lottery/rounds.py'),
                                        'fastai_lottery.rounds._Store.keep': ('rounds.html#_store.keep', 'fastai_lottery/rounds.py'),
                                        'fastai_lottery.rounds._Store.resume': ('rounds.html#_store.resume', 'fastai_lottery/rounds.py'),
                                        'fastai_lottery.rounds._Store.round': ('rounds.html#_store.round', 'fastai_lottery/rounds.py'),

@@ -21,7 +21,7 @@ from .metrics import interval,layer_table
 from .callback import LotteryCallback
 from .rounds import *
 from .rounds import _monitor
-from .analysis import _style,_axes,_legend,_layer_ticks,_named,_masks,_many,_kept
+from .analysis import _style,_axes,_legend,_layer_ticks,_masks,_many,_kept
 
 # %% ../nbs/32_plots.ipynb #b18281df
 arms = dict(ticket=('winning ticket',*_style(0)), reinit=('random re-initialisation',*_style(1)), random=('random mask',*_style(2)), dense=('dense','#000000','','-'))
@@ -250,7 +250,7 @@ def plot_weights(
     ax=None, # Axes; new ones by default
     bins:int=60 # Number of bins, over the range of all values
 ): # The axes
-    "Distribution of the starting weights, of those that survive, and of the survivors after training (as in 1803.03635, appendix F); each has area 1. Raises `ValueError` for a layer or a state that does not fit"
+    "Distribution of the starting weights, of those that survive, and of the survivors after training (1803.03635 looks at them too); each has area 1. Raises `ValueError` for a layer or a state that does not fit"
     if not isinstance(ticket, (Ticket,Round)): raise TypeError(f"`ticket` should be a `Ticket` or a `Round`, which have starting weights; got {type(ticket).__name__}")
     t = ticket if isinstance(ticket, Ticket) else ticket.ticket
     if layer is not None and layer not in t.masks: raise ValueError(f"`layer` should be one of {', '.join(t.masks)}; got {layer!r}")

@@ -445,7 +445,7 @@ def fit_lottery(self:Learner,
         if store: store.resume(self, lot); store.begun()
         if _name(fit)!='fine_tune': _warn_frozen(self, lot)
         res = _rounds(self, lot, n, n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, eval_every, test_dl, store, meta, kwargs)
-        if store: (store.path/'epoch.ckpt').unlink(missing_ok=True)
+        if store: store.end()
         return res
 
 def _go_back(learn, masks, held, weights):
@@ -490,6 +490,8 @@ class _Store:
                 if not isinstance(old := json.loads(f.read_text()), dict): raise ValueError("it holds no settings")
             except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to take the folder's rounds under the present settings, or choose another folder") from None
             self._same(old, dict.fromkeys([*self.meta,*old]))
+    @_alone
+    def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
     @_alone
     def begun(self):
         "All files agree: now the settings may be written"
