@@ -85,7 +85,8 @@ class SphinxRenderer(showdoc.BasicMarkdownRenderer):
             opts=[f':{type(o).__name__}:'] if isinstance(o,(classmethod,staticmethod)) else ())
 showdoc.BasicMarkdownRenderer = SphinxRenderer
 patched = {}          # class → names that were patched on it: those have cards of their own
-for nm,_ in public():
+exported = {n for n,_ in public()}
+for nm in exported:
     if '.' in (n := nm.split('.',2)[2]): patched.setdefault(n.split('.')[0],set()).add(n.split('.')[1])
 
 class Lookup(NbdevLookup):
@@ -96,9 +97,10 @@ class Lookup(NbdevLookup):
 procs.NbdevLookup = Lookup
 _role = re.compile(r'\{py:obj\}`([^`<]+) <([\w.]+)>`')
 def retarget(m):
-    "A method that no page shows links to its class"
+    "A method that no page shows links to its class; a name that is not exported, and has no card, is plain code"
     up = m[2].rpartition('.')[0]
-    return m[0] if m[2] in shown or up not in shown else f'{{py:obj}}`{m[1]} <{up}>`'
+    if up in shown and m[2] not in shown: return f'{{py:obj}}`{m[1]} <{up}>`'
+    return m[0] if m[2] in shown or m[2] in exported else f'`{m[1]}`'
 
 class run_exports(procs.exec_show_docs):
     "Runs what the cards need: exported cells, and imports, of a lesson cell the imports alone"

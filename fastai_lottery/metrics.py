@@ -273,7 +273,7 @@ def verdicts(
     cs = list(claims)
     ps,os = [[c.p for c in cs],[c.p_opposite for c in cs]]
     def adjusted(ps): ok = [i for i,p in enumerate(ps) if p==p]; q = dict(zip(ok, holm([ps[i] for i in ok]))) if ok else {}; return [q.get(i, math.nan) for i in range(len(ps))]
-    def verdict(c, p, o): return ('reproduced' if c.want[0]<=c.mean<=c.want[1] else 'direction only') if p<.05 else 'opposite' if o<.05 else 'not shown'
+    def verdict(c, p, o): return 'too few seeds' if c.n<3 else ('reproduced' if c.want[0]<=c.mean<=c.want[1] else 'direction only') if p<.05 else 'opposite' if o<.05 else 'not shown'
     def num(x): return f'{x:.2f}' if abs(x)<100 else f'{x:.0f}'
     def ours(c): return f'{num(c.mean)} {c.unit}'.strip()+(f' ({num(c.lo)} to {num(c.hi)})' if c.lo==c.lo else '')
     def span(w): return f'≥ {w[0]:g}' if w[1]==math.inf else f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'

@@ -1,5 +1,5 @@
-"Lotteries that are killed: `python crash_run.py` starts a server that forks a process for each attempt (all imports are done once), see test_crash.py"
-import faulthandler,json,os,random,resource,signal,sys,time,traceback,warnings
+"Lotteries that are killed: `python crash_run.py` is a server that forks a process for each attempt, so that imports are done once; see test_crash.py"
+import gc,json,os,random,resource,signal,sys,time,traceback,warnings
 from collections import Counter,deque
 from pathlib import Path
 warnings.filterwarnings('ignore')
@@ -147,8 +147,8 @@ def replicate(folder='.', seed=0, measures=False, **change):
 def command(args, log):
     "The `lottery` command, in a session of its own"
     os.setsid(); fd = os.open(log, os.O_WRONLY|os.O_CREAT|os.O_TRUNC); os.dup2(fd, 1); os.dup2(fd, 2)
-    from fastai_lottery.cli import main
-    res = main(args)
+    del sys.modules['__main__'].__file__        # workers need not import this script
+    res = fastai_lottery.cli.main(args)
     sys.stdout.flush(); sys.stderr.flush()
     return res
 
@@ -193,23 +193,31 @@ def child(what, args, hurt, out):
     Path(out).write_text(json.dumps(dict(res, warned=warned)))
     sys.stderr.flush(); os._exit(0)
 
+def worked(pid, t0):
+    "Seconds of the processor that a process has had, so that a busy machine changes nothing; by the clock where there is no /proc"
+    try: s = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError: return time.monotonic()-t0
+    return (int(s[11])+int(s[12]))/os.sysconf('SC_CLK_TCK')+random.random()*.01
+
 def server():
     "Lines of JSON in, lines of JSON out"
     torch.set_num_threads(1)
     torch.optim.Adam([nn.Parameter(torch.ones(1))], fused=True)    # imports more
     answer = os.fdopen(os.dup(1), 'w', buffering=1); os.dup2(2, 1)
-    open_ = {}
+    gc.collect(); gc.freeze()       # so that children share what they only read
     def start(what, args, hurt, out):
         if not (pid := os.fork()): child(what, args, hurt, out)
         return pid
     def end(pid, secs=None):
+        "Wait for its end, or kill it when it has worked for `secs`: was it killed, and how long did it work"
         if secs is not None:
-            t = time.monotonic()+secs
-            while time.monotonic()<t:
-                if os.waitpid(pid, os.WNOHANG)[0]: return False
-                time.sleep(.002)
+            t0 = time.monotonic()
+            while worked(pid, t0)<secs:
+                if (p := os.wait4(pid, os.WNOHANG))[0]: return os.WIFSIGNALED(p[1]),p[2].ru_utime+p[2].ru_stime
+                time.sleep(.001)
             os.kill(pid, signal.SIGKILL)
-        return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+        _,status,used = os.wait4(pid, 0)
+        return os.WIFSIGNALED(status),used.ru_utime+used.ru_stime
     do = dict(start=start, end=end)
     for line in sys.stdin:
         d = json.loads(line)
