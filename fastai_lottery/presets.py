@@ -549,9 +549,9 @@ def show_arms(
     scale:float=100, # Multiply by this: 100 for percent
     nd:int=2 # Decimals
 )->pd.DataFrame: # One row a level, of text
-    "Means ± half of their 95 % interval over seeds, and the ticket's lead over its controls (* p < .05, paired t, Holm over the levels)"
+    "Means ± half of their 95 % interval over seeds, and the ticket's lead over its controls (* p < .05, paired t, Holm over the levels; three seeds or more)"
     t,arms = compare_arms(df, col),_arms(df)
     def row(o):
         r = {a:_pm(scale*o[a], scale*o[f'{a}_half'], nd) for a in arms if a in t}
-        return {**r, **{f'ticket − {a}':_pm(scale*o[f'vs_{a}'], scale*o[f'vs_{a}_half'], nd)+(' *' if o[f'p_{a}']<.05 else '') for a in arms if f'vs_{a}' in t and a!='dense'}}
+        return {**r, **{f'ticket − {a}':_pm(scale*o[f'vs_{a}'], scale*o[f'vs_{a}_half'], nd)+(' *' if o[f'p_{a}']<.05 and o[f'n_{a}']>2 else '') for a in arms if f'vs_{a}' in t and a!='dense'}}
     return pd.DataFrame([row(o) for _,o in t.iterrows()], index=pd.Index([f'{100*d:.1f} %' for d in t.density], name='weights left')) if len(t) else t

@@ -648,7 +648,7 @@ def test_last_lr_after_late_rewinding_and_by_itself():
     assert [len(f) for f in fits]==[12,7,7] and all(lr==f[0] for f in fits[1:] for lr in f)
     np.testing.assert_allclose(fits[1][0], fits[0][-1], rtol=1e-6)
     rec,learn = Rates(),learner(opt_func=SGD)
-    learn.add_cb(rec); learn.fit_one_cycle(2, .01); last_lr()(learn, 2, lr_max=.01); learn.prune(.3, hold='hold_init'); last_lr()(learn, 2, lr_max=.01); learn.fit_one_cycle(2, .01)
+    learn.add_cb(rec); learn.fit_one_cycle(2, .01); last_lr(Learner.fit_one_cycle)(learn, 2, lr_max=.01); learn.prune(.3, hold='hold_init'); last_lr(Learner.fit_one_cycle)(learn, 2, lr_max=.01); learn.fit_one_cycle(2, .01)
     assert rec.fits[0]==rec.fits[1]==rec.fits[3] and all(lr==rec.fits[2][0] for lr in rec.fits[2]) and rec.fits[2][0]!=rec.fits[0][0]
 
 def test_last_lr_leaves_the_learner_and_a_folder_in_order(tmp_path):

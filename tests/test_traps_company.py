@@ -494,7 +494,7 @@ bad_args = dict(amount=(dict(amount=1.2), r'`amount` should be in \[0, 1\).*1\.2
     to=(dict(to=0), '`to` should be between 0 and 1'), to_1=(dict(to=1.), '`to`'), tol=(dict(tol=-1), '`tol`'), monitor=(dict(monitor='acc'), '`monitor` should be one of valid_loss, accuracy'), every=(dict(eval_every=0), '`eval_every`'),
     criterion=(dict(criterion='magnitude'), '`criterion` should be.*large_final.*got \'magnitude\''), unknown=(dict(criterion=lambda w_x: w_x), "asks for 'w_x'; known are w_i"), two=(dict(criterion=lambda w_f,grad: w_f), "'grad'"),
     reset=(dict(reset='rewnd'), '`reset` should be.*random_reinit'), reset_arg=(dict(reset=lambda w_0: w_0), "asks for 'w_0'"), builtin=(dict(criterion=3), '`criterion`.*3'),
-    scope=(dict(scope='everywhere'), "`scope` should be global_, local.*'everywhere'"), scope_glob=(dict(scope={'7*':.5}), r"'7\*' in the rates matches no prunable weight"))
+    scope=(dict(scope='everywhere'), "`scope` should be 'global', 'local'.*'everywhere'"), scope_glob=(dict(scope={'7*':.5}), r"'7\*' in the rates matches no prunable weight"))
 
 @pytest.mark.parametrize('name', bad_args)
 def test_error_wrong_arguments_are_told_before_any_training(name):
