@@ -213,7 +213,7 @@ def test_a_deepcopy_holds_its_own(tmp_path, act):
 def test_export_and_load_learner(tmp_path):
     learn = lottery(tmp_path)
     want,was = held_of(learn),bits(learn.model)
-    learn.dls.new_empty = lambda: learn.dls
+    dls = learn.dls; dls.new_empty = lambda: dls
     learn.export('l.pkl')
     other = load_learner(tmp_path/'l.pkl'); del learn; gc.collect()
     assert bits(other.model)==was and astray(other, want)==0
