@@ -124,6 +124,15 @@ def test_notebook_in_step_with_nbdev_clean(p, tmp_path):
     write_nb(nb, out)
     assert p.read_text(encoding='utf-8')==out.read_text(encoding='utf-8'), 'run `nbdev-clean`'
 
+# nbdev-test runs one notebook after another in a process: what one silences stays silent for the next, whose `test_warns` then fails
+@pytest.mark.parametrize('p', nbs, ids=lambda p: str(p.relative_to(root/'nbs')))
+def test_notebook_names_the_warnings_it_silences(p):
+    for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
+        if c['cell_type']!='code': continue
+        for l in ''.join(c['source']).splitlines():
+            m = re.match(r'warnings\.(?:filterwarnings|simplefilter)\((.*)', l)
+            assert not m or ',' in m[1].split('#')[0], f'{l!r} silences every warning of the notebooks that follow; name the message or the category'
+
 def test_readme_in_step_with_index():
     pytest.importorskip('nbconvert', reason='README.md is made with nbconvert, of the `docs` extra')
     rc,log = run(sys.executable, 'docs/readme.py', '--check')
