@@ -4,7 +4,7 @@ from pathlib import Path
 from common import *
 from bench_round import data
 
-EPOCHS = 4
+EPOCHS = 3
 def bench_checkpoint():
     dls,what = data()
     def arm(path):
@@ -12,10 +12,10 @@ def bench_checkpoint():
             l = learner(dls, lenet_300_100(), metrics=accuracy, cbs=LotteryCallback())
             with tempfile.TemporaryDirectory() as d:
                 t = time.perf_counter()
-                rs = l.fit_lottery(EPOCHS, rounds=1, amount=.8, scope={'out':.5}, fit=Learner.fit, lr=1.2e-3, seed=0, eval_every=100, path=d if path else None)
+                rs = l.fit_lottery(EPOCHS, rounds=0, fit=Learner.fit, lr=1.2e-3, seed=0, eval_every=100, path=d if path else None)
                 return 1000*(time.perf_counter()-t)/sum(r['iterations'] for r in rs)
         return f
-    ms = interleave({'without path':arm(False), 'with path: checkpoints, tickets':arm(True)}, 5)
+    ms = interleave({"without path":arm(False), "with path: checkpoints, ticket":arm(True)}, 3)
     show(f'LeNet-300-100 on {what}, {EPOCHS} epochs a round: ms a step, all in', ms, 'without path')
     assert len(ms)==2
 
