@@ -154,6 +154,8 @@ def put_checkpoint(
     _set_rng(learn.dls, d['rng'])
 
 # %% ../nbs/08_checkpoints.ipynb #52c70b61
+_head = b'lottery checkpoint 1\n'    # another number where what a checkpoint holds has changed
+
 def write_checkpoint(
     path, # File
     d:dict # Plain data and tensors
@@ -161,18 +163,18 @@ def write_checkpoint(
     "Write `d` to `path`, atomically"
     buf = io.BytesIO(); torch.save(d, buf); b = buf.getbuffer()
     with atomic(path, sync=False) as tmp:
-        with open(tmp, 'wb') as f: f.write(hashlib.sha256(b).digest()); f.write(b)
+        with open(tmp, 'wb') as f: f.write(_head); f.write(hashlib.sha256(b).digest()); f.write(b)
 
 def read_checkpoint(
     path, # File that `write_checkpoint` wrote
     device='cpu' # Where tensors go that were not on the CPU
-): # The dict; `None`, with a warning, for a damaged file, and `None` where there is none
+): # The dict; `None`, with a warning, for a file that is damaged or of another version, and `None` where there is none
     "Read a checkpoint and check it"
     if not (path := Path(path)).exists(): return None
-    b = path.read_bytes()
-    if hashlib.sha256(b[32:]).digest()!=b[:32]:
-        warnings.warn(f"the checkpoint {str(path)!r} is damaged; its round starts again from the beginning"); return None
-    return torch.load(io.BytesIO(b[32:]), map_location=lambda o,at: o if at=='cpu' else torch.serialization.default_restore_location(o, str(device)), weights_only=True)
+    b = path.read_bytes(); head,digest,b = b[:(n := len(_head))],b[n:n+32],b[n+32:]
+    if wrong := 'of another version of fastai_lottery, or damaged' if head!=_head else 'damaged' if hashlib.sha256(b).digest()!=digest else None:
+        warnings.warn(f"the checkpoint {str(path)!r} is {wrong}; its round starts again from the beginning"); return None
+    return torch.load(io.BytesIO(b), map_location=lambda o,at: o if at=='cpu' else torch.serialization.default_restore_location(o, str(device)), weights_only=True)
 
 # %% ../nbs/08_checkpoints.ipynb #510043d1
 try: import fcntl
