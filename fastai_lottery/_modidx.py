@@ -289,6 +289,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'fastai_lottery/metrics.py'),
                                         'fastai_lottery.metrics._counting': ('metrics.html#_counting', 'fastai_lottery/metrics.py'),
                                         'fastai_lottery.metrics._pairs': ('metrics.html#_pairs', 'fastai_lottery/metrics.py'),
+                                        'fastai_lottery.metrics._quiet': ('metrics.html#_quiet', 'fastai_lottery/metrics.py'),
                                         'fastai_lottery.metrics.claim_difference': ( 'metrics.html#claim_difference',
                                                                                      'fastai_lottery/metrics.py'),
                                         'fastai_lottery.metrics.claim_match': ('metrics.html#claim_match', 'fastai_lottery/metrics.py'),

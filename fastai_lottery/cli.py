@@ -6,7 +6,7 @@
 __all__ = ['run', 'report', 'list_', 'main']
 
 # %% ../nbs/33_cli.ipynb #4485623c
-import os,sys,warnings
+import os,shutil,sys,textwrap,warnings
 warnings.filterwarnings('ignore', category=FutureWarning)    # torch's, while fastai is imported
 os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')    # and in the processes that play the replicates
 from pathlib import Path
@@ -111,7 +111,11 @@ def report(
 @call_parse
 def list_():
     "The presets, their sources, and what they cost"
-    for p in presets.values(): print(f'{p.name:<14} {p.about}\n{"":<14} source: {p.source}\n{"":<14} cost:   {p.cost}\n')
+    wide = min(shutil.get_terminal_size().columns, 140)
+    def say(a, b): print(textwrap.fill(b, wide, initial_indent=f'{a:<18}', subsequent_indent=' '*18))
+    for p in presets.values():
+        if p.cost!='seconds': say(p.name, p.about); say('', f'source: {p.source}'); say('', f'cost:   {p.cost}'); print()
+    say('in seconds', ', '.join(p.name for p in presets.values() if p.cost=='seconds')+': only to see that they run')
 
 # %% ../nbs/33_cli.ipynb #bbbac049
 _cmds = dict(run=run, report=report, list=list_)

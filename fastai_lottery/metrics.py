@@ -159,6 +159,10 @@ def summarise(
     return pd.DataFrame([{**dict(zip(by, k)), **row(g)} for k,g in df.groupby(by, sort=False, dropna=False)])
 
 # %% ../nbs/06_metrics.ipynb #45641626
+def _quiet(f, *args, **kw):
+    "A test of scipy's, without its warning where seeds agree to the last digit"
+    with warnings.catch_warnings(): warnings.filterwarnings('ignore', 'Precision loss', RuntimeWarning); return f(*args, **kw)
+
 Paired = namedtuple('Paired', 'diff half lo hi t p n')
 
 def _pairs(a, b):
@@ -174,7 +178,7 @@ def paired(
     "Difference a - b within pairs, its interval, and the paired t-test"
     a,b = _pairs(a, b)
     d = interval(a-b, level)
-    t,p = stats.ttest_rel(a, b) if d.n>1 else (math.nan,math.nan)
+    t,p = _quiet(stats.ttest_rel, a, b) if d.n>1 else (math.nan,math.nan)
     return Paired(*d[:4], float(t), float(p), d.n)
 
 # %% ../nbs/06_metrics.ipynb #78f41ad2
@@ -198,7 +202,7 @@ def tost(
     if not margin>0: raise ValueError(f"`margin` should be above 0; got {margin}")
     a,b = _pairs(a, b)
     if len(a)<2: return math.nan
-    return float(max(stats.ttest_1samp(a-b, -margin, alternative='greater').pvalue, stats.ttest_1samp(a-b, margin, alternative='less').pvalue))
+    return float(max(_quiet(stats.ttest_1samp, a-b, -margin, alternative='greater').pvalue, _quiet(stats.ttest_1samp, a-b, margin, alternative='less').pvalue))
 
 # %% ../nbs/06_metrics.ipynb #e660ec6c
 Claim = namedtuple('Claim', 'what paper mean lo hi p p_opposite want unit test n')
@@ -216,7 +220,7 @@ def claim_difference(
     a,b = _pairs(a, b)
     if not len(a): return None
     d = interval(scale*(a-b))
-    p = stats.ttest_rel(a, b, alternative='greater').pvalue if d.n>1 else math.nan
+    p = _quiet(stats.ttest_rel, a, b, alternative='greater').pvalue if d.n>1 else math.nan
     return Claim(what, paper, d.mean, d.lo, d.hi, float(p), 1-float(p), want, unit, 'paired t, one-sided', d.n)
 
 def claim_ratio(
@@ -232,7 +236,7 @@ def claim_ratio(
     if not len(a): return None
     g = geo_interval(a/b)
     side,other = ('less','greater') if want[1]<=1 else ('greater','less')
-    ps = [float(stats.ttest_rel(np.log(a), np.log(b), alternative=s).pvalue) if g.n>1 else math.nan for s in (side,other)]
+    ps = [float(_quiet(stats.ttest_rel, np.log(a), np.log(b), alternative=s).pvalue) if g.n>1 else math.nan for s in (side,other)]
     return Claim(what, paper, g.mean, g.lo, g.hi, *ps, want, unit, 'paired t of logarithms, one-sided', g.n)
 
 def claim_match(
@@ -262,7 +266,7 @@ def claim_value(
     xs = scale*np.asarray(xs, float)
     if not len(xs): return None
     d = interval(xs)
-    ps = [float(stats.ttest_1samp(xs, e, alternative=s).pvalue) if d.n>1 else math.nan for e,s in zip(want, ('greater','less')) if math.isfinite(e)]
+    ps = [float(_quiet(stats.ttest_1samp, xs, e, alternative=s).pvalue) if d.n>1 else math.nan for e,s in zip(want, ('greater','less')) if math.isfinite(e)]
     return Claim(what, paper, d.mean, d.lo, d.hi, max(ps), math.nan, want, unit, 't, one-sided', d.n)
 
 # %% ../nbs/06_metrics.ipynb #861d82a2
@@ -277,5 +281,5 @@ def verdicts(
     def num(x): return f'{x:.2f}' if abs(x)<100 else f'{x:.0f}'
     def ours(c): return f'{num(c.mean)} {c.unit}'.strip()+(f' ({num(c.lo)} to {num(c.hi)})' if c.lo==c.lo else '')
     def span(w): return f'≥ {w[0]:g}' if w[1]==math.inf else f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'
-    return pd.DataFrame([dict(claim=c.what, paper=c.paper, ours=ours(c), tolerance=span(c.want), n=c.n, test=c.test, p=f'{p:.2g}' if p==p else '', verdict=verdict(c, p, o))
+    return pd.DataFrame([dict(claim=c.what, paper=c.paper, ours=ours(c), tolerance=span(c.want), n=c.n, test=c.test, p='' if p!=p else '< .0001' if p<1e-4 else f'{p:.2g}', verdict=verdict(c, p, o))
                          for c,p,o in zip(cs, adjusted(ps), adjusted(os))])
