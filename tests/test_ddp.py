@@ -1,6 +1,6 @@
 """Two processes train together by `torch.distributed` (gloo, CPU): the same masks and weights in both, and one of them writes.
 This file is also the program that each of the two runs: `python test_ddp.py RANK FOLDER CASE...`"""
-import contextlib,faulthandler,hashlib,io,json,os,subprocess,sys,time,traceback,types
+import contextlib,faulthandler,hashlib,io,json,os,random,subprocess,sys,time,traceback,types
 from datetime import timedelta
 from pathlib import Path
 import torch,torch.distributed as dist
@@ -152,6 +152,15 @@ def cases(rank):
         play_ctx(0, path=d/'parts', **kw)
         return dict(whole=whole, again=play_ctx(1, path=d/'parts', at=500, **kw))
     @case
+    def killed(d):
+        "Long enough to be killed between epochs"
+        class Slow(Callback):
+            def before_epoch(self): time.sleep(.2)
+        Stop.n,Stop.at = 0,None
+        seed = 500 if (d/'run').exists() else 100    # another net, until it reads the folder's
+        out = play(learner(False, seed=seed, cbs=[Stop(), Slow()]), rounds=2, n_epoch=3, seed=3, eval_every=2, path=d/'run')
+        return dict(out, played=Stop.n)
+    @case
     def screen(d):
         with contextlib.redirect_stdout(io.StringIO()) as o: learner().fit_lottery(1, rounds=1)
         return o.getvalue()
@@ -193,13 +202,15 @@ from fastai_lottery.core import named_weights
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason='needs torch.distributed with gloo; this torch has none')
 
-def launch(d, *only):
-    "Run both processes to their end, or stop them"
+def launch(d, *only, until=None):
+    "Run both processes to their end, or stop them; or kill both as soon as `until()`"
     env = dict(os.environ, WORLD_SIZE=str(N), OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
     logs = [open(d/f'log.{r}', 'w') for r in range(N)]
     ps = [subprocess.Popen([sys.executable, __file__, str(r), str(d), *only], env=dict(env, RANK=str(r), LOCAL_RANK=str(r)), stdout=logs[r], stderr=subprocess.STDOUT) for r in range(N)]
     try:
         end = time.monotonic()+LIMIT
+        while until and not until() and all(p.poll() is None for p in ps) and time.monotonic()<end: time.sleep(.005)
+        if until: [p.kill() for p in ps]
         for p in ps: p.wait(max(1, end-time.monotonic()))
     except subprocess.TimeoutExpired: pass      # the tests say what is missing, with the log
     finally:
@@ -300,6 +311,25 @@ def test_trap_23_a_training_goes_on_after_its_last_epoch_in_both_processes(ran):
     for o in (a,b):
         assert all('stopped' in e for e in o['stopped']) and o['played']==2     # two epochs of six were left to do
         for k in 'rows hashes starts curves mask state'.split(): assert o['broken'][k]==o['unbroken'][k], k
+
+def test_trap_23_both_killed_go_on_from_the_last_epoch(ran, tmp_path):
+    whole = same(ran, 'killed')
+    run,rng = tmp_path/'killed'/'run',random.Random()
+    def then(f):
+        "Some moment after `f()`, within two epochs"
+        wait = rng.random()*.4
+        def until():
+            if not f(): return False
+            time.sleep(wait); return True
+        return until
+    for f in (lambda: (run/'epoch.ckpt').exists(), lambda: (run/'round_00'/'weights.safetensors').exists(), lambda: (run/'rounds.csv').exists() and (run/'epoch.ckpt').exists()):
+        launch(tmp_path, 'killed', until=then(f))
+        assert not list(tmp_path.glob('*.json')), 'it came to its end before it was killed'
+        (tmp_path/'killed.store').unlink(missing_ok=True)
+    launch(tmp_path, 'killed')
+    last = same(tmp_path, 'killed')
+    assert whole['played']==9 and 0<last['played']<=6, last['played']     # round 0 is whole, and an epoch is played twice at most
+    for k in 'rows hashes starts curves mask state'.split(): assert last[k]==whole[k], k
 
 def test_trap_23_a_folder_in_fastais_own_context(ran):
     o = same(ran, 'ctx_folder')
