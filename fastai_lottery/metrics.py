@@ -252,7 +252,7 @@ def claim_match(
     a,b = _pairs(a, b)
     if not len(a): return None
     d = interval(scale*(a-b))
-    return Claim(what, paper, d.mean, d.lo, d.hi, tost(scale*a, scale*b, margin), math.nan, (-margin,margin), unit, f'TOST ± {margin:g} {unit}', d.n)
+    return Claim(what, paper, d.mean, d.lo, d.hi, p := tost(scale*a, scale*b, margin), min(2-2*p, 1.), (-margin,margin), unit, f'TOST ± {margin:g} {unit}', d.n)
 
 def claim_value(
     what:str, # What is claimed, in words
@@ -267,7 +267,7 @@ def claim_value(
     if not len(xs): return None
     d = interval(xs)
     ps = [float(_quiet(stats.ttest_1samp, xs, e, alternative=s).pvalue) if d.n>1 else math.nan for e,s in zip(want, ('greater','less')) if math.isfinite(e)]
-    return Claim(what, paper, d.mean, d.lo, d.hi, max(ps), math.nan, want, unit, 't, one-sided', d.n)
+    return Claim(what, paper, d.mean, d.lo, d.hi, max(ps), min(len(ps)*(1-max(ps)), 1.), want, unit, 't, one-sided', d.n)
 
 # %% ../nbs/06_metrics.ipynb #861d82a2
 def verdicts(
@@ -277,7 +277,7 @@ def verdicts(
     cs = list(claims)
     ps,os = [[c.p for c in cs],[c.p_opposite for c in cs]]
     def adjusted(ps): ok = [i for i,p in enumerate(ps) if p==p]; q = dict(zip(ok, holm([ps[i] for i in ok]))) if ok else {}; return [q.get(i, math.nan) for i in range(len(ps))]
-    def verdict(c, p, o): return 'too few seeds' if c.n<3 else ('reproduced' if c.want[0]<=c.mean<=c.want[1] else 'direction only') if p<.05 else 'opposite' if o<.05 else 'not shown'
+    def verdict(c, p, o): return 'too few seeds' if c.n<3 else ('reproduced' if c.want[0]<=c.mean<=c.want[1] else 'direction only') if p<.05 else 'not shown' if not o<.05 else 'outside' if c.test.startswith(('TOST','t,')) else 'opposite'
     def num(x): return f'{x:.2f}' if abs(x)<100 else f'{x:.0f}'
     def ours(c): return f'{num(c.mean)} {c.unit}'.strip()+(f' ({num(c.lo)} to {num(c.hi)})' if c.lo==c.lo else '')
     def span(w): return f'≥ {w[0]:g}' if w[1]==math.inf else f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'
