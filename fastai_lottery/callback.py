@@ -6,7 +6,7 @@
 __all__ = ['derive', 'generator', 'LotteryCallback']
 
 # %% ../nbs/10_callback.ipynb #bc84cf2e
-import contextlib,hashlib,warnings,weakref
+import contextlib,hashlib,random,warnings,weakref
 from copy import deepcopy
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
+from fastai.torch_core import set_seed
 from .core import *
 from .masks import *
 from .criteria import large_final,scores
@@ -53,7 +54,7 @@ class LotteryCallback(Callback):
     order = 80 # after all that moves weights, `SaveModelCallback` included
     _stateattrs,_hold = ('_hold',),None # views of weights: not for pickles and copies
     def __init__(self,
-        rewind_to:str='init', # Rewind point: 'init', '<n>it' or '<n>ep' (1903.01611)
+        rewind_to:str='init', # Rewind point: `'init'`, or after n iterations (`'500it'`) or epochs (`'2ep'`) (1903.01611)
         include=None, # Glob(s) or module(s) to prune: see `prunable`
         exclude=None, # Glob(s) or module(s) to leave alone
         types:tuple=weight_types, # Modules whose weights can be pruned
@@ -80,6 +81,7 @@ class LotteryCallback(Callback):
 # %% ../nbs/10_callback.ipynb #fff5f1f5
 @patch
 def __call__(self:LotteryCallback, event_name):
+    "Handle an event, at once where there is nothing to do"
     if event_name=='after_step' and self.run: return self.hold()
     if event_name=='before_batch' and self.w_k is not None: return
     if event_name in self.__dict__ or hasattr(type(self), event_name) or event_name=='after_fit': return super(LotteryCallback, self).__call__(event_name)
@@ -164,17 +166,19 @@ def known(self:LotteryCallback,
     m,masks = unwrap(self.learn.model),self.masks if masks is None else masks
     if 'g' in asked: res['g'] = loss_grads(m, self._batches(), self.learn.loss_func, names, masks, self.held)
     if 'hg' in asked: res['hg'] = hessian_grads(m, self._batches(), self.learn.loss_func, names, masks, self.held)
-    if 'r' in asked: res['r'] = flow_grads(m, self._batches()[0][0], names, masks, self.held)
+    if 'r' in asked: res['r'] = flow_grads(m, b[0][0] if (b := self._batches()) else (), names, masks, self.held)
     if 'w_n' in asked: res['w_n'] = fresh(self.learn.model, gen, self.init, self.w_i, names); check_draw(res['w_n'], self.w_i, names)
     return res
 
 # %% ../nbs/10_callback.ipynb #f96ccc0f
 @patch
 def _batches(self:LotteryCallback, n=1):
-    "The first `n` training batches in a fixed order, on the model's device, as inputs and targets"
-    learn = self.learn
+    "`n` training batches in a random order that is always the same, on the model's device, as inputs and targets: in the data's own order a batch might be of one class"
+    learn,dl = self.learn,self.learn.dls.train
+    if type(dl).__name__=='DistributedDL': dl = dl.dl    # this may run in one process alone
     with same_rng():
-        dl = learn.dls.train.new(shuffle=False) if hasattr(learn.dls.train, 'new') else learn.dls.train
+        set_seed(0)    # for transforms that are random
+        if hasattr(dl, 'new'): dl = dl.new(shuffle=getattr(dl, 'indexed', True)); dl.rng = random.Random(0)
         bs = [learn._set_device(b) for b,_ in zip(dl, range(n))]
     def n_inp(b): return getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
     return [(tuple(b[:n_inp(b)]),tuple(b[n_inp(b):])) for b in bs]

@@ -95,13 +95,21 @@ def _same(a, b):
 @patch
 def _zip(self:Masks, f, o): _same(self, o); return Masks({n:f(m, o[n].to(m.device)) for n,m in self.items()})
 @patch
-def __and__(self:Masks, o): return self._zip(torch.logical_and, o)
+def __and__(self:Masks, o):
+    "What both keep; raises `ValueError` where names or shapes differ"
+    return self._zip(torch.logical_and, o)
 @patch
-def __or__(self:Masks, o): return self._zip(torch.logical_or, o)
+def __or__(self:Masks, o):
+    "What either keeps; raises `ValueError` where names or shapes differ"
+    return self._zip(torch.logical_or, o)
 @patch
-def __invert__(self:Masks): return Masks({n:~m for n,m in self.items()})
+def __invert__(self:Masks):
+    "What is pruned"
+    return Masks({n:~m for n,m in self.items()})
 @patch
-def __eq__(self:Masks, o): return isinstance(o, Masks) and list(self)==list(o) and all(torch.equal(m.cpu(), o[n].cpu()) for n,m in self.items())
+def __eq__(self:Masks, o):
+    "The same names in the same order, and the same masks, wherever they lie"
+    return isinstance(o, Masks) and list(self)==list(o) and all(torch.equal(m.cpu(), o[n].cpu()) for n,m in self.items())
 Masks.__hash__ = None
 
 # %% ../nbs/01_masks.ipynb #2d23697f

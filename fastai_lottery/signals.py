@@ -90,7 +90,8 @@ def flow_grads(
 )->dict: # Gradient by name
     "Gradient of R = sum of the outputs for inputs of ones under the weights' absolute values, in evaluation mode and double precision (2006.05467)"
     if any(not x.is_floating_point() for x in xb): raise ValueError("the synaptic flow needs inputs that are numbers; this net takes indices (of words or categories), for which ones mean nothing")
-    kinds = {n:p.dtype for n,p in m.named_parameters()}
+    if not xb: raise ValueError("the synaptic flow takes the shapes of its inputs from a batch: the training set gave none")
+    kinds,bufs = [(p,p.dtype) for p in m.parameters()],[(o,n,b.dtype) for o in m.modules() for n,b in o._buffers.items() if b is not None]
     with untouched(m):
         m.eval(); ws = _ready(m, names, masks, held)
         try:
@@ -100,4 +101,5 @@ def flow_grads(
             return {n:(torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n,p in ws.items()}
         finally:
             for p in m.parameters(): p.grad = None
-            m.to(next(iter(kinds.values())))
+            for p,t in kinds: p.data = p.data.to(t)
+            for o,n,t in bufs: o._buffers[n] = o._buffers[n].to(t)    # each its own: a net may be half in bfloat16

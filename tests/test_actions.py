@@ -390,7 +390,7 @@ def signal(kind, model, batch, names):
 def test_gradients_are_taken_with_held_values(kind, word):
     learn = learner(); learn.fit(1)
     want = prune_held(learn, .5); lot = learn.lottery; names = list(lot.masks)
-    batch = learn.dls.train.new(shuffle=False).one_batch()
+    batch = one_batch(learn)
     def hand(want): return dict(zip(names, signal(kind, at_held(learn, want), batch, names)))
     got,by_hand,zero = lot.known(names, [word], generator(0))[word],hand(want),hand({n:torch.zeros_like(v) for n,v in want.items()})
     for n in names:
@@ -404,12 +404,26 @@ def test_gradients_are_taken_with_held_values(kind, word):
     fewer.apply_(learn.model, {n:torch.where(masks[n], 0., v) for n,v in want.items()})
     for n,g in zip(names, signal(kind, deepcopy(learn.model), batch, names)): torch.testing.assert_close(got[n].double(), g.double(), rtol=1e-4, atol=1e-6)
 
+def one_batch(learn): (xb,yb), = learn.lottery._batches(); return (*xb,*yb)
+
+def test_batch_of_the_criteria_is_mixed_and_always_the_same():
+    "Data in the order of their classes, augmentation, a loader that does not shuffle: a batch has all classes, and no random number moves"
+    y = torch.arange(40)//10
+    ds = [(torch.full((3,), float(k)),k) for k in y]
+    noise = lambda b: (b[0]+torch.rand_like(b[0]), b[1])
+    for shuffle in (True,False):
+        learn = Learner(DataLoaders(DataLoader(ds, bs=16, shuffle=shuffle, after_batch=noise), DataLoader(ds, bs=16), device='cpu'), nn.Linear(3,4), loss_func=nn.CrossEntropyLoss(), cbs=LotteryCallback())
+        rng = learn.dls.train.rng.getstate(),torch.get_rng_state(),random.getstate()
+        a,b = one_batch(learn),one_batch(learn)
+        assert len(a[1].unique())==4 and all(torch.equal(o, p) for o,p in zip(a, b))
+        assert learn.dls.train.rng.getstate()==rng[0] and torch.equal(torch.get_rng_state(), rng[1]) and random.getstate()==rng[2]
+
 @pytest.mark.parametrize('criterion', ['snip','grasp','synflow','taylor'])
 def test_criteria_that_use_gradients(criterion):
     "The same weights go as by hand; the held ones stay held"
     learn = learner(); learn.fit(1)
     want = prune_held(learn, .5); lot = learn.lottery; names = list(lot.masks)
-    batch,kind = learn.dls.train.new(shuffle=False).one_batch(),dict(snip='loss', taylor='loss', grasp='hessian', synflow='flow')[criterion]
+    batch,kind = one_batch(learn),dict(snip='loss', taylor='loss', grasp='hessian', synflow='flow')[criterion]
     def by_hand(want):
         g = dict(zip(names, signal(kind, at_held(learn, want), batch, names)))
         w = named_weights(learn.model, names)
