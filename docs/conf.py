@@ -30,6 +30,7 @@ html_theme = 'furo'
 html_title = cfg.title
 html_static_path = ['_static']
 html_css_files = ['custom.css']
+html_js_files = [('nav.js', {'defer':'defer'})]
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = dict(navigation_with_keys=True,
@@ -48,12 +49,13 @@ def mathml(display):
     return visit
 
 def source(app, mod):
-    "Line ranges for viewcode, with `@patch`ed functions filed under their class"
+    "Line ranges for viewcode, with `@patch`ed functions filed under their class, and values"
     if not mod.startswith(cfg.lib_name): return
     with open(importlib.util.find_spec(mod).origin, encoding='utf-8') as f: src = f.read()
     tags,defs = {},(ast.FunctionDef,ast.AsyncFunctionDef,ast.ClassDef)
     def add(nm, o): tags[nm] = ('class' if isinstance(o,ast.ClassDef) else 'def', o.lineno, o.end_lineno)
     for o in ast.parse(src).body:
+        if isinstance(o,ast.Assign) and isinstance(o.targets[0],ast.Name): add(o.targets[0].id,o)
         if not isinstance(o,defs): continue
         for nm in L(patch_name(o)): add(nm,o)
         for m in o.body if isinstance(o,ast.ClassDef) else ():

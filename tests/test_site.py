@@ -1,5 +1,5 @@
 "The built site in a real browser: every page, its search, its dark switch, at the width of a phone"
-import functools,http.server,os,re,shutil,subprocess,sys,threading
+import ast,functools,http.server,os,re,shutil,subprocess,sys,threading
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote,urldefrag,urlsplit
@@ -54,11 +54,15 @@ def web(site):
         srv.shutdown()
         srv.server_close()
 
-look = '''() => ({ids: [...document.querySelectorAll('[id],a[name]')].flatMap(o => [o.id, o.name]).filter(o => typeof o=='string' && o),
+look = r'''() => ({ids: [...document.querySelectorAll('[id],a[name]')].flatMap(o => [o.id, o.name]).filter(o => typeof o=='string' && o),
     links: [...document.querySelectorAll('a[href]')].map(o => o.href),
     noalt: [...document.images].filter(o => !(o.getAttribute('alt') || '').trim()).map(o => o.getAttribute('src')),
     blank: [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.getAttribute('src')),
     images: [...document.images].map(o => o.currentSrc || o.src),
+    unknown: [...document.querySelectorAll('*')].filter(o => o instanceof HTMLUnknownElement).map(o => o.outerHTML.slice(0,80)),
+    low: [...document.querySelectorAll('dt.sig')].filter(o => [...o.querySelectorAll('.viewcode-link')].some(l => l.getBoundingClientRect().bottom>o.getBoundingClientRect().bottom+1)).map(o => o.id),
+    small: [...document.querySelectorAll('.cell_output img')].filter(o => o.naturalWidth>1.8*o.naturalHeight && o.clientWidth<Math.min(o.naturalWidth,600)).map(o => [o.alt, o.clientWidth]),
+    index: [...document.querySelectorAll('table.dataframe')].map(o => [...o.querySelectorAll('tbody th')]).filter(os => os.length && os.every(o => /^\d+$/.test(o.textContent)) && os[0].clientWidth>80).map(os => os[0].clientWidth),
     width: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth),
     side: (() => {      // the theme scrolls a box around the article, not the document
         const res = []
@@ -90,6 +94,19 @@ def test_pages_load_without_errors(pages):
 
 def test_phone_never_scrolls_sideways(pages):
     assert not of(pages, lambda o: (o.width>phone['width'] or o.side) and (o.width,o.side,o.wide))
+
+def test_text_is_no_tag(pages):
+    "A `<n>` of a docment is shown, not swallowed as a tag"
+    assert not of(pages, lambda o: o.unknown)
+
+def test_source_links_stay_in_their_headers(pages):
+    assert not of(pages, lambda o: o.low)
+
+def test_wide_figures_are_legible_on_a_phone(pages):
+    assert not of(pages, lambda o: o.small)
+
+def test_plain_numbers_of_rows_take_little_room(pages):
+    assert not of(pages, lambda o: o.index)
 
 def test_images_are_shown_and_have_alt_text(pages):
     assert sum(len(o.images) for o in pages.values())>5
@@ -154,3 +171,82 @@ def test_dark_switch(web):
     finally:
         page.evaluate('localStorage.clear()')
         page.set_viewport_size(phone)
+
+@pytest.mark.parametrize('nm', ['plots','all','tutorials/first_ticket'])
+def test_sidebar_shows_the_page_one_is_on(web, nm):
+    "Its entry is in view, and the page is at its top"
+    web.page.set_viewport_size(desk)
+    try:
+        web.page.goto(web.url+nm+'.html', wait_until='load')
+        box,here,top = web.page.evaluate("""() => [...['.sidebar-scroll','.sidebar-scroll .current-page'].map(o => document.querySelector(o).getBoundingClientRect()), scrollY]""")
+        assert top==0 and box['top']<=here['top'] and here['bottom']<=box['bottom']
+    finally: web.page.set_viewport_size(phone)
+
+def test_sidebar_names_differ(web):
+    web.page.goto(web.url+'index.html')
+    names = web.page.eval_on_selector_all('.sidebar-tree a', 'os => os.map(o => o.textContent)')
+    assert len(names)>20 and len(set(names))==len(names)
+
+# --- cards
+
+mods = {p.stem:ast.parse(p.read_text(encoding='utf-8')) for p in sorted((root/'fastai_lottery').glob('[!_]*.py')) if p.stem!='all'}
+def names(tree): return next(ast.literal_eval(o.value) for o in tree.body if isinstance(o,ast.Assign) and o.targets[0].id=='__all__')
+def html(site, nm): return (site/f'{nm}.html').read_text(encoding='utf-8')
+def ids(s, mod): return re.findall(rf'<dt class="sig[^>]* id="fastai_lottery\.{mod}\.([\w.]+)"', s)
+
+@pytest.mark.parametrize('mod', mods)
+def test_each_name_has_a_card_in_the_order_of_the_source(site, mod):
+    have = [n for n in ids(html(site, mod), mod) if '.' not in n]
+    lines = {(o.name if hasattr(o,'name') else getattr(o.targets[0],'id','')):o.lineno for o in mods[mod].body if hasattr(o,'name') or isinstance(o,ast.Assign)}
+    assert have == sorted(names(mods[mod]), key=lines.get)
+
+@pytest.mark.parametrize('mod', mods)
+def test_page_of_all_names_links_it(site, mod):
+    have = set(re.findall(rf'href="{mod}\.html#fastai_lottery\.{mod}\.(\w+)"', html(site, 'all')))
+    assert set(names(mods[mod])) <= have
+
+@pytest.mark.parametrize('nm,field', [('presets.Preset','settings'),('arms.Run','learn'),('rounds.Round','row')])
+def test_fields_of_a_dataclass(site, nm, field):
+    s = html(site, nm.split('.')[0])
+    s = s[s.index(f'id="fastai_lottery.{nm}"'):]
+    assert f'<strong>{field}</strong>' in s[:s.index('</dl>\n</dd></dl>')]
+
+def test_cards_say_what_is_ours(site):
+    "No docstring of a base class, no default that is an object of the interpreter"
+    bad = {p.name:m[0] for p in site.glob('*.html') if (m := re.search(r'Define the computation|Return self==|built-in function|built-in</span>', p.read_text(encoding='utf-8')))}
+    assert not bad
+
+@pytest.mark.parametrize('nm', ['data.digits','core.prunable','resets.rewind'])
+def test_words_that_only_look_like_a_name_are_not_linked(site, nm):
+    "An experiment, a column, a verb"
+    home,word = nm.split('.')
+    at = [p.relative_to(site).as_posix() for p in site.rglob('*.html') if p.stem not in ('all','genindex',home) and '_modules' not in p.parts
+          and re.search(rf'#fastai_lottery\.{nm}"[^>]*><code[^>]*>(<[^>]*>)*{word}<', p.read_text(encoding='utf-8'))]
+    assert not at
+
+toy = '''
+from os.path import join as lost
+__all__ = ['told','above','silent','Klass','f','unseen','lost']
+told = (1,) # What it is
+# What this is,
+# in two lines
+above = {}
+silent = []
+class Klass(dict):
+    "A class"
+    def mine(self): pass
+    def get(self, k): pass
+    def _own(self): pass
+def f(): "What it does"
+def unseen(): "What it does"
+'''
+
+def test_build_names_what_is_undocumented(tmp_path):
+    "A function, a value, a method; one that a base class has may be silent"
+    (tmp_path/'docs').mkdir(); (lib := tmp_path/'fastai_lottery').mkdir()
+    for o in 'pyproject.toml','docs/build.py': shutil.copy(root/o, tmp_path/o)
+    (lib/'__init__.py').write_text('__version__ = "0"\n'); (lib/'_modidx.py').write_text("d = dict(settings={}, syms={})\n"); (lib/'toy.py').write_text(toy)
+    code = "import sys; sys.path.insert(0,'docs'); import build; build.shown.update(build.exported-{'fastai_lottery.toy.unseen'}); print(*build.missing()); print(build.data['fastai_lottery.toy.above'])"
+    r = subprocess.run([sys.executable,'-c',code], cwd=tmp_path, text=True, capture_output=True)
+    assert r.returncode==0, r.stderr
+    assert r.stdout.splitlines() == [' '.join(f'fastai_lottery.toy.{n}' for n in ('silent','Klass.mine','unseen','lost')), 'What this is, in two lines']
