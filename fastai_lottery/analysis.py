@@ -92,7 +92,7 @@ def _norm_dl(learn, dl):
     return dl
 
 # %% ../nbs/26_analysis.ipynb #927c4d86
-Instability = namedtuple('Instability', 'barrier path')
+Instability = namedtuple('Instability', 'barrier path') # The barrier, and the figures along the path as `plot_path` draws them
 
 def barrier(
     path:pd.DataFrame, # Columns `alpha` and `by`, with rows for α = 0 and α = 1

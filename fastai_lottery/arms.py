@@ -47,7 +47,9 @@ class Run:
         r = self.learn.fit_ticket(replace(ticket, meta=meta), **{**self.settings, **kwargs}, seed=self.seed, test_dl=self.learn.dls[2])
         r.row['round'] = r.meta['round'] = k
         return r
-    def ticket(self, k): return self.rounds[k].ticket
+    def ticket(self, k):
+        "The ticket of round `k`"
+        return self.rounds[k].ticket
 
 # %% ../nbs/28_arms.ipynb #ee41f1d7
 def masks_like(

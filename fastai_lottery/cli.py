@@ -42,7 +42,7 @@ def _summary(out, df):
     ms = measured(out) if any(out.glob('seed_*/measures.csv')) else None
     if ms is not None: ms.to_csv(out/'measures.csv', index=False); print('\nMeasures: mean over seeds\n'+_means(ms))
     if name in presets and len(v := check_claims(name, df, ms)): print('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
-    df.to_csv(out/'results.csv', index=False); plot_lottery(df, name).savefig(out/'lottery.png', dpi=150)
+    df.to_csv(out/'results.csv', index=False); plot_lottery(df, name)[0].figure.savefig(out/'lottery.png', dpi=150)
     print(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {out/'seed_XX'/'round_XX'/'ticket.safetensors'}")
 
 # %% ../nbs/33_cli.ipynb #ee39d68f
@@ -112,7 +112,7 @@ def report(
 def list_():
     "The presets, their sources, and what they cost"
     wide = min(shutil.get_terminal_size().columns, 140)
-    def say(a, b): print(textwrap.fill(b, wide, initial_indent=f'{a:<18}', subsequent_indent=' '*18))
+    def say(a, b): print(textwrap.fill(b, wide, initial_indent=f'{a:<24}', subsequent_indent=' '*24))
     for p in presets.values():
         if p.cost!='seconds': say(p.name, p.about); say('', f'source: {p.source}'); say('', f'cost:   {p.cost}'); print()
     say('in seconds', ', '.join(p.name for p in presets.values() if p.cost=='seconds')+': only to see that they run')

@@ -67,6 +67,7 @@ def of_rank0(
     return res
 
 # %% ../nbs/00_core.ipynb #c83c0d8b
+# Layers whose weights can be pruned; norms are not among them
 weight_types = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag,
                 nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
@@ -114,7 +115,9 @@ class Point(NamedTuple):
     "A moment in training: after `n` units of `'it'` (iterations, that is batches) or `'ep'` (epochs)"
     n:int
     unit:str='it'
-    def step(self, n_iter): return self.n*n_iter if self.unit=='ep' else self.n
+    def step(self, n_iter):
+        "The same moment counted in iterations, `n_iter` of them an epoch"
+        return self.n*n_iter if self.unit=='ep' else self.n
     def __str__(self): return 'init' if self.n==0 else f'{self.n}{self.unit}'
 
 # %% ../nbs/00_core.ipynb #98180626
@@ -128,6 +131,7 @@ def point(
     return Point(int(g[1]), g[2])
 
 # %% ../nbs/00_core.ipynb #e2c848b7
+# What a criterion or a reset can ask for, by the name of its parameter
 words = dict(w_i='initial weight', w_k='weight at the rewind point', w_f='final weight', w_n='fresh draw from the initialiser',
              g='gradient of the loss', hg='Hessian of the loss times its gradient', r='gradient of the synaptic flow', m='mask, True where kept', gen='private random generator')
 

@@ -32,12 +32,22 @@ class TensorDS:
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return tuple(t[i] for t in self.tensors)
     @property
-    def tensors(self): return (self.x,) if self.y is None else (self.x,self.y)
+    def tensors(self):
+        "Inputs, and targets where there are any"
+        return (self.x,) if self.y is None else (self.x,self.y)
     @property
-    def c(self): return None if self.vocab is None else len(self.vocab)
-    def new(self, x, y=None): return type(self)(x, y, self.vocab, self.loss_func, self.stats)
-    def new_empty(self): return self.new(*(t.new_empty(0, *t.shape[1:]) for t in self.tensors))
-    def to(self, device): return self.new(*(t.to(device) for t in self.tensors))
+    def c(self):
+        "Number of classes, where `vocab` names them"
+        return None if self.vocab is None else len(self.vocab)
+    def new(self, x, y=None):
+        "Other tensors with the same classes, loss and statistics"
+        return type(self)(x, y, self.vocab, self.loss_func, self.stats)
+    def new_empty(self):
+        "The same without items, for `Learner.export`"
+        return self.new(*(t.new_empty(0, *t.shape[1:]) for t in self.tensors))
+    def to(self, device):
+        "The same on `device`"
+        return self.new(*(t.to(device) for t in self.tensors))
 
 # %% ../nbs/30_data.ipynb #c392cea1
 _dl_hooks = 'before_iter after_batch after_iter get_idxs shuffle_fn'.split()

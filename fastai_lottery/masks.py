@@ -77,7 +77,9 @@ class Masks(Mapping):
     def __reduce__(self): return Masks, (dict(self.d),)
     def __repr__(self): return f'Masks({len(self)} layers, {self.n_kept:,} of {self.numel:,} weights kept, density {self.density:.4g})'
     @classmethod
-    def ones(cls, weights): return cls({n:torch.ones_like(w, dtype=torch.bool, memory_format=torch.contiguous_format) for n,w in weights.items()})
+    def ones(cls, weights):
+        "Masks that keep all of `weights`"
+        return cls({n:torch.ones_like(w, dtype=torch.bool, memory_format=torch.contiguous_format) for n,w in weights.items()})
 
 # %% ../nbs/01_masks.ipynb #c821ef58
 @patch(as_prop=True)

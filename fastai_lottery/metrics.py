@@ -118,7 +118,7 @@ def early_stop(
     return math.nan if np.isnan(loss).all() else int(curve.iteration.iloc[np.nanargmin(loss)])
 
 # %% ../nbs/06_metrics.ipynb #e13856b4
-Interval = namedtuple('Interval', 'mean half lo hi n')
+Interval = namedtuple('Interval', 'mean half lo hi n') # A mean, the half width of its interval, both ends, and the number of replicates
 
 def interval(
     xs, # One value a replicate
@@ -163,7 +163,7 @@ def _quiet(f, *args, **kw):
     "A test of scipy's, without its warning where seeds agree to the last digit"
     with warnings.catch_warnings(): warnings.filterwarnings('ignore', 'Precision loss', RuntimeWarning); return f(*args, **kw)
 
-Paired = namedtuple('Paired', 'diff half lo hi t p n')
+Paired = namedtuple('Paired', 'diff half lo hi t p n') # The mean difference with its interval, t and p of the test, and the number of pairs
 
 def _pairs(a, b):
     a,b = (np.asarray(o, float).ravel() for o in (a,b))
@@ -205,6 +205,7 @@ def tost(
     return float(max(_quiet(stats.ttest_1samp, a-b, -margin, alternative='greater').pvalue, _quiet(stats.ttest_1samp, a-b, margin, alternative='less').pvalue))
 
 # %% ../nbs/06_metrics.ipynb #e660ec6c
+# What is claimed, the paper's figure, ours with its interval, p in the claimed and in the opposite direction, the range wanted, the unit, the test and the number of seeds
 Claim = namedtuple('Claim', 'what paper mean lo hi p p_opposite want unit test n')
 
 def claim_difference(

@@ -50,7 +50,9 @@ class Net(nn.Sequential):
         super().__init__(OrderedDict(layers))
         self.init = init
         self.reset_parameters()
-    def reset_parameters(self): self.init(self)
+    def reset_parameters(self):
+        "Draw all weights anew"
+        self.init(self)
     def __getitem__(self, i):    # a part of a net is not drawn anew
         return nn.Sequential(OrderedDict(list(self.named_children())[i])) if isinstance(i, slice) else super().__getitem__(i)
 

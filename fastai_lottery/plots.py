@@ -8,6 +8,7 @@ __all__ = ['arms', 'plot_arms', 'plot_lottery', 'plot_curves', 'plot_density', '
 # %% ../nbs/32_plots.ipynb #c2e3e7a1
 import math
 from collections.abc import Mapping
+from contextlib import contextmanager
 import matplotlib.pyplot as plt
 import numpy as np,pandas as pd
 import torch
@@ -24,6 +25,7 @@ from .rounds import _monitor
 from .analysis import _style,_axes,_legend,_layer_ticks,_masks,_many,_kept
 
 # %% ../nbs/32_plots.ipynb #b18281df
+# The usual arms of an experiment: label, colour, marker and dashes of each
 arms = dict(ticket=('winning ticket',*_style(0)), reinit=('random re-initialisation',*_style(1)), random=('random mask',*_style(2)), dense=('dense','#000000','','-'))
 
 def _arms(df):
@@ -81,19 +83,33 @@ def plot_arms(
     return ax
 
 # %% ../nbs/32_plots.ipynb #d9fed91c
+def _panels(ax, rows, cols, size):
+    "A new figure and its axes, or None and those given"
+    if ax is None: fig,axs = plt.subplots(rows, cols, figsize=size, layout='constrained'); return fig,L(list(axs.flat))
+    axs = L(list(getattr(ax, 'flat', ax if isinstance(ax, (list,tuple,L)) else [ax])))
+    if len(axs)!=rows*cols: raise ValueError(f"`ax` should be {rows*cols} axes for as many pictures; got {len(axs)}")
+    return None,axs
+
+@contextmanager
+def _or_close(fig):
+    try: yield
+    except ValueError:
+        if fig: plt.close(fig)
+        raise
+
 def plot_lottery(
     df:pd.DataFrame, # What `results` gives
-    title:str=None # Put before the number of seeds
-): # The figure
+    title:str=None, # Put before the number of seeds
+    ax=None # Two axes; new ones by default
+): # The two axes
     "Accuracy at the early-stop iteration, and that iteration, against weights remaining (figure 4 of 1803.03635)"
-    fig,axs = plt.subplots(1, 2, figsize=(11,4.2), layout='constrained')
-    try: plot_arms(df, 'es_test_accuracy', axs[0], legend=False); plot_arms(df, 'es_iteration', axs[1], legend=False)
-    except ValueError: plt.close(fig); raise
+    fig,axs = _panels(ax, 1, 2, (11,4.2))
+    with _or_close(fig): plot_arms(df, 'es_test_accuracy', axs[0], legend=False); plot_arms(df, 'es_iteration', axs[1], legend=False)
     n,lines = df.seed.nunique(),axs[0].get_legend_handles_labels()
-    if len(lines[0])>5: fig.legend(*lines, loc='outside lower center', ncols=4, frameon=False, fontsize=9, handlelength=2.6)
+    if fig and len(lines[0])>5: fig.legend(*lines, loc='outside lower center', ncols=4, frameon=False, fontsize=9, handlelength=2.6)
     else: axs[0].legend(frameon=False, fontsize=9, handlelength=2.6, loc='lower left')
-    fig.suptitle(f"{title+': ' if title else ''}mean and 95 % interval over {n} seed{'s' if n>1 else ''}", fontsize=11)
-    return fig
+    (fig.suptitle if fig else axs[0].set_title)(f"{title+': ' if title else ''}mean and 95 % interval over {n} seed{'s' if n>1 else ''}", fontsize=11)
+    return axs
 
 # %% ../nbs/32_plots.ipynb #a500d26f
 _none = "there are no rounds yet: learn.fit_lottery(...) plays them"
@@ -272,7 +288,8 @@ def plot_weights(
 def show(self:LotteryCallback,
     monitor:str=None, # Figure of the first picture, as in `plot`
     layer:str=None, # Layer whose mask is shown; the first one by default
-    shape:tuple=None # Shape of the picture that this layer reads, as in `plot_mask`
+    shape:tuple=None, # Shape of the picture that this layer reads, as in `plot_mask`
+    ax=None # As many axes; new ones by default
 ): # The axes, three or four
     "This run at one look: a figure against weights remaining, learning curves or losses, weights left in each layer, the last mask. Raises `ValueError` before the first round"
     df = self.report()
@@ -282,11 +299,11 @@ def show(self:LotteryCallback,
     draw = [lambda ax: _plot_report(df, [m], ax), lambda ax: plot_curves(_some(self.rounds), ax=ax, legend=False) if curves else _plot_report(df, losses, ax),
             lambda ax: plot_density(_some(self.rounds), ax, legend=False), lambda ax: plot_mask(last, layer, shape, ax)]
     if not (curves or losses): del draw[1]
-    fig,axs = plt.subplots(*((2,2) if len(draw)==4 else (1,3)), figsize=(11,7.6) if len(draw)==4 else (13,4), layout='constrained')
-    try:
-        for f,ax in zip(draw, axs.flat): f(ax)
-    except ValueError: plt.close(fig); raise
-    if len(df)>1: fig.legend(*axs.flat[-2].get_legend_handles_labels(), loc='outside lower center', ncols=6, frameon=False, fontsize=9, handlelength=2.6)
+    fig,axs = _panels(ax, *((2,2,(11,7.6)) if len(draw)==4 else (1,3,(13,4))))
+    with _or_close(fig):
+        for f,a in zip(draw, axs): f(a)
+    if len(df)>1 and not fig: axs[-2].legend(fontsize=8, frameon=False)
+    if len(df)>1 and fig: fig.legend(*axs[-2].get_legend_handles_labels(), loc='outside lower center', ncols=6, frameon=False, fontsize=9, handlelength=2.6)
     def say(v): return f'{100*v:.2f} %' if _percent(m) else f'{v:.4g}'
-    fig.suptitle(f"round {last['round']}: {last['kept']:,} of {last['prunable']:,} weights left ({100*last['density']:.3g} %), {_words(m).removesuffix(' (%)')} {say(last[m])}, dense {say(df[m].iloc[0])}", fontsize=11)
-    return L(list(axs.flat))
+    (fig.suptitle if fig else axs[0].set_title)(f"round {last['round']}: {last['kept']:,} of {last['prunable']:,} weights left ({100*last['density']:.3g} %), {_words(m).removesuffix(' (%)')} {say(last[m])}, dense {say(df[m].iloc[0])}", fontsize=11)
+    return axs

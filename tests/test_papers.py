@@ -65,7 +65,7 @@ def test_result_file(f):
         assert not df.duplicated(['seed','arm','round']).any()
         assert df[['density','es_test_accuracy','es_iteration']].notna().all().all() and df.es_test_accuracy.between(0, 1).all() and df.density.between(0, 1).all()
         assert {*df.arm} <= {'dense','ticket',*p.controls,*p.lotteries}, 'arms that the preset does not have'
-        want = {('dense',0), *(('ticket',k) for k in range(1, p.settings['rounds']+1))}
+        want = {('dense',0), *(('ticket',k) for k in range(1, p.settings['rounds']+1) if not f.stem.endswith('-dense'))}    # more seeds of the dense net alone
         assert any(want <= {*zip(g.arm, g['round'])} for _,g in df.groupby('seed')), 'no seed has played all rounds'
 
 # --- the tables

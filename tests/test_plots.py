@@ -137,11 +137,17 @@ def test_arms_errors():
 
 @pytest.mark.parametrize('more', [0,6])
 def test_lottery_is_both_pictures_and_one_legend(more):
-    df = table('ticket','reinit',*[f'arm_{i}' for i in range(more)]); fig = plot_lottery(df, 'mine')
+    df = table('ticket','reinit',*[f'arm_{i}' for i in range(more)]); axs = plot_lottery(df, 'mine'); fig = axs[0].figure
+    assert list(axs)==fig.axes
     assert [o.get_ylabel() for o in fig.axes]==['test accuracy at early stop (%)','early-stop iteration']
     assert fig.get_suptitle()=='mine: mean and 95 % interval over 3 seeds' and fig.axes[1].get_legend() is None
     assert len((fig.legends[0] if more else fig.axes[0].get_legend()).texts)==3+more and bool(fig.legends)==bool(more)
-    assert plot_lottery(table('ticket', seeds=1)).get_suptitle()=='mean and 95 % interval over 1 seed'
+    assert plot_lottery(table('ticket', seeds=1))[0].figure.get_suptitle()=='mean and 95 % interval over 1 seed'
+    _,mine = plt.subplots(1, 3); got = plot_lottery(df, 'mine', ax=mine[:2])
+    assert got[0] is mine[0] and got[1] is mine[1] and mine[0].lines and mine[1].lines and not mine[2].lines and mine[0].get_title().startswith('mine: mean') and not mine[0].figure.legends
+    n = len(plt.get_fignums())
+    with pytest.raises(ValueError, match="`ax` should be 2 axes for as many pictures; got 3"): plot_lottery(df, ax=mine)
+    assert len(plt.get_fignums())==n
 
 # ---- one run
 
@@ -286,6 +292,8 @@ def test_show_with_curves(played):
     assert fig.get_suptitle()==f"round 2: {r['kept']} of {r['prunable']} weights left (25 %), accuracy {100*r['accuracy']:.2f} %, dense {100*played.lottery.rounds[0]['accuracy']:.2f} %"
     assert seen(played)==old
     assert kinds(played.lottery.show('es_iteration','2.weight'))[::3]==['early-stop iteration',f"2.weight: {100*r.masks['2.weight'].float().mean():.3g} % left"]
+    _,mine = plt.subplots(2, 2); n = len(plt.get_fignums()); got = played.lottery.show(ax=mine)
+    assert [a is b for a,b in zip(got, mine.flat)]==[True]*4 and all(a.lines or a.images for a in mine.flat) and len(plt.get_fignums())==n
     plt.close('all')
     with pytest.raises(ValueError, match="`layer` should be one of"): played.lottery.show(layer='x')
     with pytest.raises(ValueError, match="`monitor` should be one of"): played.lottery.show('x')
