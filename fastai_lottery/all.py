@@ -18,6 +18,7 @@ from .checkpoints import *
 from .callback import *
 from .rounds import *
 from .supermask import *
+from .transfer import *
 from .analysis import *
 from .arms import *
 from .nets import *

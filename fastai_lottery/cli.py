@@ -14,6 +14,7 @@ import pandas as pd
 from fastcore.script import anno_parser,call_parse
 from fastprogress.fastprogress import master_bar
 from .presets import preset as _preset,presets,play,results,measured,compare_arms,show_arms,check_claims,read_about
+from .metrics import interval
 from .plots import plot_lottery
 
 # %% ../nbs/33_cli.ipynb #0ee345c8
@@ -29,7 +30,9 @@ def _table(df):
 def _means(ms):
     "Measures averaged over seeds, in groups of what is not a number"
     by = ['arm','round']+[c for c in ms if c not in ('arm','round','seed') and (ms[c].dtype.kind not in 'fiu' or c=='prunes')]
-    return ms.drop(columns='seed').groupby(by, dropna=False, sort=False).mean().join(ms.groupby(by, dropna=False, sort=False).seed.nunique().rename('n')).reset_index().to_string(index=False, float_format='{:.4g}'.format, na_rep='')
+    def say(xs): i = interval(xs); return '' if i.mean!=i.mean else f'{i.mean:.4g}'+(f' ± {i.half:.2g}' if i.half==i.half else '')
+    one = ms.groupby([*by,'seed'], dropna=False, sort=False).mean().groupby(by, dropna=False, sort=False)    # the seed is the unit
+    return one.agg(say).join(ms.groupby(by, dropna=False, sort=False).seed.nunique().rename('n')).reset_index().to_string(index=False, na_rep='')
 
 def _verdicts(v):
     return '\n'.join(f'{g}\n'+'\n'.join(f'  {o.verdict:<15} {o.claim}: {o.ours}; paper {o.paper or "–"}; tolerance {o.tolerance}; n = {o.n}, {o.test}, p = {o.p or "–"}' for o in d.itertuples()) for g,d in v.groupby(level=0, sort=False))
@@ -40,7 +43,7 @@ def _summary(out, df):
     import matplotlib; matplotlib.use('Agg')
     print('\n'+_table(df))
     ms = measured(out) if any(out.glob('seed_*/measures.csv')) else None
-    if ms is not None: ms.to_csv(out/'measures.csv', index=False); print('\nMeasures: mean over seeds\n'+_means(ms))
+    if ms is not None: ms.to_csv(out/'measures.csv', index=False); print('\nMeasures: mean over seeds ± half of the 95 % interval\n'+_means(ms))
     if name in presets and len(v := check_claims(name, df, ms)): print('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
     df.to_csv(out/'results.csv', index=False); plot_lottery(df, name)[0].figure.savefig(out/'lottery.png', dpi=150)
     print(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {out/'seed_XX'/'round_XX'/'ticket.safetensors'}")
