@@ -115,7 +115,7 @@ def report(
 def list_():
     "The presets, their sources, and what they cost"
     wide = min(shutil.get_terminal_size().columns, 140)
-    def say(a, b): print(textwrap.fill(b, wide, initial_indent=f'{a:<24}', subsequent_indent=' '*24))
+    def say(a, b): print(textwrap.fill(b, wide, initial_indent=f'{a:<24}', subsequent_indent=' '*24, break_on_hyphens=False))
     for p in presets.values():
         if p.cost!='seconds': say(p.name, p.about); say('', f'source: {p.source}'); say('', f'cost:   {p.cost}'); print()
     say('in seconds', ', '.join(p.name for p in presets.values() if p.cost=='seconds')+': only to see that they run')

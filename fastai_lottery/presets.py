@@ -8,6 +8,7 @@ __all__ = ['presets', 'fused_adam', 'Preset', 'preset', 'play_seed', 'read_repli
 
 # %% ../nbs/31_presets.ipynb #7e81bb67
 import difflib,json,math,multiprocessing,os,shutil,threading,time
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor,wait,FIRST_COMPLETED
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass,field,replace
@@ -26,7 +27,7 @@ from .tickets import *
 from .tickets import atomic
 from .callback import *
 from .rounds import *
-from .rounds import _read_csv,_atomic_text,_cols,_sha
+from .rounds import _read_csv,_atomic_text,_cols,_sha,_say,_numbered,_records,_checked
 from .checkpoints import locked
 from .arms import *
 from .nets import *
@@ -82,6 +83,7 @@ _lenet = dict(amount=.2, scope={'out':.5}, fit=Learner.fit, lr=1.2e-3)
 _controls = dict(reinit=dict(reset=random_reinit), random=dict(mask=shuffle_mask))
 _signs = ['reinit_keep_sign','reshuffle','reshuffle_keep_sign','constant','constant_keep_sign']
 def _one_shot(run, k): return run.fit(one_shot(run, k))
+def _unmasked(run, k): return run.fit(unmasked(run, k))
 
 _all = [
     Preset('digits', 'LeNet-300-100 on scikit-learn\'s 8×8 digits: no download', '1803.03635, section 2, on smaller images and 600 iterations',
@@ -198,9 +200,9 @@ _arms_of = [
     Preset('criteria-digits', 'nine criteria on scikit-learn\'s 8×8 digits, 600 iterations a round, down to 11 % of the weights', '1905.01067, section 2 (mask criteria), on smaller images',
            'about 4 minutes a seed on one CPU core', settings=dict(rounds=10, **_d_s), levels=(10,), controls={}, lotteries=_criteria, replicates=10, **_on_digits),
     Preset('mask-0-mnist', 'pruned weights at 0, frozen at their initial values, or by variants 1 and 2, on LeNet-300-100 and MNIST, 3,664 iterations a round', '1905.01067, section 3.2 (mask-0 actions)',
-           'about 12 minutes a seed on one CPU core', settings=dict(rounds=15, **_m_s), levels=(7,9,12,15), controls={}, lotteries=_mask_0, replicates=5, **_on_mnist),
+           'about 12 minutes a seed on one CPU core', settings=dict(rounds=15, **_m_s), levels=(7,9,12,15), controls=dict(unmasked=_unmasked), lotteries=_mask_0, replicates=5, **_on_mnist),
     Preset('mask-0-digits', 'pruned weights at 0, frozen at their initial values, or by variants 1 and 2, on scikit-learn\'s 8×8 digits', '1905.01067, section 3.2 (mask-0 actions), on smaller images',
-           'about 3 minutes a seed on one CPU core', settings=dict(rounds=16, **_d_s), levels=(7,10,13,16), controls={}, lotteries=_mask_0, replicates=10, **_on_digits),
+           'about 3 minutes a seed on one CPU core', settings=dict(rounds=16, **_d_s), levels=(7,10,13,16), controls=dict(unmasked=_unmasked), lotteries=_mask_0, replicates=10, **_on_digits),
     Preset('variants-digits', 'one thing different at a time on scikit-learn\'s 8×8 digits: rewind, learning-rate rewinding, fine-tuning or a new draw each round; all layers together or each by itself, 20 % of each; Kaiming or Glorot; biases pruned too. The rate falls to a tenth after 2/3 and 5/6 of each round, 600 iterations',
            '2003.02389 (rewinding, fine-tuning); 1803.03635, sections 2 and 4, on smaller images', 'about 6 minutes a seed on one CPU core',
            settings=dict(rounds=16, **{**_d_s, 'scope':'local', 'fit':Learner.fit_drops}), levels=(3,7,10,13,16), lotteries=_variants, replicates=10, **_on_digits),
@@ -215,6 +217,58 @@ def _tiny(p):
     return replace(p, name=p.name.replace('digits','tiny'), about=f'{p.about}; two rounds of two epochs, only to see that it runs', cost='seconds',
                    settings={**p.settings, 'n_epoch':2, 'rounds':2}, levels=(2,), at={}, replicates=2)
 _arms_of += [_tiny(p) for p in _arms_of if p.name.endswith('digits')]
+
+# %% ../nbs/31_presets.ipynb #8c7dc258
+def _gaussian(m):
+    "Normal with standard deviation .1, biases at 0"
+    for o in m.modules():
+        if isinstance(o, nn.Linear): nn.init.normal_(o.weight, std=.1); nn.init.zeros_(o.bias)
+
+def _lenet_gaussian(n_in=784):
+    m = lenet_300_100(n_in)
+    m.init = _gaussian; m.reset_parameters()
+    return m
+
+_noise = {f'noise_{n:g}'.replace('.','_'):dict(reset=partial(noisy, n=n)) for n in (.5,1,2,3)}
+def _starts(name, data, model, s, cost, small=''):
+    return [Preset(f'noise-{name}', f'LeNet-300-100 on {data}: tickets whose start has noise of ½, 1, 2 and 3 standard deviations of its layer. Paper: ½ barely matters', f'1803.03635, appendix on LeNet{small}', cost.format(16+4*3), data=_sources[name], model=model, settings=dict(rounds=15, **s), levels=(7,10,15), controls=_noise),
+            Preset(f'gaussian-{name}', f'LeNet-300-100 on {data} from weights of a normal distribution, σ = .1, beside Glorot\'s. Paper: about as good', f'1803.03635, appendix on LeNet{small}', cost.format(32), data=_sources[name], model=model, settings=dict(rounds=15, **s), levels=(7,10,15), controls={},
+                   lotteries=dict(gaussian=dict(model=_lenet_gaussian if name=='mnist' else partial(_lenet_gaussian, 64))))]
+_sources = dict(mnist=mnist, digits=_digits)
+_rest = [*_starts('mnist', 'MNIST, 3,664 iterations a round', lenet_300_100, _m_s, '{} trainings a seed of about 12 seconds on one CPU core'),
+         *_starts('digits', 'scikit-learn\'s 8×8 digits', partial(lenet_300_100, 64), _d_s, '{} trainings a seed of about 2 seconds on one CPU core', ', on smaller images')]
+
+def _turned(path=None, **kw):
+    "The digits, a quarter turned"
+    dls = digits(**kw)
+    for dl in dls.loaders: dl.dataset.x = dl.dataset.x.rot90(1, (2,3))
+    return dls
+
+def _fashion_32(**kw):
+    "Fashion-MNIST as (3,32,32), for nets of CIFAR-10"
+    dls = fashion_mnist(bs=128, **kw)
+    for dl in dls.loaders: x = dl.dataset.x; dl.dataset.x = nn.functional.pad(x, (2,)*4, value=float(x.min())).expand(-1,3,-1,-1)
+    return dls
+
+def _to(data, model, exclude): return dict(measures=dict(transfer=partial(ticket_transfer, data=data, model=model, exclude=exclude)), controls={})
+_mehta = '1905.07785; the nets, budgets and targets differ, and all weights train on the target'
+_rest += [Preset('transfer-mnist', 'LeNet-300-100 from MNIST to Fashion-MNIST: do masks of MNIST, with trained, initial or fresh weights, serve another task? 3,664 iterations a round', _mehta, 'about 6 minutes a seed on one CPU core', settings=dict(rounds=12, **_m_s), levels=(3,7,12), **_on_mnist, **_to(fashion_mnist, lenet_300_100, 'out')),
+          Preset('transfer-digits', 'LeNet-300-100 from scikit-learn\'s 8×8 digits to the same, a quarter turned', _mehta, 'about a minute a seed on one CPU core', settings=dict(rounds=12, **_d_s), levels=(3,7,12), **_on_digits, **_to(_turned, partial(lenet_300_100, 64), 'out'))]
+
+_by_name = {p.name:p for p in [*_all, *_convs, *_resnets, *_vggs, *_measures]}
+def _stable(name, k):
+    p = _by_name[name]; n = p.settings['n_epoch']
+    return replace(p, name=f'stability-{name}', about=f'{p.about.split(". Paper")[0]}: how far apart do trainings of the ticket of round {k} end?', source='1903.01611, table of distances', controls={}, settings={**p.settings, 'rounds':k}, levels=(k,), measures=dict(stability=ticket_stability),
+                   cost=f'{k+1} rounds and 5 more trainings a seed of {n} epochs; one training as in {name!r}. Made for a GPU, where it is not measured')
+_rest += [_stable('resnet-20', 8), _stable('resnet-20-low-lr', 8), _stable('resnet-20-warmup', 8), _stable('vgg-19', 17), _stable('vgg-19-warmup', 17)]
+
+_rest += [replace(_by_name['resnet-20-low-lr'], name='transfer-resnet-20', about='ResNet-20 from CIFAR-10 to Fashion-MNIST, LR .01: do masks serve another task with the trained weights, the initial or fresh ones? Paper, with ResNet-18 and its trained weights: to 6.9 %; the other two fail', source=_mehta,
+                  levels=(4,8,12), cost='13 trainings on the source and four a level on the target. Made for a GPU, where it is not measured', **_to(_fashion_32, resnet_20, 'fc'))]
+_rest += [replace(_by_name[f'conv-{n}'], name=f'supermask-conv-{n}', about=f'Conv-{n} on CIFAR-10: masks over untrained weights, by rules at 24 densities and learned in 100 epochs. Batches of 250 and the learning rate are those of LeNet', source='1905.01067, sections 4 and 5',
+                  controls={}, settings={**_by_name[f'conv-{n}'].settings, 'rounds':0}, levels=(0,), replicates=3, measures=dict(heuristic=partial(heuristic_supermasks, prunes=24, amount=.2, scope=_by_name[f'conv-{n}'].settings['scope']), learned=partial(learned_supermasks, n_epoch=100, bs=250)),
+                  cost='one training of the net and four of masks, of 18,000 iterations each, a seed. Made for a GPU, where it is not measured') for n in (2,4,6)]
+_rest += [replace(_by_name['supermask-mnist'], name='supermask-mnist-100', about='As supermask-mnist, but 100 epochs to learn a mask', replicates=3, measures=dict(heuristic=_heuristic, learned=partial(learned_supermasks, n_epoch=100, bs=250)), cost='about an hour a seed on one CPU core'),
+          replace(_by_name['lenet-mnist-12k'], name='lenet-mnist-50k', about='As lenet-mnist-12k, with the paper\'s 50,000 iterations a round', settings={**_by_name['lenet-mnist-12k'].settings, 'n_epoch':55}, cost='about two hours a seed on one CPU core')]
 
 # %% ../nbs/31_presets.ipynb #acebf72d
 def _pair(df, a, k, b, j, col='es_test_accuracy'):
@@ -282,7 +336,7 @@ def _supermask_claims(df, ms):
         claim_value('large_final of the same sign over signed constants', '86 %', rule(sign, sc), (80.,92.), 100, '%'),
         claim_difference('large_final beats a random mask', 'yes', *_both(rule('large_final'), rule('random'))),
         claim_difference('the same sign beats large_final', 'yes', *_both(rule(sign), rule('large_final')))],
-     'E8 learned supermasks, 15 epochs': [
+     'E8 learned supermasks': [
         claim_difference('signed constants beat initial weights', 'yes', *_both(learned(sc, False), learned('init', False))),
         claim_difference('initial weights with rescaling beat signed constants without', 'yes', *_both(learned('init', True), learned(sc, False))),
         claim_difference('signed constants beat initial weights, both with rescaling', 'yes', *_both(learned(sc, True), learned('init', True))),
@@ -321,7 +375,8 @@ def _variants_claims(df, ms):
         claim_difference(f'{_left(df, k)} left: rewinding weights beats fine-tuning', 'yes (2003.02389, larger nets)', *acc('ticket','finetune',k)),
         claim_difference(f'{_left(df, k)} left: rewinding the learning rate beats fine-tuning', 'yes (2003.02389, larger nets)', *acc('lrr','finetune',k))]]}
 
-_claims = {'lenet-mnist-12k':lambda df,ms: {**_lenet_claims(df, ms), **_stability_claims(df, ms), **_instability_claims(df, ms), **{k:v for k,v in _supermask_claims(df, ms).items() if k[:2]=='E7'}},
+def _all_of_lenet(df, ms): return {**_lenet_claims(df, ms), **_stability_claims(df, ms), **_instability_claims(df, ms), **{k:v for k,v in _supermask_claims(df, ms).items() if k[:2]=='E7'}}
+_claims = {'lenet-mnist-12k':_all_of_lenet, 'lenet-mnist-50k':_all_of_lenet, 'supermask-mnist-100':_supermask_claims,
            'digits':_on_digits_claims, 'stability-mnist':_stability_claims, 'instability-mnist':_instability_claims, 'supermask-mnist':_supermask_claims,
            'criteria-mnist':_criteria_claims, 'criteria-digits':_criteria_claims, 'signs-digits':lambda df,ms: {k:v for k,v in _lenet_claims(df, ms).items() if k[:3]=='E10'}, 'one-shot-digits':lambda df,ms: {k:v for k,v in _lenet_claims(df, ms).items() if k[:2]=='E4'}, 'mask-0-mnist':_mask_0_claims, 'mask-0-digits':_mask_0_claims, 'variants-digits':_variants_claims}
 
@@ -331,7 +386,8 @@ def _have(groups):
     return {g:cs for g,cs in res.items() if cs}
 
 # %% ../nbs/31_presets.ipynb #db3be428
-presets = {p.name:replace(p, claims=_claims.get(p.name)) for p in [*_all, *_convs, *_resnets, *_vggs, *_small, *_measures, *_arms_of]}
+# The experiments by name
+presets = {p.name:replace(p, claims=_claims.get(p.name)) for p in [*_all, *_convs, *_resnets, *_vggs, *_small, *_measures, *_arms_of, *_rest]}
 
 # %% ../nbs/31_presets.ipynb #39e66572
 def preset(
@@ -374,14 +430,44 @@ def _append(f, rows, new):
     "Write `rows` with the `new` ones, each with a digest"
     rows += new
     with atomic(f) as tmp: pd.DataFrame([dict(o, digest=_row_sha(o)) for o in rows]).to_csv(tmp, index=False)
+    _count(f, rows)
 
-def _rows(f, *need):
-    "The rows that `_append` wrote. Raises `ValueError` for one that is not what was written"
-    df = _read_csv(f, need)
-    if 'digest' not in df: return df
-    for i,o in enumerate(df.to_dict('records')):
-        if o['digest']!=_row_sha(o): raise ValueError(f"{str(f)!r} is damaged: line {i+2} is not what was written. Put it back from a copy; or remove the file, and its trainings are played again")
-    return df.drop(columns='digest')
+def _count(f, rows):
+    "Note how many rows the table `f` has, so that one that lost some does not pass for one that is not finished"
+    t = f.parent/'tables.json'; old = _json(t)
+    if rows and old.get(f.name)!=len(rows): _atomic_text(t, json.dumps({**old, f.name:len(rows)}))
+
+def _json(f):
+    "The dict in a file, empty where there is none"
+    try:
+        if not isinstance(d := json.loads(f.read_text()) if f.exists() else {}, dict): raise ValueError("it holds no settings")
+        return d
+    except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to go on with what the folder holds") from None
+
+def _rows(f, *need, drop=('made','of')):
+    "The rows that `_append` wrote. Raises `ValueError` for one that is not what was written, or that lacks its fellows"
+    df,again = _read_csv(f, ('arm','round',*need)),"Put it back from a copy; or remove the file, and its trainings are played again"
+    rows = _records(df) if 'digest' in df else []; n = Counter((o['round'],o['arm']) for o in rows)
+    for i,o in enumerate(rows):
+        if o['digest']!=_row_sha(o): raise ValueError(f"{str(f)!r} is damaged: line {i+2} is not what was written. {again}")
+    for o in rows:
+        k,a,of = o['round'],o['arm'],o.get('of', math.nan)
+        if of==of and of!=n[k,a]: raise ValueError(f"{str(f)!r} is damaged: it has {n[k,a]} of {of:.0f} rows of {a!r} in round {k}. {again}")
+    return df.drop(columns=['digest',*drop], errors='ignore')
+
+def _written(f, *need):
+    "The rows in the table `f`, none where nothing was finished. Raises `ValueError` where there were more once"
+    n,df = _json(f.parent/'tables.json').get(f.name, 0),_rows(f, *need) if f.exists() else pd.DataFrame()
+    if len(df)<n: raise ValueError(f"{str(f)!r} is missing or damaged: of {n} rows it has {len(df)}. Put it back from a copy; or go on with the run, which plays what is missing again")
+    return df
+
+def _same_made(f, rows, fs):
+    "Check that controls and measures `fs` are still what made the `rows`, where these say so"
+    now = {a:_made_by(o) for a,o in fs.items()}
+    if bad := [o for o in rows if now.get(o['arm']) not in (None,o.get('made')) and isinstance(o.get('made'), str)]:
+        raise ValueError(f"{str(f)!r} holds {bad[0]['arm']!r} (round {bad[0]['round']}) made in another way; now it is {_say(fs[bad[0]['arm']])}. Give it another name, choose another folder, or remove its rows")
+
+def _made_by(o): return 'x'+_sha(repr(_say(o)))[:8]
 
 def play_seed(
     p:Preset, # An experiment
@@ -397,12 +483,13 @@ def play_seed(
     with learn.no_bar(), learn.no_logging(), locked(out, 'replicate'):
         rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
         s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion','to','tol','hold')}
-        run = Run(learn, rounds, s, lambda r: load_tensors(out/f'round_{r:02d}'/'weights')[0], seed)
+        run = Run(learn, rounds, s, lambda r: load_tensors(out/f'round_{r:02d}'/'weights')[0], seed, data)
         def play(file, fs, todo, row):
-            rows = _rows(out/file, 'arm', 'round').to_dict('records') if (out/file).exists() else []
-            have = {(o['round'],o['arm']) for o in rows}
+            rows = _records(_rows(out/file, drop=())) if (out/file).exists() else []
+            have = {(o['round'],o['arm']) for o in rows}; _same_made(out/file, rows, fs)
             for k,a in todo:
-                if (k,a) not in have: _append(out/file, rows, [dict(arm=a, **{'round':k, **o}) for o in row(fs[a], k)])
+                if (k,a) not in have: new = row(fs[a], k); _append(out/file, rows, [dict(arm=a, **{'round':k, **o}, made=_made_by(fs[a]), of=len(new)) for o in new])
+            _count(out/file, rows)    # a kill may have come before
         def control(f, k):
             r = run.fit(rounds[k].ticket, **f) if isinstance(f, dict) else f(run, k)
             return [r.row]
@@ -415,21 +502,21 @@ def play_seed(
 def read_replicate(
     out # A replicate's folder, finished or not
 )->pd.DataFrame: # One row a training that is finished
-    "What a replicate showed so far"
+    "What a replicate showed so far. Raises `ValueError` where a table is damaged"
     out = Path(out)
-    def rounds(f, ticket):
-        if len(df := _read_csv(f, _cols) if f.exists() else pd.DataFrame()): df.insert(0, 'arm', ['dense' if r==0 else ticket for r in df['round']])
+    def rounds(d, ticket):
+        if len(df := _checked(d)): df.insert(0, 'arm', ['dense' if r==0 else ticket for r in df['round']])
         return df
-    others = [rounds(f, f.parent.name)[1:] for f in sorted(out.glob('*/rounds.csv'))]    # their dense round is the same
-    controls = _rows(f, 'arm', *_cols) if (f := out/'controls.csv').exists() else pd.DataFrame()
-    return pd.concat([rounds(out/'rounds.csv', 'ticket'), controls, *others], ignore_index=True)
+    others = [rounds(d, d.name)[1:] for d in sorted({f.parent for o in ('rounds.csv','round_00') for f in out.glob(f'*/{o}')})]    # their dense round is the same
+    if not (f := out/'measures.csv').exists(): _written(f)    # was there one?
+    return pd.concat([rounds(out, 'ticket'), _written(out/'controls.csv', *_cols), *others], ignore_index=True)
 
 # %% ../nbs/31_presets.ipynb #7250a311
 def measured(
     out # Folder of a `play`
 )->pd.DataFrame: # One row a figure or set of figures, with `arm`, `round` and `seed`
     "What the measures of the replicates in `out` showed. Raises `FileNotFoundError` where there is nothing"
-    dfs = [_rows(f, 'arm', 'round').assign(seed=int(f.parent.name[5:])) for f in sorted(Path(out).glob('seed_*/measures.csv'))]
+    dfs = [df.assign(seed=i) for i,d in _numbered(out, 'seed').items() if len(df := _written(d/'measures.csv'))]
     if not dfs: raise FileNotFoundError(f"no measures in {str(out)!r}: it should be the folder of a `lottery run` whose preset has some")
     return pd.concat(dfs, ignore_index=True)
 
@@ -459,23 +546,21 @@ def play(
         old = read_about(out)
         if diff := [f'{k} was {old.get(k)!r} and is now {v!r}' for k,v in about.items() if old.get(k)!=v]: raise ValueError(f"{str(out)!r} holds another run: {'; '.join(diff)}. Choose another folder by --out")
     p.data(path=data, seed=0)    # missing files are told before any process starts
-    _atomic_text(out/'play.json', json.dumps(dict(about, replicates=n)))
-    return _play(p, out, n, jobs, data, change)
+    return _play(p, out, n, jobs, data, change, dict(about, replicates=n))
 
 def read_about(
     out # Folder of a `play`
 )->dict: # The preset's name, epochs and replicates; nothing where the folder does not say
     "What a folder holds"
-    f = Path(out)/'play.json'
-    try: return json.loads(f.read_text()) if f.exists() else {}
-    except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to go on with what the folder holds") from None
+    return _json(Path(out)/'play.json')
 
-def _play(p, out, n, jobs, data, change):
+def _play(p, out, n, jobs, data, change, about):
     name,cores = p.name,len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
     jobs = min(n, cores if jobs is None else jobs)
     dirs,total = [out/f'seed_{i:02d}' for i in range(n)],n*_n_trainings(p)
     done = lambda: sum(len(read_replicate(d)) for d in dirs)
     with locked(out, 'play'), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context('spawn'), initializer=_with_parent) as ex:
+        _atomic_text(out/'play.json', json.dumps(about))
         fs = [ex.submit(_work, name, i, d, data, max(1,cores//jobs), change) for i,d in enumerate(dirs)]
         try:
             while fs:
@@ -495,8 +580,7 @@ def results(
     out # Folder of a `play`
 )->pd.DataFrame: # One row a finished training, with `seed`
     "Everything that the replicates in `out` showed. Raises `FileNotFoundError` where there is nothing"
-    dirs = sorted(Path(out).glob('seed_*'))
-    dfs = [df.assign(seed=int(d.name[5:])) for d in dirs if len(df := read_replicate(d))]
+    dfs = [df.assign(seed=i) for i,d in _numbered(out, 'seed').items() if len(df := read_replicate(d))]
     if not dfs: raise FileNotFoundError(f"no finished round in {str(out)!r}: it should be the folder of a `lottery run`")
     return pd.concat(dfs, ignore_index=True)
 
@@ -539,7 +623,7 @@ def compare_arms(
     return res
 
 # %% ../nbs/31_presets.ipynb #987cc84b
-def _pm(m, h, nd): return '' if m!=m else f'{m:.{nd}f} ± {h:.{nd}f}' if h==h else f'{m:.{nd}f}'
+def _pm(m, h, nd): return '' if m!=m else f'{m:.{nd}f}\u00a0±\u00a0{h:.{nd}f}' if h==h else f'{m:.{nd}f}'
 
 def show_arms(
     df:pd.DataFrame, # What `results` gives

@@ -6,7 +6,7 @@
 __all__ = ['fast_events', 'last_lr', 'Round']
 
 # %% ../nbs/11_rounds.ipynb #10814cb7
-import hashlib,inspect,itertools,json,math,random,time,warnings
+import hashlib,inspect,itertools,json,math,random,re,time,warnings
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
@@ -15,23 +15,26 @@ from pathlib import Path
 from types import MethodType
 import numpy as np,pandas as pd
 import torch
-from fastcore.basics import patch,store_attr,noop
+from fastcore.basics import patch,store_attr
 from fastcore.foundation import L
 from fastai.callback.core import Callback,TrainEvalCallback,CancelEpochException,event
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
+from fastai.imports import noop
 from fastai.learner import Learner,Recorder,AvgLoss
+from fastai.losses import BaseLoss
 from fastai.torch_core import set_seed,maybe_gather
 from fastprogress.fastprogress import master_bar,progress_bar
+from safetensors import safe_open,SafetensorError
 from .core import *
 from .masks import *
 from .criteria import large_final
 from .scopes import global_,as_scope,check_amount
 from .signals import same_rng
-from .resets import rewind,state,load_,base_state,hold_zero
+from .resets import rewind,state,load_,base_state,hold_zero,actions_menu
 from .tickets import *
-from .tickets import atomic
+from .tickets import atomic,_file
 from .checkpoints import *
 from .callback import *
 from .callback import _lottery,_crit,_reset,_action,_new_masks
@@ -202,9 +205,13 @@ class Round:
     curve:pd.DataFrame = field(default=None, repr=False) # Validation figures by iteration, where `eval_every` asked for them
     held:dict = field(default=None, repr=False) # Values of pruned weights, where they are not all 0
     @property
-    def masks(self): return unpack(self.masks_)
+    def masks(self):
+        "The `Masks` that were on"
+        return unpack(self.masks_)
     @property
-    def ticket(self): return Ticket(self.masks, self.start, {**self.meta, **self.row}, self.held)
+    def ticket(self):
+        "Masks and starting weights, with what the round showed"
+        return Ticket(self.masks, self.start, {**self.meta, **self.row}, self.held)
     def __getitem__(self, k): return self.row[k]
 
 # %% ../nbs/11_rounds.ipynb #aaf8af29
@@ -268,7 +275,8 @@ class _Live:
         self.n,self.steps,self.hdr = n,steps,None
         if self.bar: self.mb = master_bar(list(range(max(n,1)))); self.mb.update(0)
     def begin(self, k):
-        if self.bar: self.pb = progress_bar(list(range(max(self.steps,1))), parent=self.mb, leave=False); self.pb.update(0)
+        if not self.bar: return
+        self.pb = progress_bar(list(range(max(self.steps,1))), parent=self.mb, leave=False); self.pb.prefix = f'Round {k}/{self.n-1} :'; self.pb.update(0)
     def tick(self, i):
         if self.bar and i<self.steps: self.pb.update(i); self.pb.comment = ''
     def row(self, r):
@@ -333,10 +341,15 @@ def _say(o):
     if isinstance(o, type): return o.__name__
     if isinstance(o, slice): return f'slice({_say(o.start)}, {_say(o.stop)}, {_say(o.step)})'
     if isinstance(o, (np.ndarray,np.generic,torch.Tensor)): return _say(o.tolist())
-    try: asked = set(inspect.signature(type(o)).parameters)    # what it was made with, not what it has seen since
+    return getattr(o, '__name__', None) or _made(o)
+
+def _made(o):
+    "An object by its class and the plain values that it was made with, not by what it has seen since"
+    try: asked = set(inspect.signature(type(o)).parameters)
     except (ValueError,TypeError): asked = set()
-    plain = {k:v for k,v in sorted(getattr(o,'__dict__',{}).items()) if k in asked and isinstance(v, (int,float,str,bool))}
-    return getattr(o, '__name__', None) or f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
+    has = {**getattr(o,'__dict__',{}), **getattr(o,'__dict__',{}).get('_buffers',{})}
+    plain = {k:_say(v) for k,v in sorted(has.items()) if k in asked and isinstance(v, (int,float,str,bool,torch.Tensor))}
+    return f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
 
 def _about(learn, lot, **settings):
     "What must be the same for a run to go on"
@@ -344,6 +357,47 @@ def _about(learn, lot, **settings):
     return dict({k:_say(v) for k,v in settings.items()}, rewind_to=str(lot.rewind_to), bias=lot.bias, batches=len(learn.dls.train),
                 model=hashlib.sha256(repr([(n,tuple(v.shape)) for n,v in learn.model.state_dict().items()]).encode()).hexdigest()[:16],
                 prunable=hashlib.sha256(repr([(n,tuple(w.shape)) for n,w in ws.items()]).encode()).hexdigest()[:16])
+
+# %% ../nbs/11_rounds.ipynb #22c9ef4e
+def _text(o):
+    "What a batch holds, as text"
+    if isinstance(o, dict): return {k:_text(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple)): return [_text(v) for v in o]
+    if not torch.is_tensor(o): return re.sub(_address, '', repr(o))
+    o = o.detach().as_subclass(torch.Tensor).cpu()
+    if not o.is_floating_point(): return tuple(o.shape),hashlib.sha256(o.contiguous().numpy().tobytes()).hexdigest()
+    x = o.double().flatten(); sums = x.abs().mean(),x.clamp(min=0).mean(),x.square().mean(),(x.abs()*torch.linspace(0, 1, len(x)).to(x)).mean()
+    return tuple(o.shape),[f'{float(s):.4g}' for s in sums]
+
+def _first(dl, n=32):
+    "The first items of `dl`, in their order"
+    if not hasattr(dl, 'new'): return next(iter(torch.utils.data.DataLoader(dl.dataset, n, collate_fn=dl.collate_fn)))
+    return dl.new(shuffle=False, num_workers=0, **({'bs':min(n, dl.bs)} if dl.bs else {})).one_batch()
+
+def _sample(dl):
+    "A digest of the first items of `dl`, which stays as it is; nothing where they cannot be read, or differ each time"
+    def read(): set_seed(0); return _sha(repr((getattr(dl, 'n', None),_text(_first(dl)))))
+    with same_rng(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: a,b = read(),read()
+        except Exception: return None
+    return a if a==b else None
+
+# %% ../nbs/11_rounds.ipynb #09f81071
+_address = r' at 0x[0-9a-fA-F]+'
+_lookers = (Recorder, ProgressCallback, ShowGraphCallback, CSVLogger, TrainEvalCallback, LotteryCallback)
+_loggers = ['fastai.distributed', *(f'fastai.callback.{o}' for o in 'wandb tensorboard neptune comet azureml captum'.split())]
+
+def _loss(f): return f'{_made(f)} of {_made(f.func)}' if isinstance(f, BaseLoss) else _say(f)
+
+def _learner(learn, lot, test_dl):
+    "What a training depends on beside the settings of `fit_lottery`"
+    dls,dl = learn.dls,learn.dls.train
+    data = {f'data_{k}':_sample(d) for k,d in zip(('train','valid','test'), [*dls.loaders[:2],*[None]*(2-len(dls.loaders)),test_dl]) if d is not None}
+    return dict({k:_say(getattr(learn, k)) for k in ('opt_func','lr','wd','moms')}, loss_func=_loss(learn.loss_func), frozen=lot.frozen, init=_say(lot.init),
+                callbacks=sorted(_made(cb) for cb in learn.cbs if not isinstance(cb, _lookers) and type(cb).__module__ not in _loggers),
+                layers=_sha(re.sub(_address, '', repr(unwrap(learn.model)))), batch_size=_say(getattr(dl, 'bs', getattr(dl, 'batch_size', None))),
+                **{k:v for k,v in data.items() if v is not None})
 
 def _start_over(learn, lot):
     "The net as it was before any training that this callback saw: a second lottery knows nothing of the first"
@@ -353,7 +407,7 @@ def _start_over(learn, lot):
     lot.rounds,lot.n_pruned = L(),0
     lot.remember(); lot.fresh_opt()
 
-# %% ../nbs/11_rounds.ipynb #22c9ef4e
+# %% ../nbs/11_rounds.ipynb #b7c5fbfa
 def _check_fit(learn, fit, n_epoch, to, kwargs):
     "Is `fit` a way to fit, with these arguments, that reaches the rewind point `to`?"
     if not callable(fit): raise ValueError(f"`fit` should be a function (learn, n_epoch, ...), such as Learner.fit_one_cycle; got {fit!r}")
@@ -439,7 +493,7 @@ def fit_lottery(self:Learner,
     if hold is hold_zero: hold = None
     meta = _about(self, lot, amount=amount, criterion=criterion, scope=scope, reset=reset, fit=fit, n_epoch=n_epoch, seed=seed, eval_every=eval_every, **({'hold':hold} if hold else {}), **kwargs)
     with ExitStack() as es:
-        store = _Store(path, meta, es) if path is not None else None
+        store = _Store(path, meta, _learner(self, lot, test_dl), es) if path is not None else None
         if store: store.begin(lot)
         _start_over(self, lot)
         if store: store.resume(self, lot); store.begun()
@@ -467,6 +521,39 @@ def _read_csv(f, need=()):
         return df
     except (ValueError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {e}") from None
 
+def _records(df): return [dict(zip(df, o)) for o in zip(*(df[c].tolist() for c in df))]    # quicker than pandas' own for a few rows
+
+def _numbered(d, what):
+    "Folders `what`_NN in `d` by their number"
+    return {int(m[1]):o for o in sorted(Path(d).glob(f'{what}_*')) if (m := re.fullmatch(rf'{what}_(\d+)', o.name)) and o.is_dir()}
+
+def _label(f):
+    "The plain data in a file of tensors, whose size is checked, and the digest not"
+    try:
+        with safe_open(_file(f), 'pt') as o: return json.loads(o.metadata()['meta'])
+    except (SafetensorError,ValueError,TypeError,KeyError,RuntimeError,OverflowError,OSError) as e: raise ValueError(f"{str(_file(f))!r} is missing or damaged: {e}") from None
+
+def _table(d):
+    "`rounds.csv` of the run in `d`"
+    f,dirs = Path(d)/'rounds.csv',_numbered(d, 'round')    # in this order: the run may be at work
+    df = _read_csv(f, _cols) if f.exists() else pd.DataFrame()
+    if late := [o for i,o in dirs.items() if i>len(df)]:    # one more may be there, of a round that was being written
+        raise ValueError(f"{str(f)!r} has {len(df)} rounds, but there is {str(late[0])!r}: the file is damaged or missing. Put it back from a copy, or choose another folder")
+    return df
+
+def _check_row(f, i, row, meta):
+    "Check line `i` of `rounds.csv` against the label of that round's ticket, which has a digest and knows the row"
+    if row['round']!=i: raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
+    def same(v, w): return v==w or v!=v and (w is None or w!=w)
+    if bad := [k for k,v in row.items() if not same(v, meta.get(k))]: raise ValueError(f"{str(f)!r} is damaged: it says {bad[0]} = {row[bad[0]]!r} for round {i}, and the ticket of that round {meta.get(bad[0])!r}. Put it back from a copy, or choose another folder")
+
+def _checked(d):
+    "`rounds.csv` of the run in `d`, each line checked against the ticket, where that is there"
+    f,df = Path(d)/'rounds.csv',_table(d)
+    for i,row in enumerate(_records(df)):
+        if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): _check_row(f, i, row, _label(t))
+    return df
+
 def _sha(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 _later = 'amount criterion scope reset hold'.split()    # the dense round does not depend on these
 _cols = 'round density kept valid_loss mask_hash'.split()
@@ -478,8 +565,8 @@ def _alone(f):
 
 class _Store:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
-    def __init__(self, path, meta, es):
-        self.path,self.meta = Path(path),json.loads(json.dumps(meta))
+    def __init__(self, path, meta, learner, es):
+        self.path,self.meta,self.all = Path(path),*(json.loads(json.dumps(o)) for o in (meta,{**learner, **meta}))
         self._open(es)
     @_alone
     def _open(self, es):
@@ -489,15 +576,15 @@ class _Store:
             try:
                 if not isinstance(old := json.loads(f.read_text()), dict): raise ValueError("it holds no settings")
             except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to take the folder's rounds under the present settings, or choose another folder") from None
-            self._same(old, dict.fromkeys([*self.meta,*old]))
+            self._same(old, [k for k in dict.fromkeys([*self.meta,*old]) if k in self.all or k[:5]!='data_'])    # what else we know of the Learner, the folder's version did not write
     @_alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
     @_alone
     def begun(self):
         "All files agree: now the settings may be written"
-        if not (f := self.path/'run.json').exists(): _atomic_text(f, json.dumps(dict(self.meta, torch=torch.__version__), indent=1))
+        if not (f := self.path/'run.json').exists(): _atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__), indent=1))
     def _same(self, old, keys):
-        if diff := [f'{k} was {old.get(k)!r} and is now {self.meta.get(k)!r}' for k in keys if k!='torch' and old.get(k)!=self.meta.get(k)]:
+        if diff := [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}' for k in keys if k!='torch' and old.get(k)!=self.all.get(k)]:
             raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
     def round(self, r): return self.path/f'round_{r:02d}'
     def begin(self, lot):
@@ -522,20 +609,17 @@ class _Store:
     @_alone
     def _resume(self, learn, lot):
         f,dev = self.path/'rounds.csv',next(learn.model.parameters()).device
-        rows = _read_csv(f, _cols).to_dict('records') if f.exists() else []
-        if late := [d for d in sorted(self.path.glob('round_*')) if int(d.name[6:])>len(rows)]:    # one more may be there, of a round that was being written
-            raise ValueError(f"{str(f)!r} has {len(rows)} rounds, but there is {str(late[0])!r}: the file is damaged or missing. Put it back from a copy, or choose another folder")
+        rows = _records(_table(self.path))
         for i,row in enumerate(rows):
             d = self.round(i); t = self._load(d/'ticket', Ticket.load); curve = self._agree(f, i, row, d, t)
+            if i+1<len(rows): self._load(d/'weights', _label)    # controls and measures read them
             if lot.w_k is None: lot.w_k = {k:v.to(dev) for k,v in t.weights.items()}
             lot.rounds.append(Round(row, t.masks.pack(), lot.w_k, self.meta, curve, t.held))
         if rows: load_(learn.model, self._load(d/'weights')[0]); lot.set_masks(t.masks, t.held); lot.fresh_opt()
         return list(lot.rounds),lot.w_k,lot.masks,lot.held
     def _agree(self, f, i, row, d, t):
-        "Check the row of round `i` against its ticket, which has a digest and knows the row; the round's curve"
-        if row['round']!=i: raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
-        def same(v, w): return v==w or v!=v and (w is None or w!=w)
-        if bad := [k for k,v in row.items() if not same(v, t.meta.get(k))]: raise ValueError(f"{str(f)!r} is damaged: it says {bad[0]} = {row[bad[0]]!r} for round {i}, and the ticket of that round {t.meta.get(bad[0])!r}. Put it back from a copy, or choose another folder")
+        "Check the row of round `i` against its ticket; the round's curve"
+        _check_row(f, i, row, t.meta)
         self._same(t.meta, [k for k in self.meta if k in t.meta and k not in row and not (i==0 and k in _later)])    # where run.json was lost
         if not self.meta['eval_every']: return None
         try: text = (d/'curve.csv').read_text()
@@ -596,13 +680,32 @@ def best(self:LotteryCallback,
     return min(ok, key=lambda r: r['density']).ticket
 
 # %% ../nbs/11_rounds.ipynb #9c087786
+def _of_lottery(lot, ticket):
+    "Is `ticket` one of the lottery that this callback has played, so that its initial weights are known?"
+    start = lot.rounds[0].start if lot.rounds else {}
+    return start.keys()==ticket.weights.keys() and all(torch.equal(v.cpu(), start[k].cpu()) for k,v in ticket.weights.items())
+
+def _held(lot, ticket, masks, hold, w_k, gen):
+    "What pruned weights are held at under `masks`, by the mask-0 action `hold` or the one that the ticket was made with"
+    if hold is None:
+        if not ticket.held or masks==ticket.masks: return ticket.held
+        hold = ticket.meta.get('hold')
+        if hold not in actions_menu(): raise ValueError(f"the ticket holds pruned weights at values of its own mask (by {hold!r}), which say nothing about another mask: give `hold=` with `mask=`, such as hold='hold_init'")
+    f = _action(hold); late = point(ticket.meta.get('rewind_to','init')).n
+    known = dict(w_i=w_k if not late else lot.w_i if _of_lottery(lot, ticket) else None, w_k=w_k, m=masks, gen=gen)
+    if miss := [o for o in needs(f) if known.get(o) is None]:
+        why = 'which a ticket does not know' if miss[0]!='w_i' else f"but this ticket was rewound to {ticket.meta['rewind_to']!r} and has no initial weights: play it in the Learner of its own lottery"
+        raise ValueError(f"`hold`={_name(f)!r} needs {miss[0]!r}, {why}; known are {', '.join(k for k,v in known.items() if v is not None)}")
+    return by_name(f, list(masks), **known)
+
+# %% ../nbs/11_rounds.ipynb #e6a0bbc3
 @patch
 def fit_ticket(self:Learner,
     ticket:Ticket, # A ticket of this model's architecture
     n_epoch:int, # Epochs
     reset=rewind, # Where survivors start: `rewind`, the control `random_reinit`, or any function (see `resets`)
     mask=None, # Control on the mask: `shuffle_mask`, `random_mask` or any function `(masks, gen) -> Masks`
-    hold=None, # What pruned weights are held at, as in `fit_lottery`; by default as the ticket has it
+    hold=None, # Mask-0 action of `w_i`, `w_k`, `m` or `gen`, such as `hold_init`; by default as the ticket has it, under another mask by the action that made it
     fit=Learner.fit_one_cycle, # How to train
     seed:int=None, # The same data order as in the lottery of this seed
     trial:int=0, # Draws of `reset` and `mask` differ by trial, the data order does not
@@ -622,7 +725,7 @@ def fit_ticket(self:Learner,
     dev = next(self.model.parameters()).device
     w_k,masks = {k:v.to(dev) for k,v in ticket.weights.items()},masks.to(dev)
     new = lot.start(reset, masks, w_k, derive(s, 'reset', r, trial))
-    held = ticket.held if hold is None else by_name(_action(hold), list(masks), w_i=w_k, w_k=w_k, m=masks, gen=generator(s, 'hold', r, trial))
+    held = _held(lot, ticket, masks, hold, w_k, generator(s, 'hold', r, trial))
     self.unprune(); load_(self.model, new); lot.w_k = w_k
     lot.set_masks(masks, held); lot.fresh_opt()
     begin = goes_on.step(_n_iter(self))
@@ -630,4 +733,5 @@ def fit_ticket(self:Learner,
     try: row,curve = _train(self, fit, n_epoch, begin, None if seed is None else derive(seed, 'train', r), eval_every, test_dl, live.tick, kwargs)
     finally: live.end()
     arm = dict(round=r, reset=_name(reset), mask='ticket' if mask is None else _name(mask), trial=trial)
-    return Round({**arm, **row}, lot.masks.pack(), lot.w_k, {**ticket.meta, **arm}, curve, lot.held)
+    meta = {**ticket.meta, **arm, **({} if hold is None else {'hold':_say(_action(hold))})}
+    return Round({**arm, **row}, lot.masks.pack(), lot.w_k, meta, curve, lot.held)

@@ -30,7 +30,9 @@ class Ticket:
     held:dict = None # Values of pruned weights by name, where they are not all 0 (1905.01067, mask-0 actions)
     def __post_init__(self): self.masks.check(self.weights); self.masks.check({n:(self.held or {}).get(n, m) for n,m in self.masks.items()})
     @property
-    def density(self): return self.masks.density
+    def density(self):
+        "Fraction of the prunable weights that is kept"
+        return self.masks.density
     def __repr__(self): return f'Ticket({self.masks!r}, {self.meta})'
 
 # %% ../nbs/05_tickets.ipynb #2d813960
@@ -51,7 +53,8 @@ def atomic(
         os.chmod(tmp, 0o666&~_umask)
         os.replace(tmp, path)
     except (OSError,SafetensorError) as e:
-        raise OSError(getattr(e,'errno',None), f"cannot write {str(path)!r}: {getattr(e,'strerror',None) or e}. What was finished before is on the disk; make room and go on") from None
+        says = f"cannot write {str(path)!r}: {getattr(e,'strerror',None) or e}. What was finished before is on the disk; make room and go on"
+        raise (OSError(e.errno, says) if getattr(e, 'errno', None) else OSError(says)) from None    # safetensors' error has no number
     finally: Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/05_tickets.ipynb #5afc7229

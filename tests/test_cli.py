@@ -1,9 +1,11 @@
 "The command line, and the presets that it plays: what it trains, what it refuses, how it stops and goes on"
-import contextlib,io,json,math,os,re,shutil,signal,subprocess,sys,time
+import contextlib,dataclasses,io,json,math,os,re,shutil,signal,subprocess,sys,time
 from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from fastai_lottery.cli import main
-from fastai_lottery.presets import compare_arms,play,play_seed,preset,presets,results,show_arms
+from fastai_lottery.checkpoints import locked
+from fastai_lottery.presets import compare_arms,measured,play,play_seed,preset,presets,results,show_arms
+from fastai_lottery.scopes import inverse_mask,shuffle_mask
 from fastai_lottery.tickets import Ticket
 
 small = dict(rounds=2, epochs=2)
@@ -154,7 +156,7 @@ def test_report_gives_the_same_table_and_python(copy):
 
 def test_report_of_an_unfinished_run(copy):
     shutil.rmtree(copy/'seed_00')
-    (copy/'seed_01'/'controls.csv').unlink()
+    for f in ('controls.csv','tables.json'): (copy/'seed_01'/f).unlink()
     rc,out,err = call('report', copy)
     assert rc==0 and 'no controls yet' in out, err
     assert 'seed_00' not in out, 'a replicate that is not there'
@@ -183,7 +185,7 @@ def test_more_rounds_train_every_planned_level(copy):
     want = {(k,a) for k in (2,3) for a in ('reinit','random')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
     assert {(k,a) for k,a in zip(df['round'], df.arm) if a in ('reinit','random')}==want
     now = files(copy/'seed_00')
-    assert all(now[k]==v for k,v in was.items() if not k.endswith('s.csv')), 'what is finished stays as it is'
+    assert all(now[k]==v for k,v in was.items() if not k.endswith(('s.csv','tables.json'))), 'what is finished stays as it is'
     pd.testing.assert_frame_equal(pd.read_csv(copy/'seed_00'/'controls.csv').iloc[:2], row)
     assert all(a<=b for a,b in seen) and seen[-1][0]==seen[-1][1], f'(finished, planned): {seen}'
 
@@ -209,6 +211,12 @@ def test_a_folder_of_another_experiment_is_refused(args, word, copy, tmp_path, n
 
 damage = dict(empty=lambda b: b'', half=lambda b: b[:len(b)//2], noise=lambda b: bytes(range(256))*4, other=lambda b: b'a,b\n1,2\n', bit=lambda b: b[:-9]+bytes([b[-9]^1])+b[-8:])
 
+def _flip_digit(f, i=-1):
+    "Another digit in the `i`-th of the long numbers of `f`"
+    b = f.read_text(); m = [*re.finditer(r'0\.\d{6,}', b)][i]; at = m.start()+4
+    f.write_text(b[:at]+str((int(b[at])+1)%10)+b[at+1:])
+def _cut_line(f): f.write_text(''.join(f.read_text().splitlines(True)[:-1]))
+
 def _named(e, f): assert str(f) in str(e), f'the message should name {f}: {e}'
 
 @pytest.mark.parametrize('f,how', [('play.json','half'), ('play.json','empty'), *[(f'seed_00/{n}.csv',h) for n in ('rounds','controls') for h in ('empty','noise','other')]])
@@ -216,6 +224,73 @@ def test_report_of_damaged_files(f, how, copy):
     (copy/f).write_bytes(damage[how]((copy/f).read_bytes())); was = files(copy)
     _named(fails('report', copy), copy/f)
     assert files(copy)==was
+
+@pytest.mark.parametrize('f,spoil', [*[(f'seed_01/{n}.csv',s) for n in ('rounds','controls') for s in (_flip_digit, Path.unlink)], ('seed_00/controls.csv',_cut_line), ('seed_00/rounds.csv',lambda f: [_cut_line(f) for _ in range(2)]),
+    ('seed_00/rounds.csv',lambda f: _flip_digit(f, 0)), ('seed_00/round_01/ticket.safetensors',lambda f: f.write_bytes(f.read_bytes()[:-50])), ('seed_00/tables.json',lambda f: f.write_text('[]')),
+    *[('play.json',lambda f, s=s: f.write_text(s)) for s in ('null','[]','3','"x"')]])
+def test_report_of_figures_that_are_not_what_was_written(f, spoil, copy):
+    spoil(copy/f); was = files(copy)
+    _named(fails('report', copy), copy/f)
+    assert files(copy)==was
+
+@pytest.mark.parametrize('s', ['null','[]','3','"x"'])
+def test_run_with_a_play_json_of_another_kind(s, copy):
+    (copy/'play.json').write_text(s); was = files(copy)
+    _named(fails('run', 'digits', *flags, '--out', copy), copy/'play.json')
+    assert files(copy)==was
+
+def test_report_of_a_folder_that_an_older_version_wrote(copy):
+    "Without tables.json, and tables without digests: nothing is checked but the rounds, by their tickets"
+    want = results(copy)
+    for s in ('seed_00','seed_01'):
+        (copy/s/'tables.json').unlink(); f = copy/s/'controls.csv'
+        pd.read_csv(f, dtype=dict(mask_hash=str)).drop(columns=['digest','made','of']).to_csv(f, index=False)
+    pd.testing.assert_frame_equal(results(copy), want)
+    play_seed(preset('digits'), 0, copy/'seed_00', **small)
+    pd.testing.assert_frame_equal(results(copy), want)
+
+def test_a_copy_of_a_replicate_is_no_replicate(copy):
+    want = results(copy)
+    shutil.copytree(copy/'seed_00', copy/'seed_00_old'); shutil.copytree(copy/'seed_00'/'round_01', copy/'seed_00'/'round_01_old'); (copy/'seed_notes').write_text('')
+    assert call('report', copy)[0]==0
+    pd.testing.assert_frame_equal(results(copy), want)
+
+def test_a_second_process_leaves_play_json_alone(copy):
+    was = (copy/'play.json').read_bytes(); (copy/'play.json').write_text(json.dumps({**json.loads(was), 'replicates':7})); was = (copy/'play.json').read_bytes()
+    with locked(copy, 'play'): fails('run', 'digits', *flags, '--out', copy, has=['in use'])
+    assert (copy/'play.json').read_bytes()==was
+
+# --- controls and measures
+
+def _two(run, k): return [dict(a=.1*k), dict(a=.2*k)]
+def _lab(d, **kw): return play_seed(dataclasses.replace(preset('digits'), **{**dict(controls=dict(random=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)), at=dict(two=(1,2))), **kw}), 0, d/'seed_00', rounds=2, epochs=1)
+
+@pytest.mark.parametrize('line', [2, 4])
+def test_measures_cut_at_a_line_end(line, tmp_path):
+    "In the midst of a group: an error, whoever reads; between groups the rest is played again"
+    _lab(tmp_path); f = tmp_path/'seed_00'/'measures.csv'; ls = f.read_text().splitlines(True); want = measured(tmp_path)
+    assert len(ls)==6
+    for n in (line,3):
+        f.write_text(''.join(ls[:n])); (tmp_path/'seed_00'/'tables.json').unlink(missing_ok=True)
+        if n==3: _lab(tmp_path); pd.testing.assert_frame_equal(measured(tmp_path), want)
+        else:
+            for g in (lambda: _lab(tmp_path), lambda: measured(tmp_path)):
+                with pytest.raises(ValueError, match="it has 1 of 2 rows of 'two' in round"): g()
+
+def test_measures_that_were_there(tmp_path):
+    _lab(tmp_path); f = tmp_path/'seed_00'/'measures.csv'; ls = f.read_text().splitlines(True); want = measured(tmp_path)
+    f.write_text(''.join(ls[:3]))
+    with pytest.raises(ValueError, match='of 5 rows it has 2'): measured(tmp_path)
+    f.unlink()
+    with pytest.raises(ValueError, match='of 5 rows it has 0'): results(tmp_path)
+    _lab(tmp_path); pd.testing.assert_frame_equal(measured(tmp_path), want)
+
+@pytest.mark.parametrize('kw,a,f', [(dict(controls=dict(random=dict(mask=inverse_mask))),'random','controls.csv'), (dict(controls=dict(random=lambda run,k: run.fit(run.ticket(k)))),'random','controls.csv'), (dict(measures=dict(two=_two, one=lambda run,k: dict(a=2.))),'one','measures.csv')])
+def test_another_control_or_measure_of_the_same_name(kw, a, f, tmp_path):
+    want = _lab(tmp_path); was = files(tmp_path)
+    with pytest.raises(ValueError, match=f"holds '{a}' .round 2. made in another way") as e: _lab(tmp_path, **kw)
+    assert str(tmp_path/'seed_00'/f) in str(e.value) and files(tmp_path)==was
+    pd.testing.assert_frame_equal(_lab(tmp_path), want)
 
 def test_run_with_a_damaged_play_json(copy):
     (copy/'play.json').write_text('{"preset": "dig'); was = files(copy)
@@ -310,7 +385,7 @@ def test_compare_arms_by_hand():
     assert t.p_dense[3]==near(2*p2(2)) and t.p_dense[7]==near(max(2*p2(2),p2(1)))
 
 def test_show_arms_by_hand():
-    s = show_arms(frame(**dense, **one, **two))
+    s = show_arms(frame(**dense, **one, **two)).map(lambda v: v.replace('\xa0',' '))
     assert list(s.index)==['51.2 %','21.0 %'] and s.index.name=='weights left'
     assert list(s)==['dense','ticket','reinit','random','ticket − reinit','ticket − random']
     assert list(s.iloc[0])==['92.00 ± 4.97','94.00 ± 2.48','92.00 ± 2.48','90.00 ± 0.00','2.00 ± 2.48','4.00 ± 2.48 *']

@@ -2,6 +2,8 @@
 import contextlib,json,os,random,shutil,signal,subprocess,sys,time,uuid
 from pathlib import Path
 import pandas as pd,pytest
+from functools import partial
+import fastai_lottery.rounds
 from fastai_lottery.tickets import load_tensors
 from fastai_lottery.cli import main
 import crash_run as cr
@@ -207,6 +209,71 @@ def test_callbacks_that_were_used_before_are_the_same_setting(tmp_path):
     assert len(rs)==2
     with pytest.raises(ValueError, match='patience'): cr.make('bare', tmp_path).fit_lottery(2, rounds=1, seed=1, cbs=[cr.EarlyStoppingCallback(patience=2)], path=tmp_path/'run')
 
+# --- another Learner
+
+def bare(d, cbs=(), cb={}, model=cr.drop_bn, dls=None, **kw): return cr.learner(model, dls or cr.data(), cbs=[cr.LotteryCallback(**cb), *cbs], path=d, **kw)
+class Scale(cr.Callback):
+    def __init__(self, by=1.): self.by = by
+    def after_loss(self): self.learn.loss_grad = self.loss_grad*self.by
+def less_dropout(): m = cr.drop_bn(); m[3].p = .1; return m
+def flipped_data(part):
+    dls = cr.data(); dl = dls.loaders[part]
+    dl.dataset = [(-x,y) for x,y in dl.dataset]
+    return dls
+changed = dict(opt_func=dict(opt_func=partial(cr.SGD, mom=.9)), lr=dict(lr=1.), wd=dict(wd=.5), moms=dict(moms=(.1,.1,.1)), loss_func=dict(loss=cr.LabelSmoothingCrossEntropyFlat()),
+               weight=dict(loss=cr.CrossEntropyLossFlat(weight=cr.torch.tensor([1.,1.,1.,2.]))), layers=dict(model=less_dropout), callbacks=dict(cbs=[cr.GradientClip(.001)]), by=dict(cbs=[Scale(2.)]),
+               init=dict(cb=dict(init=lambda m: None)), frozen=dict(cb=dict(frozen=True)), batch_size=dict(dls=lambda: cr.data(bs=15)), data_train=dict(dls=lambda: flipped_data(0)), data_valid=dict(dls=lambda: flipped_data(1)))
+old = dict(weight=dict(loss=cr.CrossEntropyLossFlat(weight=cr.torch.ones(4))), by=dict(cbs=[Scale(1.)]))
+
+def go(d, rounds, path=None, test_dl=None, **kw):
+    kw = {k:v() if k=='dls' else v for k,v in kw.items()}
+    return bare(d, **kw).fit_lottery(1, rounds=rounds, seed=1, path=path or d/'run', test_dl=test_dl)
+
+@pytest.mark.parametrize('k', changed)
+def test_changed_learner_is_named(k, tmp_path):
+    go(tmp_path, 0, **old.get(k, {})); was = kept_raw(tmp_path)
+    with pytest.raises(ValueError, match=rf'other settings: .*\b{k}\b.* and is now') as e: go(tmp_path, 1, **changed[k])
+    assert str(tmp_path/'run') in str(e.value) and kept_raw(tmp_path)==was
+
+def test_other_test_data_are_named(tmp_path):
+    go(tmp_path, 0, test_dl=cr.data().valid)
+    with pytest.raises(ValueError, match='data_test was .* and is now'): go(tmp_path, 1, test_dl=flipped_data(1).valid)
+    assert len(go(tmp_path, 0))==1      # none is none
+
+def test_the_same_learner_again_and_one_that_is_looked_at(tmp_path):
+    "Progress and loggers change no training; loaders and random numbers are where they were"
+    go(tmp_path, 0)
+    l = bare(tmp_path, cbs=[cr.ProgressCallback(), cr.CSVLogger(), cr.ShowGraphCallback()])
+    with l.no_bar(), l.no_logging(): assert len(l.fit_lottery(1, rounds=1, seed=1, path=tmp_path/'run'))==2
+    l = bare(tmp_path); dl = l.dls.train
+    def at(): return random.getstate(),cr.torch.get_rng_state().tolist(),dl.rng.getstate()
+    a,d = at(),fastai_lottery.rounds._learner(l, l.lottery, l.dls.valid)
+    assert at()==a and d==fastai_lottery.rounds._learner(bare(tmp_path), l.lottery, l.dls.valid) and d['data_valid']==d['data_test']
+
+def test_loaders_that_cannot_be_read_twice_are_left_out(tmp_path):
+    class Odd(cr.Noisy):
+        def __getitem__(self, i): return self.x[i]*next(count),self.y[i]
+    import itertools; count = itertools.count(1)
+    dls = cr.DataLoaders(cr.DataLoader(Odd(64), bs=16), cr.data().valid, device='cpu')
+    for i in range(2): rs = go(tmp_path, i, dls=lambda: dls)
+    assert len(rs)==2 and 'data_train' not in json.loads((tmp_path/'run'/'run.json').read_text())
+
+def test_a_folder_of_an_older_version(tmp_path):
+    "It says nothing of the Learner: it goes on, and run.json stays as it is"
+    go(tmp_path, 0); f = tmp_path/'run'/'run.json'; d = json.loads(f.read_text())
+    f.write_text(s := json.dumps({k:v for k,v in d.items() if k not in ('opt_func','lr','wd','moms','loss_func','callbacks','frozen','init','layers','batch_size') and k[:5]!='data_'}))
+    assert len(go(tmp_path, 1, lr=.5))==2 and f.read_text()==s
+
+@pytest.mark.parametrize('how', ['truncated','emptied','removed'])
+def test_weights_of_an_earlier_round(how, tmp_path):
+    go(tmp_path, 2); f = tmp_path/'run'/'round_00'/'weights.safetensors'; spoil(f, how); was = kept_raw(tmp_path)
+    with pytest.raises(ValueError, match='missing or damaged.*Put it back') as e: go(tmp_path, 3)
+    assert str(f) in str(e.value) and kept_raw(tmp_path)==was
+
+def test_a_copy_of_a_rounds_folder(tmp_path):
+    go(tmp_path, 1); shutil.copytree(tmp_path/'run'/'round_01', tmp_path/'run'/'round_01_old')
+    assert len(go(tmp_path, 2))==3
+
 # --- a full disk
 
 @pytest.mark.parametrize('at', ['run.json','init','epoch.ckpt','ticket','weights','curve','rounds.csv'])
@@ -215,7 +282,7 @@ def test_full_disk(at, server, whole, tmp_path):
     early = at in ('run.json','init')
     if not early: assert server.run(folder=tmp_path, n=4*3+1) is None; was = kept(tmp_path/'run'/'round_00')
     r = server.run(folder=tmp_path, hurt=dict(full=at))
-    assert r['error']=='OSError' and at in r['says'] and str(tmp_path/'run') in r['says'] and 'make room' in r['says'], r
+    assert r['error']=='OSError' and at in r['says'] and str(tmp_path/'run') in r['says'] and 'make room' in r['says'] and 'None' not in r['says'], r
     if not early: assert kept(tmp_path/'run'/'round_00')==was and len(pd.read_csv(tmp_path/'run'/'rounds.csv'))==1
     assert not list(tmp_path.rglob('*.tmp'))
     same(d, tmp_path, end, server.good(folder=tmp_path))
@@ -253,12 +320,12 @@ def test_damaged_folder(f, how, stopped, server, whole, tmp_path):
     if 'error' in r:
         assert r['error']=='ValueError' and (str(d/'run'/f) in r['says'] or f=='run.json' and str(d/'run') in r['says']), r
         assert kept_raw(d)==was, 'nothing is written'
-        assert f!='epoch.ckpt' and f!='round_00/weights.safetensors', 'this one can be done without'
+        assert f!='epoch.ckpt' and (f,how)!=('round_00/weights.safetensors','flipped'), 'this one can be done without'
     else:
         shutil.rmtree(d/'models', ignore_errors=True)
         a,b = kept_spoiled(whole('plain')[0], f),kept_spoiled(d, f)
         assert list(a)==list(b) and [k for k in a if a[k]!=b[k]]==[] and r['ok']==whole('plain')[1]['ok']
-        assert f in ('run.json','epoch.ckpt','round_00/weights.safetensors'), 'a silent end'
+        assert f in ('run.json','epoch.ckpt') or (f,how)==('round_00/weights.safetensors','flipped'), 'a silent end'
         if f=='epoch.ckpt': assert (how!='removed')==any('epoch.ckpt' in w for w in r['warned']), r['warned']
 
 def kept_raw(d): return {str(f.relative_to(d)):f.read_bytes() for f in sorted(Path(d).rglob('*')) if f.is_file() and not f.name.endswith('.lock')}
@@ -399,3 +466,7 @@ def test_killed_among_controls_and_measures(server, lab, tmp_path):
         assert server.run('replicate', hurt=dict(kill=dict(at=f[1:])), folder=d, measures=True, rounds=1, epochs=1) is None
         server.good(what='replicate', folder=d, measures=True, rounds=1, epochs=1)
         assert kept(d)==kept(lab/'seed_00')
+    d = tmp_path/'counted'      # the tables are whole, and the last count is missing
+    shutil.copytree(lab/'seed_00', d); (d/'tables.json').write_text(json.dumps({'controls.csv':1}))
+    server.good(what='replicate', folder=d, measures=True, rounds=1, epochs=1)
+    assert kept(d)==kept(lab/'seed_00')
