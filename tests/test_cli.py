@@ -390,7 +390,7 @@ def test_show_arms_by_hand():
     assert list(s)==['dense','ticket','reinit','random','ticket − reinit','ticket − random']
     assert list(s.iloc[0])==['92.00 ± 4.97','94.00 ± 2.48','92.00 ± 2.48','90.00 ± 0.00','2.00 ± 2.48','4.00 ± 2.48 *']
     assert s['ticket − reinit'].iloc[1]=='9.67 ± 1.43 *'
-    assert show_arms(frame(**dense, **one), scale=1, nd=3).ticket.iloc[0]=='0.940 ± 0.025'
+    assert show_arms(frame(**dense, **one), scale=1, nd=3).ticket.iloc[0]=='0.940\xa0±\xa00.025'
 
 def test_pairs_are_of_the_same_seed():
     t = compare_arms(frame(**dense, ticket3=[.93,.95,.94], reinit3=[.91,None,.93], random3=[.90,.91,.92])).iloc[0]
