@@ -270,7 +270,7 @@ class _Live:
     "A bar over all rounds, one within the round, and a table that grows; silent where the Learner is"
     cols = 'round density train_loss valid_loss'.split()
     def __init__(self, learn, n, steps):
-        self.on = my_rank()==0 and bool(learn._grab_cbs(ProgressCallback)) and learn.logger is not noop
+        self.on = my_rank()==0 and bool(learn._grab_cbs(ProgressCallback)) and getattr(learn.logger, '__name__', '')!='noop'    # fastai's and fastcore's are two
         self.bar = learn.create_mbar and self.on
         self.n,self.steps,self.hdr = n,steps,None
         if self.bar: self.mb = master_bar(list(range(max(n,1)))); self.mb.update(0)

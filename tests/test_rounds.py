@@ -1,4 +1,5 @@
 "What `fit_ticket` holds pruned weights at: the ticket's values, another action's, and those under another mask"
+import contextlib
 import pytest
 from nets import *
 
@@ -52,3 +53,14 @@ def test_the_action_goes_with_the_new_ticket():
     new = learn.fit_ticket(t, 1, hold='hold_init').ticket
     r = learn.fit_ticket(new, 1, mask=shuffle_mask)
     assert new.meta['hold']=='hold_init' and at(learn, r.masks, learn.lottery.w_i)
+
+# --- what is shown while it plays
+
+@pytest.mark.parametrize('quiet', ['no_bar','no_logging',None])
+def test_quiet_when_asked(quiet, capsys):
+    "Either of fastai's two contexts is enough; without them rounds are counted as rounds"
+    learn = Learner(data(), mlp(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=LotteryCallback())
+    with getattr(learn, quiet)() if quiet else contextlib.nullcontext(): learn.fit_lottery(1, rounds=1, seed=0)
+    out = capsys.readouterr().out
+    if quiet: assert out==''
+    else: assert 'valid_loss' in out and 'Round 0/1' in out and 'Epoch' not in out
