@@ -35,7 +35,7 @@ def _means(ms):
     return one.agg(say).join(ms.groupby(by, dropna=False, sort=False).seed.nunique().rename('n')).reset_index().to_string(index=False, na_rep='')
 
 def _verdicts(v):
-    return '\n'.join(f'{g}\n'+'\n'.join(f'  {o.verdict:<15} {o.claim}: {o.ours}; paper {o.paper or "–"}; tolerance {o.tolerance}; n = {o.n}, {o.test}, p = {o.p or "–"}' for o in d.itertuples()) for g,d in v.groupby(level=0, sort=False))
+    return '\n'.join(f'{g}\n'+'\n'.join(f'  {o.verdict:<15} {o.claim}: {o.ours}; paper {o.paper or "–"}; tolerance {o.tolerance}; n = {o.n}, {o.test}, p {o.p if o.p[:1]=="<" else "= "+(o.p or "–")}' for o in d.itertuples()) for g,d in v.groupby(level=0, sort=False))
 
 # %% ../nbs/33_cli.ipynb #e7114d25
 def _summary(out, df):
