@@ -23,7 +23,8 @@ def tidy(c):
         c.source = re.sub(r'\]\((?!\w+:|/|#)([^)]+)\)', rf']({cfg.nbs_path.name}/\1)', _call.sub(alert, c.source))
     c.metadata = {}
     if c.cell_type=='code':
-        if alt := re.search(r'^#\|\s*fig-alt:\s*"?(.*?)"?\s*$', c.source, re.M): c.metadata['alt'] = alt[1]
+        says = dict(re.findall(r'^#\|\s*fig-(alt|cap):\s*"?(.*?)"?\s*$', c.source, re.M))
+        if says: c.metadata['alt'] = says.get('alt', says.get('cap'))
         if re.search(r'^#\|\s*output:\s*false', c.source, re.M): c.outputs = []
         if re.search(r'^#\|\s*include:\s*false', c.source, re.M): c.source,c.outputs = '',[]
         if re.search(r'^#\|\s*echo:\s*false', c.source, re.M): c.source = ''
