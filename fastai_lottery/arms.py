@@ -104,12 +104,12 @@ def searched(
     run:Run, # A played lottery
     k:int, # Round whose density is to be met
     n:int, # Prunes that lead there, all of the same fraction
-    **kwargs # Other settings of `fit_lottery`: its scope, or `reset='keep'`, which goes on from trained weights so that only the ticket is rewound
+    **kwargs # Settings of `fit_lottery`: the lottery's own `scope` and `criterion` where they are not the defaults, or `reset='keep'`, which goes on from trained weights so that only the ticket is rewound
 )->Ticket: # From the same start
     "A ticket as sparse as that of round `k`, found in `n` prunes: other rates, and the second strategy of 1803.03635"
     learn,lot,d = run.learn,run.learn.lottery,run.ticket(k).masks.density
-    m = deepcopy(unwrap(learn.model)); load_(m, run.rounds[0].start)
-    cb = LotteryCallback(include=lot.include, exclude=lot.exclude, types=lot.types, bias=lot.bias, frozen=lot.frozen)
+    m = deepcopy(unwrap(learn.model)); load_(m, lot.w_i)
+    cb = LotteryCallback(str(lot.rewind_to), lot.include, lot.exclude, lot.types, lot.bias, lot.frozen, lot.init)
     other = Learner(learn.dls, m, opt_func=learn.opt_func, loss_func=learn.loss_func, metrics=learn.metrics, cbs=cb)
     with beside(learn), other.no_bar(), other.no_logging(): rs = other.fit_lottery(**{**run.settings, **kwargs}, rounds=n, amount=_amount_for(run.ticket(k).masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
     return Ticket(rs[-1].masks, run.rounds[0].start, {**run.ticket(k).meta, 'how':f'{n} prunes'})

@@ -233,3 +233,9 @@ def test_without_rounds(tmp_path):
     df = measured(tmp_path)
     assert df.groupby('arm').size().to_dict()=={'heuristic':20,'learned':4}
     assert len(best_by_valid(df[df.arm=='heuristic']))==10
+
+def test_a_search_of_a_late_lottery_finds_its_own_ticket(tmp_path):
+    "In as many prunes, from the same initial weights to the same rewind point"
+    p = replace(small, cb=dict(rewind_to='3it')); run = played(tmp_path, p=p); t = searched(run, 2, 2, scope=p.settings['scope'])
+    assert t.masks==run.ticket(2).masks and all(torch.equal(v, run.ticket(2).weights[k]) for k,v in t.weights.items())
+    assert searched(run, 2, 1, scope=p.settings['scope']).masks!=t.masks
