@@ -14,7 +14,8 @@ def ours(mk, density):
     return f
 def fasterai(mk, density, layers): return lambda: mk(SparsifyCallback(1-density, 'weight', 'global', fasterai_large_final, Schedule0(), layer_type=layers))
 def Schedule0():
-    s = deepcopy(one_shot); s.start_pct = 0.
+    s = deepcopy(one_shot)
+    s.start_pct = 0.
     return s
 def hooks(mk, density):
     def f():

@@ -7,7 +7,8 @@ def held(o, seen):
     if isinstance(o, torch.Tensor):
         p = o.untyped_storage().data_ptr()
         if p in seen: return 0
-        seen.add(p); return o.untyped_storage().nbytes()
+        seen.add(p)
+        return o.untyped_storage().nbytes()
     if isinstance(o, np.ndarray): return 0 if id(o) in seen else (seen.add(id(o)) or o.nbytes)
     if isinstance(o, Mapping): o = list(o.values())
     return sum(held(v, seen) for v in o) if isinstance(o, (list,tuple,L)) else 0
@@ -15,7 +16,9 @@ from collections.abc import Mapping
 
 def bench_held():
     l = learner(images(600, (1,28,28)), lenet_300_100(), cbs=LotteryCallback())
-    l.fit(1); l.prune(.2); l.fit(1)
+    l.fit(1)
+    l.prune(.2)
+    l.fit(1)
     lot,n = l.lottery,l.lottery.masks.numel
     b = held([lot.masks, lot.w_i, lot.w_k], set())
     h = sum(s.numel()*s.element_size() for s in {id(s):s for _,_,s,_ in lot._hold.plan}.values() if s is not None)
@@ -25,16 +28,27 @@ def bench_held():
 
 class Peak(threading.Thread):
     "Most memory of this process while it runs"
-    def __enter__(self): self.on,self.rss = True,psutil.Process().memory_info; self.base = self.peak = self.rss().rss; self.start(); return self
+    def __enter__(self):
+        self.on,self.rss = True,psutil.Process().memory_info
+        self.base = self.peak = self.rss().rss
+        self.start()
+        return self
     def run(self):
-        while self.on: self.peak = max(self.peak, self.rss().rss); time.sleep(.002)
-    def __exit__(self, *a): self.on = False; self.join()
+        while self.on:
+            self.peak = max(self.peak, self.rss().rss)
+            time.sleep(.002)
+    def __exit__(self, *a):
+        self.on = False
+        self.join()
 
 def bench_global_prune(n=100_000_000):
     g = torch.Generator().manual_seed(0)
     w = {f'{i}':torch.randn(n//10, generator=g) for i in range(10)}
     ms,k = Masks.ones(w),n//5
-    def timed(f): t = time.perf_counter(); f(); return 1000*(time.perf_counter()-t)
+    def timed(f):
+        t = time.perf_counter()
+        f()
+        return 1000*(time.perf_counter()-t)
     flat = torch.cat([o.abs() for o in w.values()])
     half = Masks({n:torch.rand(m.shape, generator=g)<.5 for n,m in ms.items()})
     res = interleave({'torch.kthvalue':lambda: timed(lambda: flat.kthvalue(k)), 'torch.topk (a fifth)':lambda: timed(lambda: flat.topk(k)),

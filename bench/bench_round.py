@@ -11,12 +11,16 @@ def data():
 def loop(dls, lr=1.2e-3):
     x,y = dls.train_ds.tensors
     def f():
-        m = lenet_300_100(); opt = torch.optim.Adam(m.parameters(), lr=lr, fused=True); m.train()
+        m = lenet_300_100()
+        opt = torch.optim.Adam(m.parameters(), lr=lr, fused=True)
+        m.train()
         t = time.perf_counter()
         for _ in range(EPOCHS):
             for i in torch.randperm(len(x)).split(60)[:len(x)//60]:
                 loss = F.cross_entropy(m(x.index_select(0,i)), y.index_select(0,i))
-                opt.zero_grad(set_to_none=True); loss.backward(); opt.step()
+                opt.zero_grad(set_to_none=True)
+                loss.backward()
+                opt.step()
         return 1000*(time.perf_counter()-t)/(EPOCHS*(len(x)//60))
     return f
 

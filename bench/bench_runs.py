@@ -26,7 +26,11 @@ def bench_report():
         for i in range(1, 100):
             (s := d/f'seed_{i:02d}').mkdir()
             for f in ('rounds.csv','controls.csv'): shutil.copy(d/'seed_00'/f, s/f)
-        t = time.perf_counter(); df = results(d); compare_arms(df); t1 = time.perf_counter()-t
-        t = time.perf_counter(); subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from fastai_lottery.cli import main; main()', 'report', str(d)], check=True, stdout=subprocess.DEVNULL)
+        t = time.perf_counter()
+        df = results(d)
+        compare_arms(df)
+        t1 = time.perf_counter()-t
+        t = time.perf_counter()
+        subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from fastai_lottery.cli import main; main()', 'report', str(d)], check=True, stdout=subprocess.DEVNULL)
         print(f'\nlottery report, {df.seed.nunique()} runs of {df["round"].max()} rounds: {time.perf_counter()-t:.1f} s as a command, of which reading and comparing {t1:.1f} s')
         assert len(df)>=2100

@@ -25,7 +25,8 @@ def images(n, shape, classes=10, bs=60, valid=500):
 
 def learner(dls, model, opt_func=fused_adam, cbs=None, **kwargs):
     l = Learner(dls, model, opt_func=opt_func, cbs=cbs, **kwargs)
-    l.remove_cb(ProgressCallback); l.logger = noop
+    l.remove_cb(ProgressCallback)
+    l.logger = noop
     return l
 
 def per_step(learn, lr=1e-4):

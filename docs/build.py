@@ -259,7 +259,8 @@ def stage_all():
         sys.exit('These public names have no docstring (a value: no comment behind or above it), or no page shows them:\n  '+'\n  '.join(bad))
     if (p := Path('all.ipynb')) in pages: pages[p].cells.append(mk_cell(contents(pages), 'markdown'))
     for p in (p for p in cfg.nbs_path.rglob('*') if p.suffix in ('.png','.jpg','.svg','.gif','.webp') and p.is_file()):
-        (dst := src/p.relative_to(cfg.nbs_path)).parent.mkdir(parents=True, exist_ok=True); shutil.copy(p,dst)
+        (dst := src/p.relative_to(cfg.nbs_path)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p,dst)
     def titled(d): return {'tutorials':'Guides','papers':'Papers','':'Library','more':'Project'}.get(d, d.replace('_',' ').capitalize())
     order,toc = ['tutorials','papers',''],[]
     rank = lambda d: order.index(d) if d in order else len(order)

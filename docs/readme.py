@@ -49,5 +49,7 @@ def main(check='--check' in sys.argv):
     old = {n:p.read_bytes() for n in ['README.md',*(f'README_files/{o.name}' for o in Path('README_files').glob('*'))] if (p := Path(n)).exists()}
     if check: return sys.exit(0 if old==new else 'README.md is not what nbs/index.ipynb makes: run `make readme`')
     for n in old.keys()-new.keys(): Path(n).unlink()
-    for n,b in new.items(): (p := Path(n)).parent.mkdir(exist_ok=True); p.write_bytes(b)
+    for n,b in new.items():
+        (p := Path(n)).parent.mkdir(exist_ok=True)
+        p.write_bytes(b)
 if __name__=='__main__': main()

@@ -11,74 +11,92 @@ import inspect,sys
 import torch
 from fastcore.basics import patch
 from .core import *
+from .core import menu_of,pick
 
 # %% ../nbs/02_criteria.ipynb #4b3d4df7
 # Zhou et al. 2019 (1905.01067): score |w_f|
-def large_final(w_f): "Large final weights matter (1803.03635)"; return w_f.abs()
+def large_final(w_f):
+    "Large final weights matter (1803.03635)"
+    return w_f.abs()
 
 # %% ../nbs/02_criteria.ipynb #cdc5d496
 # score -|w_f|
-def small_final(w_f): "Small final weights matter: the control that should fail (1905.01067)"; return -w_f.abs()
+def small_final(w_f):
+    "Small final weights matter: the control that should fail (1905.01067)"
+    return -w_f.abs()
 
 # %% ../nbs/02_criteria.ipynb #4e3dfebe
 # score |w_f| - |w_i|
-def magnitude_increase(w_i, w_f): "Weights that grew matter (1905.01067)"; return w_f.abs()-w_i.abs()
+def magnitude_increase(w_i, w_f):
+    "Weights that grew matter (1905.01067)"
+    return w_f.abs()-w_i.abs()
 
 # score |w_f - w_i|
-def movement(w_i, w_f): "Weights that moved matter (1905.01067)"; return (w_f-w_i).abs()
+def movement(w_i, w_f):
+    "Weights that moved matter (1905.01067)"
+    return (w_f-w_i).abs()
 
 # score |w_i|
-def large_init(w_i): "Large initial weights matter (1905.01067)"; return w_i.abs()
+def large_init(w_i):
+    "Large initial weights matter (1905.01067)"
+    return w_i.abs()
 
 # %% ../nbs/02_criteria.ipynb #bcd8b6dc
 # score -|w_i|
-def small_init(w_i): "Small initial weights matter: a control (1905.01067)"; return -w_i.abs()
+def small_init(w_i):
+    "Small initial weights matter: a control (1905.01067)"
+    return -w_i.abs()
 
 # score min(alpha |w_f|, |w_i|)
-def large_init_large_final(w_i, w_f, alpha=1.): "Weights matter that were large and stayed so (1905.01067)"; return torch.minimum(alpha*w_f.abs(), w_i.abs())
+def large_init_large_final(w_i, w_f, alpha=1.):
+    "Weights matter that were large and stayed so (1905.01067)"
+    return torch.minimum(alpha*w_f.abs(), w_i.abs())
 
 # score -max(alpha |w_f|, |w_i|)
-def small_init_small_final(w_i, w_f, alpha=1.): "The mirror of `large_init_large_final` (1905.01067)"; return -torch.maximum(alpha*w_f.abs(), w_i.abs())
+def small_init_small_final(w_i, w_f, alpha=1.):
+    "The mirror of `large_init_large_final` (1905.01067)"
+    return -torch.maximum(alpha*w_f.abs(), w_i.abs())
 
 # %% ../nbs/02_criteria.ipynb #23fd5437
 # score |g * w|
-def snip(w_f, g): "Connections matter that the loss would miss (SNIP, 1810.02340)"; return (g*w_f).abs()
+def snip(w_f, g):
+    "Connections matter that the loss would miss (SNIP, 1810.02340)"
+    return (g*w_f).abs()
 
 # score (g * w)^2
-def taylor(w_f, g): "First-order Taylor expansion of the loss (1611.06440, 1906.10771)"; return (g*w_f)**2
+def taylor(w_f, g):
+    "First-order Taylor expansion of the loss (1611.06440, 1906.10771)"
+    return (g*w_f)**2
 
 # score w * Hg: to first order, half of what |g|^2 loses with the weight; the paper prunes where its negative is highest
-def grasp(w_f, hg): "Weights matter that carry the gradient's flow (GraSP, 2002.07376)"; return w_f*hg
+def grasp(w_f, hg):
+    "Weights matter that carry the gradient's flow (GraSP, 2002.07376)"
+    return w_f*hg
 
 # score (dR/dw) * w with R = 1' prod |W| 1
-def synflow(w_f, r): "Synaptic flow, without data, in a hundred small steps (2006.05467)"; return (r*w_f).abs()
+def synflow(w_f, r):
+    "Synaptic flow, without data, in a hundred small steps (2006.05467)"
+    return (r*w_f).abs()
 synflow.steps = 100
 
 # %% ../nbs/02_criteria.ipynb #ca48cb42
-def random(w_f, gen): "Chance: the control of every criterion (1905.01067)"; return torch.rand(w_f.shape, generator=gen).to(w_f.device)
+def random(w_f, gen):
+    "Chance: the control of every criterion (1905.01067)"
+    return torch.rand(w_f.shape, generator=gen).to(w_f.device)
 
-# %% ../nbs/02_criteria.ipynb #56702e5c
-def _menu(mod):
-    fs = {n:f for n,f in vars(sys.modules[mod]).items() if inspect.isfunction(f) and f.__module__==mod and not n.startswith('_')}
-    return {n:f for n,f in fs.items() if set(inspect.signature(f).parameters)&set(words) and all(k in words or p.default is not p.empty for k,p in inspect.signature(f).parameters.items())}
-
+# %% ../nbs/02_criteria.ipynb #64869f67
 def criteria_menu()->dict: # Function by name
     "All criteria of this module"
-    return _menu(__name__)
+    return menu_of(__name__)
 
 # %% ../nbs/02_criteria.ipynb #a7b3f309
-def _pick(o, menu, kind):
-    if callable(o): return o
-    if o in menu: return menu[o]
-    raise ValueError(f"`{kind}` should be a function of {', '.join(words)} or one of {', '.join(menu)}; got {o!r}")
-
 def scores(
     criterion, # Function of the vocabulary, or a name in the menu
     names, # Names of the weights to score
     **known # By word: `w_i=`, `w_f=` ... as `{name: tensor}`, and `gen=`
 )->dict: # Score by name, each of its weight's shape
     "Score weights. Raises `ValueError` where a score has another shape than its weight"
-    res = by_name(_pick(criterion, criteria_menu(), 'criterion'), names, **known)
+    res = by_name(pick(criterion, criteria_menu(), 'criterion'), names, **known)
     for n,s in res.items():
         w = next(v[n] for k,v in known.items() if k!='gen' and v is not None)
         if not (torch.is_tensor(s) and s.shape==w.shape): raise ValueError(f"the criterion's score of {n!r} should be a tensor of shape {tuple(w.shape)}; got {tuple(getattr(s,'shape',())) if torch.is_tensor(s) else s!r}")

@@ -73,7 +73,9 @@ class TensorDL(DataLoader):
         super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, n=n, device=device,
                          **{k:v for k,v in kwargs.items() if k in _dl_hooks})
         self.tfm = tfm
-        if seed is not None: self.rng = random.Random(seed); random.setstate(state)
+        if seed is not None:
+            self.rng = random.Random(seed)
+            random.setstate(state)
 
     # the tensors say which device this is, so the two cannot disagree
     @property

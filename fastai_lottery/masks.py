@@ -83,19 +83,29 @@ class Masks(Mapping):
 
 # %% ../nbs/01_masks.ipynb #c821ef58
 @patch(as_prop=True)
-def numel(self:Masks): "Number of prunable weights"; return sum(m.numel() for m in self.values())
+def numel(self:Masks):
+    "Number of prunable weights"
+    return sum(m.numel() for m in self.values())
 @patch(as_prop=True)
-def n_kept(self:Masks): "Number of weights kept"; return sum(int(m.sum()) for m in self.values())
+def n_kept(self:Masks):
+    "Number of weights kept"
+    return sum(int(m.sum()) for m in self.values())
 @patch(as_prop=True)
-def density(self:Masks): "Fraction of the weights kept"; return self.n_kept/self.numel
+def density(self:Masks):
+    "Fraction of the weights kept"
+    return self.n_kept/self.numel
 @patch(as_prop=True)
-def sparsity(self:Masks): "Fraction of the weights pruned"; return 1-self.density
+def sparsity(self:Masks):
+    "Fraction of the weights pruned"
+    return 1-self.density
 
 # %% ../nbs/01_masks.ipynb #a64ebce0
 def _same(a, b):
     if list(a)!=list(b): raise ValueError(f"masks of different weights: {', '.join(a)} and {', '.join(b)}")
 @patch
-def _zip(self:Masks, f, o): _same(self, o); return Masks({n:f(m, o[n].to(m.device)) for n,m in self.items()})
+def _zip(self:Masks, f, o):
+    _same(self, o)
+    return Masks({n:f(m, o[n].to(m.device)) for n,m in self.items()})
 @patch
 def __and__(self:Masks, o):
     "What both keep; raises `ValueError` where names or shapes differ"
@@ -159,5 +169,7 @@ def unpack(
 def hash(self:Masks)->str: # 16 hexadecimal digits
     "Name of these masks: equal for equal masks"
     h = hashlib.sha256()
-    for n,(s,b) in self.pack().items(): h.update(f'{n}{s}'.encode()); h.update(b.tobytes())
+    for n,(s,b) in self.pack().items():
+        h.update(f'{n}{s}'.encode())
+        h.update(b.tobytes())
     return h.hexdigest()[:16]

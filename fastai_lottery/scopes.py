@@ -22,7 +22,11 @@ from .masks import *
 # %% ../nbs/03_scopes.ipynb #40892561
 def _key(x):
     "Integers in the same order as the floats `x` (+0 and -0 the same)"
-    b = 8*x.itemsize; i = (x+x.dtype.type(0)).view(f'i{x.itemsize}'); k = i>>(b-1); k &= 2**(b-1)-1; k ^= i
+    b = 8*x.itemsize
+    i = (x+x.dtype.type(0)).view(f'i{x.itemsize}')
+    k = i>>(b-1)
+    k &= 2**(b-1)-1
+    k ^= i
     return k
 
 def _kth(parts, k, bits):
@@ -35,7 +39,8 @@ def _kth(parts, k, bits):
             d = (d+2**15)*m if pre is None else (d & 65535)[m & (d>>16==pre)]
             h += np.bincount(d, minlength=2**16)
             if pre is None: h[0] -= len(m)-np.count_nonzero(m)
-        c = h.cumsum(); d = int(c.searchsorted(k))
+        c = h.cumsum()
+        d = int(c.searchsorted(k))
         k,pre = k-int(c[d]-h[d]), d-2**15 if pre is None else (pre<<16)+d
     return pre,k
 
@@ -53,8 +58,11 @@ def drop_lowest(
     def parts(): return ((s.to('cpu', dt).numpy(), m.numpy()) for n in new for s,m in zip(scores[n].detach().reshape(-1).split(chunk), new[n].view(-1).split(chunk)))
     t,ties = _kth(parts, k, 8*dt.itemsize)
     for s,m in parts():
-        i = _key(s); e = np.flatnonzero(m & (i==t))[:ties] if ties else []
-        m &= i>=t; m[e] = False; ties -= len(e)
+        i = _key(s)
+        e = np.flatnonzero(m & (i==t))[:ties] if ties else []
+        m &= i>=t
+        m[e] = False
+        ties -= len(e)
     return {n:m.to(masks[n].device) for n,m in new.items()}
 
 # %% ../nbs/03_scopes.ipynb #c452f198
@@ -114,7 +122,8 @@ def _shares(want, lo, hi, total):
     def at(f): return [min(max(f*w, l), h) for w,l,h in zip(want, lo, hi)]
     fs = sorted({Fraction(0), *(Fraction(v)/w for w,l,h in zip(want, lo, hi) for v in (l,h))})    # between two of these, sum(at(f)) is a straight line
     i = bisect_left(fs, total, key=lambda f: sum(at(f)))
-    a,b = fs[max(i-1,0)],fs[i]; y0,y1 = sum(at(a)),sum(at(b))
+    a,b = fs[max(i-1,0)],fs[i]
+    y0,y1 = sum(at(a)),sum(at(b))
     x = at(a+(b-a)*(total-y0)/(y1-y0) if y1>y0 else b)
     n = [int(v) for v in x]
     up = set(sorted(range(len(x)), key=lambda j: n[j]-x[j])[:total-sum(n)])
@@ -199,7 +208,8 @@ def make_masks(
     scope=global_ # `global_`, `local`, `erk`, `n_of_m(2, 4)`, the name of one, a dict of glob → rate, or any function `(scores, masks, amount) -> Masks`
 )->Masks: # New masks, a subset of `masks`
     "Prune once. Raises `ValueError` for a wrong amount, shape, non-finite score, or if no weight at all would be left"
-    check_amount(amount); _check(scores, masks)
+    check_amount(amount)
+    _check(scores, masks)
     scope = as_scope(scope, masks)
     new = scope(scores, masks, amount)&masks
     if new.n_kept==0: raise ValueError(f"amount={amount:g} of {masks.n_kept} survivors would leave no weight at all")

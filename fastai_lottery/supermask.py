@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from .core import *
-from .core import _clean
 from .masks import *
 from .resets import state
 from .tickets import *
@@ -21,10 +20,14 @@ from .callback import generator
 
 # %% ../nbs/20_supermask.ipynb #41370484
 # sign(w_i) * std(w_i), the standard deviation of the layer itself, not the estimate of a population's
-def signed_constant(w_i): "Each sign, at the size of the layer's standard deviation (1905.01067)"; return w_i.sign()*w_i.std(correction=0)
+def signed_constant(w_i):
+    "Each sign, at the size of the layer's standard deviation (1905.01067)"
+    return w_i.sign()*w_i.std(correction=0)
 
 # sign(w_i) * sqrt(2/fan_in)
-def signed_kaiming(w_i): "Each sign, at the size of Kaiming's standard deviation (1911.13299)"; return w_i.sign()*math.sqrt(2/nn.init._calculate_correct_fan(w_i, 'fan_in'))
+def signed_kaiming(w_i):
+    "Each sign, at the size of Kaiming's standard deviation (1911.13299)"
+    return w_i.sign()*math.sqrt(2/nn.init._calculate_correct_fan(w_i, 'fan_in'))
 
 # %% ../nbs/20_supermask.ipynb #8e6b7f28
 def rescaled(
@@ -115,11 +118,15 @@ class Supermask(nn.Module):
         "New noise for a training batch; always the same for evaluation"
         if not self.noisy: return
         if self.training: self.n += 1
-        elif self.sample is None: self.u = torch.full_like(self.m.detach(), .5); return
+        elif self.sample is None:
+            self.u = torch.full_like(self.m.detach(), .5)
+            return
         gen = generator(self.seed, self.name, *(('train',self.n) if self.training else ('eval',self.sample)))
         self.u = torch.rand(self.m.shape, generator=gen).to(self.m.device)
 
-    def mask(self): "0, 1 (and −1), straight through"; return self.how(self.m, self.u) if self.noisy else self.how(self.m)
+    def mask(self):
+        "0, 1 (and −1), straight through"
+        return self.how(self.m, self.u) if self.noisy else self.how(self.m)
     def forward(self, w):
         w,mask = _base(self.base, w.detach()),self.mask()
         return rescaled(w*mask, mask) if self.rescale else w*mask
@@ -175,7 +182,7 @@ def _on(model):
     "The model and its parametrized tensors, `(name, module, attribute, first parametrization)`"
     m = unwrap(model)
     if not hasattr(m, '_supermask'): raise ValueError("the model has no supermasks: `add_supermask` puts them on")
-    return m,[(_clean(f'{mn}.{pn}' if mn else pn), mod, pn, pl[0]) for mn,mod in m.named_modules(remove_duplicate=False) if parametrize.is_parametrized(mod)
+    return m,[(clean_name(f'{mn}.{pn}' if mn else pn), mod, pn, pl[0]) for mn,mod in m.named_modules(remove_duplicate=False) if parametrize.is_parametrized(mod)
               for pn,pl in mod.parametrizations.items() if isinstance(pl[0], (Supermask,_Zero))]
 
 # torch takes a parametrization off the class, which copies of a model share
@@ -190,10 +197,13 @@ def remove_supermask(
     for _,mod,pn,_ in sites:
         if parametrize.is_parametrized(mod, pn): parametrize.remove_parametrizations(mod, pn, leave_parametrized=False)
     was = m.__dict__.pop('_supermask')
-    for mod,ks in was['order']: ps = dict(mod._parameters); mod._parameters.clear(); mod._parameters.update({k:ps[k] for k in ks})
+    for mod,ks in was['order']:
+        ps = dict(mod._parameters)
+        mod._parameters.clear()
+        mod._parameters.update({k:ps[k] for k in ks})
     for n,p in named_weights(m).items(): p.requires_grad_(was['grad'][n])
     for n,b in m.named_buffers():
-        if (k := _clean(n)) in was['state']: b.data.copy_(was['state'][k])
+        if (k := clean_name(n)) in was['state']: b.data.copy_(was['state'][k])
     for k,h in list(m._forward_pre_hooks.items()):
         if h is _draw: del m._forward_pre_hooks[k]
     return model
@@ -203,8 +213,14 @@ def _found(o, w, sample):
     "Mask of one weight, and the weights that it lies over"
     if not torch.isfinite(o.m).all(): raise ValueError(f"the scores of {o.name!r} are not finite: train at a lower learning rate")
     old = o.training,o.sample,o.u
-    try: o.eval(); o.sample = sample; o.draw(); mask = o.mask().detach()
-    finally: o.train(old[0]); o.sample,o.u = old[1:]
+    try:
+        o.eval()
+        o.sample = sample
+        o.draw()
+        mask = o.mask().detach()
+    finally:
+        o.train(old[0])
+        o.sample,o.u = old[1:]
     w = _base(o.base, w.detach())
     w = torch.where(mask<0, -w, w)
     return mask!=0, rescaled(w, mask) if o.rescale else w.clone()

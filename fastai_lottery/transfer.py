@@ -9,7 +9,6 @@ __all__ = ['transfer']
 import torch
 from torch import nn
 from .core import *
-from .core import _clean,_matcher
 from .masks import *
 from .resets import state
 from .tickets import *
@@ -22,8 +21,9 @@ def transfer(
     exclude=() # Glob(s) or module(s) that stay behind, such as `'fc'`: they take the target model's own weights, and no mask
 )->Ticket: # For a model like `model`: `fit_ticket` trains it, `apply_` puts it on
     "Carry a ticket to another task (1905.07785). Raises `ValueError` where names or shapes differ, and names all of them"
-    own,ws = state(model),{_clean(k):v for k,v in (ticket.weights if weights is None else weights).items()}
-    behind = _matcher(model, exclude, list(own)); gone = {k for k in own if behind(k)}
+    own,ws = state(model),{clean_name(k):v for k,v in (ticket.weights if weights is None else weights).items()}
+    behind = name_matcher(model, exclude, list(own))
+    gone = {k for k in own if behind(k)}
     def wrong(k, o): return f'{k!r} is missing' if k not in o else f'{k!r} has shape {tuple(o[k].shape)}, the target {tuple(own[k].shape)}' if o[k].shape!=own[k].shape else None
     bad = [w for k in own if k not in gone and (w := wrong(k, ws))]+[w for n in ticket.masks if n in own and n not in gone and (w := wrong(n, ticket.masks))]
     bad += [f'{n!r} is not in the target' for n in ticket.masks if n not in own and not behind(n)]

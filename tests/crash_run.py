@@ -5,9 +5,10 @@ from pathlib import Path
 warnings.filterwarnings('ignore')
 from nets import *
 from fastai.callback.fp16 import MixedPrecision,AMPMode
+from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
 from fastai_lottery.data import TensorDS,TensorDL
-import fastai_lottery.presets as presets,fastai_lottery.cli
+import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
 # --- callbacks that look, and some that remember
@@ -20,7 +21,8 @@ class Note(Callback):
         r = self.learn.recorder
         res = dict(values=[list(map(float, v)) for v in r.values], losses=[float(o) for o in r.losses], lrs=[float(o) for o in r.lrs], iters=list(r.iters), hps={k:[float(np.mean(o)) for o in v] for k,v in getattr(r,'hps',{}).items()})
         f = self.learn.path/f'history_{len(self.learn.lottery.rounds)}.json'
-        f.with_suffix('.new').write_text(json.dumps(res)); os.rename(f.with_suffix('.new'), f)
+        f.with_suffix('.new').write_text(json.dumps(res))
+        os.rename(f.with_suffix('.new'), f)
 
 class Batches(Callback):
     "A line for each training batch; kills its own process at the `n`-th"
@@ -38,7 +40,9 @@ class Noise(Callback):
     def before_fit(self): self.gens,self.last,self.seen,self.n = [random.Random(1), np.random.default_rng(1), torch.Generator().manual_seed(1)],deque(maxlen=3),set(),Counter()
     def before_batch(self):
         x = random.random()+np.random.rand()+self.gens[0].random()+self.gens[1].random()+torch.rand(1, generator=self.gens[2]).item()
-        self.last.append(x); self.n['batches'] += 1; self.seen.add(self.epoch)
+        self.last.append(x)
+        self.n['batches'] += 1
+        self.seen.add(self.epoch)
         self.learn.xb = (self.xb[0]+torch.randn_like(self.xb[0])*sum(self.last)/50+.01*len(self.seen)+.001*self.n['batches'],)
 
 class Unfreeze(Callback):
@@ -72,7 +76,8 @@ class Noisy:
     def __getitem__(self, i): return self.x[i]+torch.randn(8)*.1,self.y[i]
 
 def _rows(n):
-    g = torch.Generator().manual_seed(7); x = torch.randn(n, 8, generator=g)
+    g = torch.Generator().manual_seed(7)
+    x = torch.randn(n, 8, generator=g)
     return list(zip(x, (x@torch.randn(8, 4, generator=g)).argmax(1)))
 
 def workers(): return DataLoaders(DataLoader(Noisy(64), bs=16, shuffle=True, drop_last=True, num_workers=1), DataLoader(Noisy(32), bs=32), device='cpu')
@@ -80,7 +85,8 @@ def tensordl():
     x,y = map(torch.stack, zip(*_rows(96)))
     return DataLoaders(TensorDL(TensorDS(x[:64],y[:64]), bs=16, shuffle=True, tfm=lambda x,gen: x+.1*torch.randn(x.shape, generator=gen)), TensorDL(TensorDS(x[64:],y[64:]), bs=32), device='cpu')
 def torchdl():
-    x,y = map(torch.stack, zip(*_rows(96))); ds = torch.utils.data.TensorDataset
+    x,y = map(torch.stack, zip(*_rows(96)))
+    ds = torch.utils.data.TensorDataset
     sampler = torch.utils.data.WeightedRandomSampler([1.]*64, 64, generator=torch.Generator().manual_seed(3))
     return DataLoaders(torch.utils.data.DataLoader(ds(x[:64],y[:64]), batch_size=16, sampler=sampler), torch.utils.data.DataLoader(ds(x[64:],y[64:]), batch_size=32), device='cpu')
 
@@ -91,7 +97,9 @@ def found(learn, n_epoch, **kw):
     "Looks for a learning rate, then trains: two fits, of which the first is no training"
     with learn.no_bar(): lr = learn.lr_find(num_it=8, show_plot=False, suggest_funcs=()) or learn.recorder.lrs[int(np.argmin(learn.recorder.losses))]/100
     learn.fit_one_cycle(n_epoch, lr, **kw)
-def twice(learn, n_epoch, **kw): learn.fit(1, .01); learn.fit_one_cycle(n_epoch-1, .02, **kw)
+def twice(learn, n_epoch, **kw):
+    learn.fit(1, .01)
+    learn.fit_one_cycle(n_epoch-1, .02, **kw)
 
 runs = dict(
     plain    = dict(),
@@ -121,7 +129,9 @@ runs = dict(
 
 def make(name, folder, init=0):
     "The Learner of a run; another `init` gives it other initial weights, which the folder's replace"
-    s = dict(runs[name]); folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
+    s = dict(runs[name])
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     cbs = [LotteryCallback(**s.get('cb', {})), Note(), Batches(), *s.get('cbs', list)()]
     kw = dict(cbs=cbs, seed=init, path=folder, **{'opt_func':Adam, **s.get('learn', {})})
     if 'zoo' in s:
@@ -141,15 +151,19 @@ def play(name='plain', folder='.', init=0, n=None, **change):
 def replicate(folder='.', seed=0, measures=False, **change):
     "A replicate of the preset `digits`, whose settings are shorter"
     p = presets.preset('digits')
-    if measures: p = presets.replace(p, measures=dict(left=lambda run,k: dict(kept=run.ticket(k).masks.n_kept), two=lambda run,k: [dict(a=.1), dict(a=.2)]))
-    return len(presets.play_seed(p, seed, folder, **change))
+    if measures: p = experiments.replace(p, measures=dict(left=lambda run,k: dict(kept=run.ticket(k).masks.n_kept), two=lambda run,k: [dict(a=.1), dict(a=.2)]))
+    return len(experiments.play_seed(p, seed, folder, **change))
 
 def command(args, log):
     "The `lottery` command, in a session of its own"
-    os.setsid(); fd = os.open(log, os.O_WRONLY|os.O_CREAT|os.O_TRUNC); os.dup2(fd, 1); os.dup2(fd, 2)
+    os.setsid()
+    fd = os.open(log, os.O_WRONLY|os.O_CREAT|os.O_TRUNC)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
     del sys.modules['__main__'].__file__        # workers need not import this script
     res = fastai_lottery.cli.main(args)
-    sys.stdout.flush(); sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     return res
 
 # --- how attempts end
@@ -169,7 +183,7 @@ def killing(n=None, after=False, at=None):
 def full(at):
     "No room on the disk from the moment on that a file whose name holds `at` is begun"
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    import fastai_lottery.tickets as t
+    import fastai_lottery.files as t
     old = t.tempfile.mkstemp
     def mkstemp(*args, prefix='', **kw):
         if at in prefix: resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
@@ -178,7 +192,9 @@ def full(at):
 
 def child(what, args, hurt, out):
     "In the forked process: a run, and what came of it in the file `out`"
-    null = os.open(os.devnull, os.O_RDWR); os.dup2(null, 0); os.dup2(null, 1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
     warned = []
     try:
         count = killing(**hurt['kill']) if 'kill' in hurt else killing() if hurt.get('count') else None
@@ -191,7 +207,8 @@ def child(what, args, hurt, out):
     except BaseException as e: res = dict(error=type(e).__name__, says=str(e), trace=traceback.format_exc())
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     Path(out).write_text(json.dumps(dict(res, warned=warned)))
-    sys.stderr.flush(); os._exit(0)
+    sys.stderr.flush()
+    os._exit(0)
 
 def worked(pid, t0):
     "Seconds of the processor that a process has had, so that a busy machine changes nothing; by the clock where there is no /proc"
@@ -203,8 +220,10 @@ def server():
     "Lines of JSON in, lines of JSON out"
     torch.set_num_threads(1)
     torch.optim.Adam([nn.Parameter(torch.ones(1))], fused=True)    # imports more
-    answer = os.fdopen(os.dup(1), 'w', buffering=1); os.dup2(2, 1)
-    gc.collect(); gc.freeze()       # so that children share what they only read
+    answer = os.fdopen(os.dup(1), 'w', buffering=1)
+    os.dup2(2, 1)
+    gc.collect()
+    gc.freeze()    # so that children share what they only read
     def start(what, args, hurt, out):
         if not (pid := os.fork()): child(what, args, hurt, out)
         return pid

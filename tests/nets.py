@@ -12,6 +12,7 @@ from fastai_lottery.masks import *
 from fastai_lottery.criteria import *
 from fastai_lottery.scopes import *
 from fastai_lottery.resets import *
+from fastai_lottery.files import *
 from fastai_lottery.tickets import *
 from fastai_lottery.callback import *
 from fastai_lottery.resets import rewind
@@ -59,7 +60,9 @@ class Tied(nn.Module):
     def forward(self, x): return self.head(self.dec(self.enc(x).relu()).relu())
 
 class RMS(nn.Module):
-    def __init__(self): super().__init__(); self.weight = nn.Parameter(torch.ones(8))
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
     def forward(self, x): return x*(x.pow(2).mean(-1,keepdim=True)+1e-6).rsqrt()*self.weight
 rms = getattr(nn, 'RMSNorm', lambda n: RMS())
 
@@ -130,7 +133,9 @@ class Probe(Callback):
     def __init__(self): self.steps,self.batches,self.bad = 0,0,[]
     def look(self, when):
         if n := leaks(self.learn): self.bad.append((when, self.steps, n))
-    def after_step(self): self.steps += 1; self.look('step')
+    def after_step(self):
+        self.steps += 1
+        self.look('step')
     def after_batch(self):
         self.look('batch')
         if self.training: self.batches += 1
@@ -141,11 +146,15 @@ class Lrs(Callback):
     order,run_valid = 85,False
     def __init__(self): self.fits = []
     def before_fit(self): self.fits.append(dict(lr=[], mom=[], x=[], loss=[], groups=[], iter=[]))
-    def before_batch(self): self.fits[-1]['x'].append(float(self.xb[0].double().sum())); self.fits[-1]['iter'].append(self.train_iter)
+    def before_batch(self):
+        self.fits[-1]['x'].append(float(self.xb[0].double().sum()))
+        self.fits[-1]['iter'].append(self.train_iter)
     def after_batch(self):
         f = self.fits[-1]
-        f['lr'].append(float(self.opt.hypers[-1]['lr'])); f['mom'].append(float(self.opt.hypers[-1].get('mom', 0)))
-        f['groups'].append([float(h['lr']) for h in self.opt.hypers]); f['loss'].append(float(self.learn.loss))
+        f['lr'].append(float(self.opt.hypers[-1]['lr']))
+        f['mom'].append(float(self.opt.hypers[-1].get('mom', 0)))
+        f['groups'].append([float(h['lr']) for h in self.opt.hypers])
+        f['loss'].append(float(self.learn.loss))
 
 class At(Callback):
     "Do `f(learn)` at one or some iterations of the training, on an event"
@@ -155,7 +164,9 @@ class At(Callback):
         self.order = order
         setattr(self, event, self._go)
     def _go(self):
-        if self.learn.train_iter in self.its: self.done += 1; self.f(self.learn)
+        if self.learn.train_iter in self.its:
+            self.done += 1
+            self.f(self.learn)
 
 def raiser(e):
     def _f(learn): raise e

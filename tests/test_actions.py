@@ -6,9 +6,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from nets import *
 from test_traps_masks import opts,later,dense_file,overflow,CpuAmp,_New
-from fastai_lottery.rounds import last_lr
+from fastai_lottery.fits import last_lr
 from fastai_lottery.signals import *
-from fastai_lottery.tickets import _digest
+from fastai_lottery.files import _digest
 
 # --- the same, told a second time
 
@@ -33,7 +33,9 @@ def astray(learn, want, model=None):
 
 class AtHeld(Probe):
     "`Probe` for values `want`"
-    def __init__(self, want): super().__init__(); self.want = want
+    def __init__(self, want):
+        super().__init__()
+        self.want = want
     def look(self, when):
         if n := astray(self.learn, self.want): self.bad.append((when, self.steps, n))
 
@@ -60,7 +62,9 @@ def train_held(cbs=(), opt=SGD, n_epoch=2, steps=None, model=mlp, hold='hold_ini
     for again in range(2):
         want = prune_held(learn, .2 if again else .5, hold, want)
         assert some(want, learn.lottery.masks)>(50 if hold=='hold_init' else 0)
-        if again: learn.rewind(); assert astray(learn, want)==0
+        if again:
+            learn.rewind()
+            assert astray(learn, want)==0
         before,probe = state(learn.model),AtHeld(want)
         learn.fit_one_cycle(n_epoch, lr_max=.01, cbs=[probe, *[o() if isinstance(o,type) else o for o in L(cbs)]])
         n = len(learn.dls.train)*n_epoch
@@ -91,7 +95,9 @@ def test_held_with_precision_accumulation_and_steps_that_do_not_happen(what, opt
 @pytest.mark.parametrize('ex', [CancelBatchException, CancelTrainException, CancelEpochException, CancelFitException])
 def test_cancelled_between_the_step_and_our_turn(ex):
     learn = learner(opt_func=opts['sgd_mom_wd'])
-    learn.fit_one_cycle(1); probe = AtHeld(prune_held(learn)); cut = At(2, raiser(ex), 'after_step', 70)
+    learn.fit_one_cycle(1)
+    probe = AtHeld(prune_held(learn))
+    cut = At(2, raiser(ex), 'after_step', 70)
     learn.fit_one_cycle(2, cbs=[probe, cut])
     assert cut.done and probe.bad==[] and astray(learn, probe.want)==0
 
@@ -99,7 +105,8 @@ def test_cancelled_between_the_step_and_our_turn(ex):
 @pytest.mark.parametrize('opt', ['sgd_mom_wd','adam_l2','torch_adamw_fused'])
 def test_gradients_of_held_weights_that_are_not_finite(v, opt):
     learn = learner(opt_func=opts[opt])
-    learn.fit(1); probe = AtHeld(prune_held(learn))
+    learn.fit(1)
+    probe = AtHeld(prune_held(learn))
     def poison(learn):
         for (n,m),p in zip(learn.lottery.masks.items(), named_weights(learn.model, learn.lottery.masks).values()): p.grad[~m] = v
     bad = At(range(8), poison, 'before_step')
@@ -116,7 +123,8 @@ def test_any_bits(dtype, do):
             w,v,m = t(torch.randn(shape, generator=g).to(dtype)),torch.randn(shape, generator=g).to(dtype),torch.rand(shape, generator=g)<.5
             flat = v.view(-1)
             for i,o in enumerate((-0., torch.finfo(dtype).tiny/4, -torch.finfo(dtype).max, torch.finfo(dtype).max)): flat[i::5] = o
-            want = torch.where(m, w, v); w[~m] = math.nan
+            want = torch.where(m, w, v)
+            w[~m] = math.nan
             for _ in range(2): hold_([w], [m], [v]) if do=='hold_' else Hold([w], [m], [v])()
             b = (lambda x: raw(torch.view_as_real(x))) if dtype.is_complex else raw
             assert torch.equal(b(w), b(want))
@@ -124,7 +132,8 @@ def test_any_bits(dtype, do):
 def test_some_held_and_some_zero():
     "`None` for one of the layers is 0"
     a,b,m = torch.ones(6),torch.ones(6),torch.arange(6)<3
-    h = Hold([a,b], [m,m], [None,torch.full((6,), 7.)]); h()
+    h = Hold([a,b], [m,m], [None,torch.full((6,), 7.)])
+    h()
     assert a.tolist()==[1,1,1,0,0,0] and b.tolist()==[1,1,1,7,7,7]
     hold_([a,b], [m,m], [torch.full((6,), -2.),None])
     assert a.tolist()==[1,1,1,-2,-2,-2] and b.tolist()==[1,1,1,0,0,0]
@@ -168,11 +177,19 @@ class Cast(Callback):
 def test_models_of_other_precision(dtype):
     "Held at the nearest number that the model has; back in single precision to the bit"
     learn = learner()
-    learn.fit(1); want = prune_held(learn); lot = learn.lottery
-    learn.model.to(dtype); lot.hold()
+    learn.fit(1)
+    want = prune_held(learn)
+    lot = learn.lottery
+    learn.model.to(dtype)
+    lot.hold()
     assert astray(learn, want)==0
-    if dtype!=torch.float16: learn.opt = None; probe = AtHeld(want); learn.fit(1, cbs=[Cast(), probe]); assert probe.bad==[] and probe.steps==4
-    learn.model.float(); lot.hold()
+    if dtype!=torch.float16:
+        learn.opt = None
+        probe = AtHeld(want)
+        learn.fit(1, cbs=[Cast(), probe])
+        assert probe.bad==[] and probe.steps==4
+    learn.model.float()
+    lot.hold()
     assert astray(learn, want)==0
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64], ids=str)
@@ -181,7 +198,10 @@ def test_lottery_and_report_in_other_precision(dtype):
     learn.fit_lottery(1, 2, amount=.5, hold='hold_init', seed=0)
     assert list(learn.lottery.report().density)==[1,.5,.25]
     learn = learner(cbs=[LotteryCallback(), Cast()])
-    learn.fit(1); prune_held(learn); learn.model.to(dtype); learn.opt = None
+    learn.fit(1)
+    prune_held(learn)
+    learn.model.to(dtype)
+    learn.opt = None
     r = learn.fit_ticket(Ticket(learn.lottery.masks, learn.lottery.w_i, {}, learn.lottery.held), 1, seed=0)
     assert r['density']==.5
 
@@ -205,27 +225,36 @@ def test_a_deepcopy_holds_its_own(tmp_path, act):
     assert not {v.data_ptr() for v in copy.lottery.held.values()}&{v.data_ptr() for v in learn.lottery.held.values()}, 'nothing is shared'
     acts[act](copy)
     assert astray(copy, want)==0 and some(want, copy.lottery.masks)
-    copy.fit(1); assert astray(copy, want)==0
-    copy.unprune(); learn.lottery.hold()
+    copy.fit(1)
+    assert astray(copy, want)==0
+    copy.unprune()
+    learn.lottery.hold()
     assert bits(learn.model)==was and astray(learn, want)==0
 
 @pytest.mark.filterwarnings('ignore:.*load_learner.*')
 def test_export_and_load_learner(tmp_path):
     learn = lottery(tmp_path)
     want,was = held_of(learn),bits(learn.model)
-    dls = learn.dls; dls.new_empty = lambda: dls
+    dls = learn.dls
+    dls.new_empty = lambda: dls
     learn.export('l.pkl')
-    other = load_learner(tmp_path/'l.pkl'); del learn; gc.collect()
+    other = load_learner(tmp_path/'l.pkl')
+    del learn
+    gc.collect()
     assert bits(other.model)==was and astray(other, want)==0
-    probe = AtHeld(want); other.fit(1, cbs=probe)
+    probe = AtHeld(want)
+    other.fit(1, cbs=probe)
     assert probe.steps==4 and probe.bad==[] and bits(other.model)!=was
 
 def test_save_and_load(tmp_path):
     learn = lottery(tmp_path)
     want,was = held_of(learn),bits(learn.model)
-    learn.save('a'); learn.fit(1); learn.load('a')
+    learn.save('a')
+    learn.fit(1)
+    learn.load('a')
     assert bits(learn.model)==was and astray(learn, want)==0
-    other = learner(drop_bn, path=tmp_path, opt_func=Adam); other.load('a')
+    other = learner(drop_bn, path=tmp_path, opt_func=Adam)
+    other.load('a')
     assert bits(other.model)==was, 'a checkpoint holds them as they are'
 
 # --- decided at each prune
@@ -247,7 +276,8 @@ variants = dict(zero=(None,'rewind'), freeze=('hold_init','rewind'), variant_1=(
 def test_two_rounds_by_hand(tmp_path, what, to):
     "Values are decided at each prune for the weights that go then, and stay for those that went before"
     hold,reset = variants[what]
-    learn = learner(drop_bn, cbs=LotteryCallback(rewind_to=to), opt_func=Adam); seen = [] if to!='init' else starts(learn)
+    learn = learner(drop_bn, cbs=LotteryCallback(rewind_to=to), opt_func=Adam)
+    seen = [] if to!='init' else starts(learn)
     learn.fit_lottery(2, 3, amount=.4, criterion='random', hold=hold, reset=reset, seed=0, path=tmp_path)    # by chance, so that each round drops some that grew and some that shrank
     rs,w_i,w_k = learn.lottery.rounds,learn.lottery.w_i,learn.lottery.w_k
     assert (bits(w_i)!=bits(w_k))==(to!='init')
@@ -258,7 +288,8 @@ def test_two_rounds_by_hand(tmp_path, what, to):
         old = decided(hold or 'hold_zero', w_i, f, m0, m1, old)
         for n,m in m1.items():
             assert torch.equal(raw(trained[r][n])[~m], raw(old[n])[~m]), (r,n)
-            go = m0[n]&~m; zero = f[n].abs()<w_i[n].abs()
+            go = m0[n]&~m
+            zero = f[n].abs()<w_i[n].abs()
             if 'variant' in what: assert (go&zero).any() and (go&~zero).any(), 'both cases should be there'
             if to=='init':
                 want = torch.where(m, torch.where(zero, 0., w_k[n]) if what=='variant_2' else w_k[n], old[n])
@@ -275,26 +306,39 @@ def test_an_action_of_ones_own():
     "Any function of the vocabulary; a random one draws from the seed, and only once"
     def last(w_f): return w_f
     def chance(w_i, gen): return torch.randn(w_i.shape, generator=gen)
-    learn = learner(); learn.fit(1); was = state(learn.model)
+    learn = learner()
+    learn.fit(1)
+    was = state(learn.model)
     learn.prune(.5, hold=last)
     assert bits(learn.model)==bits(was), 'held where they are'
     first = {n:m for n,m in learn.lottery.masks.items()}
-    learn.fit(1); learn.prune(.5, hold=chance, seed=4); got = state(learn.model)
+    learn.fit(1)
+    learn.prune(.5, hold=chance, seed=4)
+    got = state(learn.model)
     for n,m in learn.lottery.masks.items():
         assert torch.equal(got[n][~first[n]], was[n][~first[n]]) and not (got[n][first[n]&~m]==was[n][first[n]&~m]).any()
-    learn.fit(1); learn.prune(0, hold=chance, seed=9)
+    learn.fit(1)
+    learn.prune(0, hold=chance, seed=9)
     assert all(torch.equal(named_weights(learn.model)[n][~m], got[n][~m]) for n,m in learn.lottery.masks.items())
-    a,b,c = (lottery(hold=chance) for _ in range(3)); b.fit_lottery(1, 2, amount=.4, seed=1, hold=chance); c.fit_lottery(1, 2, amount=.4, seed=2, hold=chance)
+    a,b,c = (lottery(hold=chance) for _ in range(3))
+    b.fit_lottery(1, 2, amount=.4, seed=1, hold=chance)
+    c.fit_lottery(1, 2, amount=.4, seed=2, hold=chance)
     assert bits(a.model)==bits(b.model)!=bits(c.model)
-    rng = rng_states(); a.prune(.1, hold=chance, seed=1); assert rng_states()==rng
+    rng = rng_states()
+    a.prune(.1, hold=chance, seed=1)
+    assert rng_states()==rng
 
 def test_zero_after_held():
     "Weights that go later are 0 where nothing is said; those held before stay"
-    learn = learner(); learn.fit(1)
-    want = prune_held(learn, .5); m = learn.lottery.masks
-    learn.fit(1); want = prune_held(learn, .5, 'hold_zero', want)
+    learn = learner()
+    learn.fit(1)
+    want = prune_held(learn, .5)
+    m = learn.lottery.masks
+    learn.fit(1)
+    want = prune_held(learn, .5, 'hold_zero', want)
     assert some(want, m) and all((v[m[n]]==0).all() for n,v in want.items())
-    learn.fit(1); assert astray(learn, want)==0
+    learn.fit(1)
+    assert astray(learn, want)==0
 
 # --- measured
 
@@ -324,32 +368,46 @@ def applied(t): return {k:torch.where(t.masks[k], v, t.held[k]) if k in t.masks 
 
 def test_tickets_keep_held_values(ticket, tmp_path):
     "Through a file, into a plain PyTorch model, and through a training, to the bit"
-    ticket.save(tmp_path/'t'); t = Ticket.load(tmp_path/'t')
+    ticket.save(tmp_path/'t')
+    t = Ticket.load(tmp_path/'t')
     assert t.masks==ticket.masks and bits(t.held)==bits(ticket.held) and bits(t.weights)==bits(ticket.weights) and some(t.held, t.masks)
-    torch.manual_seed(9); model = drop_bn(); t.apply_(model)
+    torch.manual_seed(9)
+    model = drop_bn()
+    t.apply_(model)
     assert bits(model)==bits(applied(ticket))
     o = torch.optim.SGD(model.parameters(), lr=.1, momentum=.9, weight_decay=.1)
-    for _ in range(3): o.zero_grad(); model(torch.randn(16,8)).square().mean().backward(); o.step(); t.masks.apply_(model, t.held)
+    for _ in range(3):
+        o.zero_grad()
+        model(torch.randn(16,8)).square().mean().backward()
+        o.step()
+        t.masks.apply_(model, t.held)
     ws = named_weights(model)
     assert all(torch.equal(raw(ws[n])[~m], raw(t.held[n])[~m]) and (ws[n][m]!=t.weights[n][m]).any() for n,m in t.masks.items())
-    learn = learner(drop_bn, seed=7); probe = AtHeld(t.held)
+    learn = learner(drop_bn, seed=7)
+    probe = AtHeld(t.held)
     r = learn.fit_ticket(t, 2, cbs=probe)
     assert probe.bad==[] and probe.steps==8 and r['density']==t.density and bits(r.ticket.held)==bits(t.held)
 
 def test_a_ticket_without_held_values_has_none(tmp_path):
-    t = lottery(hold=None).lottery.ticket(); t.save(tmp_path/'t')
+    t = lottery(hold=None).lottery.ticket()
+    t.save(tmp_path/'t')
     with safe_open(tmp_path/'t.safetensors', 'pt') as f: assert not [k for k in f.keys() if k.startswith('held')]
     assert Ticket.load(tmp_path/'t').held is None
 
 def test_damaged_held_values_of_a_ticket(ticket, tmp_path):
-    f = ticket.save(tmp_path/'t'); b = bytearray(f.read_bytes())
-    n = int.from_bytes(b[:8], 'little'); head = json.loads(b[8:8+n])
+    f = ticket.save(tmp_path/'t')
+    b = bytearray(f.read_bytes())
+    n = int.from_bytes(b[:8], 'little')
+    head = json.loads(b[8:8+n])
     spans = [(k,v['data_offsets']) for k,v in head.items() if k.startswith('held/')]
     assert len(spans)==len(ticket.masks)
-    model = drop_bn(); before = bits(model)
+    model = drop_bn()
+    before = bits(model)
     for k,(lo,hi) in spans:
         for at in (lo, (lo+hi)//2, hi-1):
-            c = bytearray(b); c[8+n+at] ^= 1; f.write_bytes(c)
+            c = bytearray(b)
+            c[8+n+at] ^= 1
+            f.write_bytes(c)
             with pytest.raises(ValueError, match='t.safetensors.*damaged'): Ticket.load(f).apply_(model)
     f.write_bytes(b[:8+n+spans[0][1][1]-1])
     with pytest.raises(ValueError, match='t.safetensors.*damaged'): Ticket.load(f)
@@ -358,7 +416,8 @@ def test_damaged_held_values_of_a_ticket(ticket, tmp_path):
 def rewritten(f, change):
     "The file with other tensors, of which its digest is right"
     with safe_open(f, 'pt') as o: head,ts = o.metadata(),{k:o.get_tensor(k) for k in o.keys()}
-    change(ts); save_file(ts, f, {**head, 'sha256':_digest(ts, head['meta'])})
+    change(ts)
+    save_file(ts, f, {**head, 'sha256':_digest(ts, head['meta'])})
 
 def test_held_values_of_another_shape(ticket, tmp_path):
     f = ticket.save(tmp_path/'t')
@@ -388,8 +447,11 @@ def signal(kind, model, batch, names):
 
 @pytest.mark.parametrize('kind,word', [('loss','g'), ('hessian','hg'), ('flow','r')])
 def test_gradients_are_taken_with_held_values(kind, word):
-    learn = learner(); learn.fit(1)
-    want = prune_held(learn, .5); lot = learn.lottery; names = list(lot.masks)
+    learn = learner()
+    learn.fit(1)
+    want = prune_held(learn, .5)
+    lot = learn.lottery
+    names = list(lot.masks)
     batch = one_batch(learn)
     def hand(want): return dict(zip(names, signal(kind, at_held(learn, want), batch, names)))
     got,by_hand,zero = lot.known(names, [word], generator(0))[word],hand(want),hand({n:torch.zeros_like(v) for n,v in want.items()})
@@ -404,7 +466,9 @@ def test_gradients_are_taken_with_held_values(kind, word):
     fewer.apply_(learn.model, {n:torch.where(masks[n], 0., v) for n,v in want.items()})
     for n,g in zip(names, signal(kind, deepcopy(learn.model), batch, names)): torch.testing.assert_close(got[n].double(), g.double(), rtol=1e-4, atol=1e-6)
 
-def one_batch(learn): (xb,yb), = learn.lottery._batches(); return (*xb,*yb)
+def one_batch(learn):
+    (xb,yb), = learn.lottery._batches()
+    return (*xb,*yb)
 
 def test_batch_of_the_criteria_is_mixed_and_always_the_same():
     "Data in the order of their classes, augmentation, a loader that does not shuffle: a batch has all classes, and no random number moves"
@@ -421,8 +485,11 @@ def test_batch_of_the_criteria_is_mixed_and_always_the_same():
 @pytest.mark.parametrize('criterion', ['snip','grasp','synflow','taylor'])
 def test_criteria_that_use_gradients(criterion):
     "The same weights go as by hand; the held ones stay held"
-    learn = learner(); learn.fit(1)
-    want = prune_held(learn, .5); lot = learn.lottery; names = list(lot.masks)
+    learn = learner()
+    learn.fit(1)
+    want = prune_held(learn, .5)
+    lot = learn.lottery
+    names = list(lot.masks)
     batch,kind = one_batch(learn),dict(snip='loss', taylor='loss', grasp='hessian', synflow='flow')[criterion]
     def by_hand(want):
         g = dict(zip(names, signal(kind, at_held(learn, want), batch, names)))
@@ -434,7 +501,8 @@ def test_criteria_that_use_gradients(criterion):
     f = dict(synflow=lambda w_f, r: (r*w_f).abs(), snip=snip, grasp=grasp, taylor=taylor)[criterion]    # synflow in one step
     got = learn.prune(.3, f, hold='hold_zero')
     assert got==a and a!=b and astray(learn, want)==0
-    learn.prune(.3, criterion); learn.fit(1)
+    learn.prune(.3, criterion)
+    learn.fit(1)
     assert all(torch.equal(named_weights(learn.model)[n][want[n]!=0], want[n][want[n]!=0]) for n in names)
 
 # --- every kind of weight
@@ -442,8 +510,10 @@ def test_criteria_that_use_gradients(criterion):
 @pytest.mark.parametrize('name', zoo)
 def test_every_kind_of_layer(name):
     learn = from_zoo(name, opt_func=Adam)
-    learn.fit(1); probe = AtHeld(prune_held(learn, .5, 'hold_init_or_zero'))
-    learn.fit(1, cbs=probe); learn.rewind()
+    learn.fit(1)
+    probe = AtHeld(prune_held(learn, .5, 'hold_init_or_zero'))
+    learn.fit(1, cbs=probe)
+    learn.rewind()
     learn.fit(1, cbs=probe)
     assert probe.steps==8 and probe.bad==[] and astray(learn, probe.want)==0 and some(probe.want, learn.lottery.masks)
 
@@ -452,26 +522,32 @@ def test_tied_weights(tmp_path):
     m,want = learn.model,held_of(learn)
     assert m.enc.weight is m.dec.weight and astray(learn, want)==0 and some({'enc.weight':want['enc.weight']}, learn.lottery.masks)
     assert 'dec.weight' not in learn.lottery.held and learn.lottery.report().prunable[0]==64+32
-    t = learn.lottery.ticket(); t.save(tmp_path/'t')
+    t = learn.lottery.ticket()
+    t.save(tmp_path/'t')
     other = Ticket.load(tmp_path/'t').apply_(Tied())
     assert other.enc.weight is other.dec.weight and astray(learn, want, other)==0
     with torch.no_grad(): m.dec.weight.fill_(9)
     learn.lottery.hold()
     assert astray(learn, want)==0
-    learn = learner(Tied, cbs=LotteryCallback(include='dec')); learn.fit(1); want = prune_held(learn)
-    learn.rewind(); learn.fit(1)
+    learn = learner(Tied, cbs=LotteryCallback(include='dec'))
+    learn.fit(1)
+    want = prune_held(learn)
+    learn.rewind()
+    learn.fit(1)
     assert astray(learn, want)==0 and learn.model.enc.weight is learn.model.dec.weight
 
 def test_channels_last(tmp_path):
     learn = learner(lambda: conv_bn().to(memory_format=torch.channels_last), data(shape=(1,6,6)), opt_func=Adam, path=tmp_path)
     learn.fit_lottery(1, 2, amount=.4, hold='hold_init', seed=0)
     want = {n:v.clone() for n,v in learn.lottery.held.items()}
-    probe = AtHeld(want); learn.fit(1, cbs=probe)
+    probe = AtHeld(want)
+    learn.fit(1, cbs=probe)
     w = learn.model[3].weight
     assert probe.bad==[] and probe.steps==4 and w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
     i = learn.lottery.w_i
     assert all(torch.equal(v[~m], i[n][~m]) for (n,v),m in zip(want.items(), learn.lottery.masks.values()))
-    t = learn.lottery.ticket(); t.save(tmp_path/'t')
+    t = learn.lottery.ticket()
+    t.save(tmp_path/'t')
     assert astray(learn, want, Ticket.load(tmp_path/'t').apply_(conv_bn()))==0
 
 def test_biases(tmp_path):
@@ -485,16 +561,21 @@ def test_biases(tmp_path):
     masks,want = learn.lottery.masks,held_of(learn)
     gone = [n for n in masks if n.endswith('bias') and not masks[n].all()]
     assert gone and masks.numel==288+28 and all((want[n][~masks[n]]>=.5).all() for n in gone)
-    probe = AtHeld(want); learn.fit(1, cbs=probe)
+    probe = AtHeld(want)
+    learn.fit(1, cbs=probe)
     assert probe.bad==[] and probe.steps==4
 
 def test_frozen_layers_are_not_held(tmp_path):
-    learn = learner(drop_bn, splitter=lambda m: [params(m[:4]), params(m[4:])]); learn.freeze()
-    learn.fit(1); want = prune_held(learn, .5)
+    learn = learner(drop_bn, splitter=lambda m: [params(m[:4]), params(m[4:])])
+    learn.freeze()
+    learn.fit(1)
+    want = prune_held(learn, .5)
     assert learn.lottery.masks['0.weight'].all()
-    learn.unfreeze(); learn.fit(1)
+    learn.unfreeze()
+    learn.fit(1)
     assert astray(learn, want)==0
-    want = prune_held(learn, .5, old=want); learn.fit(1)
+    want = prune_held(learn, .5, old=want)
+    learn.fit(1)
     assert astray(learn, want)==0 and not learn.lottery.masks['0.weight'].all()
 
 # --- one lottery after another
@@ -503,35 +584,44 @@ def test_nothing_is_left_of_the_lottery_before():
     "A second lottery, a ticket without held values, `forget`"
     plain = lottery(hold=None)
     for again in (lambda l: l.fit_lottery(1, 2, amount=.4, seed=1), lambda l: (l.lottery.forget(), load_(l.model, plain.lottery.w_i), l.fit_lottery(1, 2, amount=.4, seed=1)), lambda l: l.fit_ticket(plain.lottery.ticket(), 1, seed=1)):
-        learn = lottery(hold='hold_init'); assert learn.lottery.held
+        learn = lottery(hold='hold_init')
+        assert learn.lottery.held
         again(learn)
         assert learn.lottery.held is None and leaks(learn)==0 and bits(learn.model)==bits(plain.model)
     assert all(r.held is None for r in plain.lottery.rounds)
 
 def test_learners_do_not_share():
     a,b = lottery(hold='hold_init'),lottery(hold=None)
-    want = held_of(a); b.fit(1); a.fit(1)
+    want = held_of(a)
+    b.fit(1)
+    a.fit(1)
     assert leaks(b)==0 and astray(a, want)==0
 
 def test_rounds_keep_their_own():
     "What is held in a later round does not change what an earlier one says"
-    learn = learner(opt_func=Adam); seen = []
+    learn = learner(opt_func=Adam)
+    seen = []
     class Note(Callback):
         def before_fit(self): seen.append(None if self.learn.lottery.held is None else bits(self.learn.lottery.held))
-    learn.add_cb(Note()); learn.fit_lottery(1, 3, amount=.4, hold='hold_init', seed=0)
+    learn.add_cb(Note())
+    learn.fit_lottery(1, 3, amount=.4, hold='hold_init', seed=0)
     assert seen[0] is None and all(bits(r.held)==s for r,s in zip(learn.lottery.rounds[1:], seen[1:])) and len({repr(s) for s in seen})==4
 
 @pytest.mark.parametrize('store', [False,True])
 def test_going_back_within_the_tolerance(tmp_path, store):
     "The round before is put on again, with what it held"
-    learn = learner(mlp, opt_func=Adam, metrics=[accuracy, AvgMetric(lambda p,t: torch.tensor(1.))]); lot = learn.lottery
+    learn = learner(mlp, opt_func=Adam, metrics=[accuracy, AvgMetric(lambda p,t: torch.tensor(1.))])
+    lot = learn.lottery
     def worse(*_): return torch.tensor(1. if lot.masks is None or lot.masks.n_kept>80 else 0.)
     learn.metrics = L(AvgMetric(worse))
     learn.fit_lottery(1, amount=.4, hold='hold_init', seed=0, tol=.1, **(dict(path=tmp_path) if store else {}))
     rs = lot.rounds
     assert len(rs)==4 and rs[-1]['kept']<80 and lot.masks==rs[2].masks and bits(lot.held)==bits(rs[2].held)!=bits(rs[3].held)
-    want = held_of(learn); assert astray(learn, want)==0
-    probe = AtHeld(want); learn.fit(1, cbs=probe); assert probe.bad==[]
+    want = held_of(learn)
+    assert astray(learn, want)==0
+    probe = AtHeld(want)
+    learn.fit(1, cbs=probe)
+    assert probe.bad==[]
 
 def test_a_run_that_was_stopped_goes_on_with_what_it_held(tmp_path):
     "Between rounds, and within one"
@@ -554,14 +644,17 @@ def test_a_run_that_was_stopped_goes_on_with_what_it_held(tmp_path):
         learn = run(path, Cut())
         assert bits(learn.model)==bits(want.model) and learn.lottery.masks==want.lottery.masks
         assert [r.held and bits(r.held) for r in learn.lottery.rounds]==[r.held and bits(r.held) for r in want.lottery.rounds]
-        for r in 1,2,3: a,b = (Ticket.load(o/f'round_{r:02d}'/'ticket') for o in (path,tmp_path/'a')); assert a.masks==b.masks and bits(a.held)==bits(b.held) and bits(a.weights)==bits(b.weights)
+        for r in 1,2,3:
+            a,b = (Ticket.load(o/f'round_{r:02d}'/'ticket') for o in (path,tmp_path/'a'))
+            assert a.masks==b.masks and bits(a.held)==bits(b.held) and bits(a.weights)==bits(b.weights)
     with pytest.raises(ValueError, match='hold was'): learner(drop_bn, opt_func=Adam).fit_lottery(2, 3, amount=.4, reset='rewind_or_zero', seed=1, path=tmp_path/'a')
 
 # --- settings
 
 @pytest.mark.parametrize('act', [lambda l: l.prune(.5, hold='hold_me'), lambda l: l.fit_lottery(1, 1, hold='hold_me'), lambda l: l.fit_ticket(Ticket(Masks.ones(named_weights(l.model, l.lottery.names())), state(l.model)), 1, hold='hold_me')], ids=['prune','fit_lottery','fit_ticket'])
 def test_an_unknown_action_lists_them(act):
-    learn = learner(); before = bits(learn.model)
+    learn = learner()
+    before = bits(learn.model)
     with pytest.raises(ValueError, match="`hold` should be.*hold_zero, hold_init, hold_init_or_zero; got 'hold_me'"): act(learn)
     assert bits(learn.model)==before and (learn.lottery.masks is None or learn.lottery.masks.density==1)
 
@@ -571,7 +664,8 @@ def test_the_menu_has_each_once():
 @pytest.mark.parametrize('hold', [lambda w_j: w_j, lambda w_i, nope: w_i], ids=['w_j','two'])
 def test_an_action_that_asks_for_something_unknown(hold):
     "is told before anything is trained"
-    learn = learner(); before = bits(learn.model)
+    learn = learner()
+    before = bits(learn.model)
     with pytest.raises(ValueError, match='asks for'): learn.fit_lottery(1, 1, hold=hold)
     assert bits(learn.model)==before and len(learn.lottery.rounds)==0
 
@@ -583,13 +677,16 @@ def test_an_action_without_a_name():
 
 @pytest.mark.parametrize('bad,match', [(lambda w_i: torch.zeros(2), 'shape'), (lambda w_i: w_i/0, 'finite'), (lambda w_i: 3., 'tensor')], ids=['shape','nan','number'])
 def test_an_action_that_gives_something_else(bad, match):
-    learn = learner(); learn.fit(1); before = bits(learn.model)
+    learn = learner()
+    learn.fit(1)
+    before = bits(learn.model)
     with pytest.raises(ValueError, match=match): learn.prune(.5, hold=bad)
     assert bits(learn.model)==before and learn.lottery.masks.density==1
 
 def test_fit_ticket_with_an_action_of_its_own():
     t = lottery(hold=None).lottery.ticket()
-    learn = learner(drop_bn, seed=5); probe = AtHeld(t.weights)
+    learn = learner(drop_bn, seed=5)
+    probe = AtHeld(t.weights)
     r = learn.fit_ticket(t, 1, hold='hold_init', cbs=probe)
     assert probe.bad==[] and probe.steps==4 and r['density']==t.density and some(r.held, t.masks)
     before = bits(learn.model)
@@ -600,9 +697,14 @@ def test_fit_ticket_with_an_action_of_its_own():
 
 def test_no_memory_grows_with_prunes():
     "Values of one net, however often it is pruned, rewound and trained"
-    learn = learner(opt_func=Adam); learn.fit(1); sizes = []
+    learn = learner(opt_func=Adam)
+    learn.fit(1)
+    sizes = []
     for k in range(8):
-        learn.prune(.1, hold='hold_init'); learn.rewind(); learn.fit(1); gc.collect()
+        learn.prune(.1, hold='hold_init')
+        learn.rewind()
+        learn.fit(1)
+        gc.collect()
         sizes.append(sum(t.numel() for t in gc.get_objects() if type(t) in (torch.Tensor,nn.Parameter)))
     assert max(sizes[3:])<=1.02*sizes[2]
 
@@ -643,16 +745,24 @@ def test_last_lr_is_constant_in_pruned_rounds(what):
 def test_last_lr_starts_from_the_trained_weights(tmp_path):
     "Fine-tuning: the pruned round goes on from w_f, by steps of the last rate; by plain SGD on the same batches, by hand"
     fit = last_lr(Learner.fit_flat_cos)
-    learn = learner(opt_func=SGD); seen,rec = [],Rates()
+    learn = learner(opt_func=SGD)
+    seen,rec = [],Rates()
     class Batches(Callback):
         run_valid = False
         def before_batch(self): seen.append((self.xb[0].clone(), self.yb[0].clone()))
     learn.add_cbs([Batches(), rec])
     learn.fit_lottery(2, 1, amount=.5, reset='keep', fit=fit, seed=0, lr=.05, path=tmp_path)
     w0,m = load_tensors(tmp_path/'round_00'/'weights')[0],learn.lottery.masks
-    model = mlp(); load_(model, w0); m.apply_(model)
-    lr = rec.fits[0][-1][0]; o = torch.optim.SGD(model.parameters(), lr=lr)
-    for x,y in seen[8:]: o.zero_grad(); nn.functional.cross_entropy(model(x), y).backward(); o.step(); m.apply_(model)
+    model = mlp()
+    load_(model, w0)
+    m.apply_(model)
+    lr = rec.fits[0][-1][0]
+    o = torch.optim.SGD(model.parameters(), lr=lr)
+    for x,y in seen[8:]:
+        o.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        o.step()
+        m.apply_(model)
     for (n,p),q in zip(model.named_parameters(), learn.model.parameters()): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
     assert 0<lr<.05 and any(not torch.allclose(p, w0[n]) for n,p in model.named_parameters())
 
@@ -662,22 +772,35 @@ def test_last_lr_after_late_rewinding_and_by_itself():
     assert [len(f) for f in fits]==[12,7,7] and all(lr==f[0] for f in fits[1:] for lr in f)
     np.testing.assert_allclose(fits[1][0], fits[0][-1], rtol=1e-6)
     rec,learn = Rates(),learner(opt_func=SGD)
-    learn.add_cb(rec); learn.fit_one_cycle(2, .01); last_lr(Learner.fit_one_cycle)(learn, 2, lr_max=.01); learn.prune(.3, hold='hold_init'); last_lr(Learner.fit_one_cycle)(learn, 2, lr_max=.01); learn.fit_one_cycle(2, .01)
+    learn.add_cb(rec)
+    learn.fit_one_cycle(2, .01)
+    last_lr(Learner.fit_one_cycle)(learn, 2, lr_max=.01)
+    learn.prune(.3, hold='hold_init')
+    last_lr(Learner.fit_one_cycle)(learn, 2, lr_max=.01)
+    learn.fit_one_cycle(2, .01)
     assert rec.fits[0]==rec.fits[1]==rec.fits[3] and all(lr==rec.fits[2][0] for lr in rec.fits[2]) and rec.fits[2][0]!=rec.fits[0][0]
 
 def test_last_lr_leaves_the_learner_and_a_folder_in_order(tmp_path):
     "No callback stays; a run of it is not taken for one of the schedule, and goes on"
     fit = last_lr(Learner.fit_one_cycle)
-    def play(f, n): l = learner(opt_func=SGD); l.fit_lottery(1, n, amount=.4, fit=f, reset='keep', seed=0, path=tmp_path/'a'); return l
-    a = play(fit, 1); names = [type(c).__name__ for c in a.cbs]
+    def play(f, n):
+        l = learner(opt_func=SGD)
+        l.fit_lottery(1, n, amount=.4, fit=f, reset='keep', seed=0, path=tmp_path/'a')
+        return l
+    a = play(fit, 1)
+    names = [type(c).__name__ for c in a.cbs]
     assert names==[type(c).__name__ for c in learner(opt_func=SGD).cbs] and fit.__name__=='last_lr(fit_one_cycle)'
-    b = play(last_lr(Learner.fit_one_cycle), 2); assert len(b.lottery.rounds)==3
+    b = play(last_lr(Learner.fit_one_cycle), 2)
+    assert len(b.lottery.rounds)==3
     with pytest.raises(ValueError, match=r"fit was 'last_lr\(fit_one_cycle\)'"): play(Learner.fit_one_cycle, 2)
     with pytest.raises(TypeError, match=r'last_lr\(fit_one_cycle\)'): learner().fit_lottery(1, 1, fit=fit, nope=3)
 
 @pytest.mark.parametrize('lr', [slice(1e-3,1e-2), slice(1e-2), np.array([1e-3,1e-2])], ids=['slice','to','array'])
 def test_rates_of_groups_are_a_setting(tmp_path, lr):
     "A run with other ones in the same folder is refused"
-    def play(lr): l = learner(drop_bn, splitter=lambda m: [params(m[:4]), params(m[4:])]); l.fit_lottery(1, 1, fit=last_lr(Learner.fit), lr=lr, reset='keep', seed=0, path=tmp_path/'a')
-    play(lr); play(lr)
+    def play(lr):
+        l = learner(drop_bn, splitter=lambda m: [params(m[:4]), params(m[4:])])
+        l.fit_lottery(1, 1, fit=last_lr(Learner.fit), lr=lr, reset='keep', seed=0, path=tmp_path/'a')
+    play(lr)
+    play(lr)
     with pytest.raises(ValueError, match='lr was'): play(slice(1e-3,2e-2))

@@ -10,21 +10,33 @@ from fastai_lottery.scopes import shuffle_mask
 def two(learn):
     "States of two trainings of `learn` from one start"
     start,res = state(learn.model),[]
-    for s in (1,2): load_(learn.model, start); seed_all(learn, s); learn.fit(2, reset_opt=True); res.append(state(learn.model))
+    for s in (1,2):
+        load_(learn.model, start)
+        seed_all(learn, s)
+        learn.fit(2, reset_opt=True)
+        res.append(state(learn.model))
     return res
 
 @pytest.fixture
-def trained(): l = learner(); return l,*two(l)
+def trained():
+    l = learner()
+    return l,*two(l)
 @pytest.fixture
-def normed(): l = learner(drop_bn); return l,*two(l)
+def normed():
+    l = learner(drop_bn)
+    return l,*two(l)
 @pytest.fixture(autouse=True)
-def close(): yield; plt.close('all')
+def close():
+    yield
+    plt.close('all')
 
 # ---- instability
 
 class Quad(nn.Module):
     "Its output is w, whatever comes in"
-    def __init__(self): super().__init__(); self.w = nn.Parameter(torch.zeros(2))
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(2))
     def forward(self, x): return self.w.expand(len(x), 2)
 
 def quad(): # loss ‖w‖²
@@ -38,7 +50,8 @@ def test_barrier_of_a_quadratic_by_hand():
     assert r.barrier==pytest.approx(4-2.5) and r.path.error.isna().all()
 
 def test_barrier_of_a_hill_by_hand():
-    l = quad(); l.loss_func = lambda p,y: (1-p[:,0].pow(2)+p[:,1].mul(.5)).mean()   # 1−(2α−1)²+α at w = (2α−1, 2α)
+    l = quad()
+    l.loss_func = lambda p,y: (1-p[:,0].pow(2)+p[:,1].mul(.5)).mean()    # 1−(2α−1)²+α at w = (2α−1, 2α)
     r = instability(l, {'w':tensor([1.,2.])}, {'w':tensor([-1.,0.])}, alphas=5, by='loss')
     assert r.path.loss.tolist()==pytest.approx([0,1,1.5,1.5,1], abs=1e-6)
     assert r.barrier==pytest.approx(1.5-.5)
@@ -61,7 +74,8 @@ def test_ends_are_what_evaluate_says(trained, normed):
     for l,a,b in (trained,normed):
         r = instability(l, a, b, alphas=3, norm_dl=False).path
         for k,w in ((0,b),(2,a)):
-            load_(l.model, w); e = l.evaluate()
+            load_(l.model, w)
+            e = l.evaluate()
             assert r.loss[k]==e['valid_loss'] and r.error[k]==1-e['accuracy']
 
 def test_error_rate_and_other_data(trained):
@@ -91,7 +105,8 @@ def test_batch_norm_statistics_are_taken_anew(normed):
     l,a,b = normed
     a = {k:torch.full_like(v, 1e3) if 'running' in k else v for k,v in a.items()}    # of no use to anybody
     mid = {k:(a[k]+b[k])/2 if a[k].is_floating_point() else a[k] for k in a}
-    rows = list(l.dls.train.dataset); xs = torch.stack([o[0] for o in rows])
+    rows = list(l.dls.train.dataset)
+    xs = torch.stack([o[0] for o in rows])
     xv,yv = next(iter(l.dls.valid))
     r = instability(l, a, b, alphas=3).path
     assert r.loss.tolist()==pytest.approx([by_hand(w, xs.split(16), xv, yv) for w in (b,mid,a)], rel=1e-4)
@@ -102,7 +117,9 @@ def test_batch_norm_statistics_are_taken_anew(normed):
 
 def test_nothing_changes_the_learner(normed):
     for l,a,b in (normed,(lambda l: (l,*two(l)))(learner(lambda: Ends(nn.LSTM(8,6,batch_first=True), 6), data((5,8))))):
-        l.prune(.5); l.model.train(); next(l.model.children()).eval()
+        l.prune(.5)
+        l.model.train()
+        next(l.model.children()).eval()
         for p in l.model.parameters(): p.grad = torch.full_like(p, .25)
         bn = [m for m in l.model.modules() if isinstance(m, nn.BatchNorm1d)]
         def snap(): return (bits(l.model), [m.training for m in l.model.modules()], [m.momentum for m in bn], [p.grad.sum().item() for p in l.model.parameters()], [id(p) for p in l.model.parameters()],
@@ -144,10 +161,12 @@ def test_wrapped_models(normed, wrap):
     assert list(t.index)==['0.weight','4.weight','8.weight','total'] and t.distance.total==pytest.approx(stability(m, state(l.model), a).distance.total)
 
 def test_tied_and_integers():
-    l = learner(Tied); w_1,w_2 = two(l)
+    l = learner(Tied)
+    w_1,w_2 = two(l)
     r = instability(l, w_1, w_2, alphas=3)
     assert l.model.enc.weight is l.model.dec.weight and len(r.path)==3
-    l = learner(drop_bn); w_1,w_2 = two(l)
+    l = learner(drop_bn)
+    w_1,w_2 = two(l)
     w_1['1.num_batches_tracked'].fill_(99)
     assert math.isfinite(instability(l, w_1, w_2, alphas=4, norm_dl=False).barrier)
 
@@ -273,7 +292,8 @@ def test_overlap_errors():
 # ---- pictures
 
 def test_plot_path_draws_the_figures():
-    p = pd.DataFrame(dict(alpha=[0,.5,1], loss=[1.,3.,2.], error=[.1,.6,.3])); ax = plt.subplots()[1]
+    p = pd.DataFrame(dict(alpha=[0,.5,1], loss=[1.,3.,2.], error=[.1,.6,.3]))
+    ax = plt.subplots()[1]
     assert plot_path({'x':p, 'y':Instability(.4, p)}, ax=ax) is ax
     assert ax.lines[0].get_ydata().tolist()==pytest.approx([10,60,30]) and ax.lines[1].get_ydata()[0]==pytest.approx(20)
     assert [o.get_text() for o in ax.get_legend().texts]==['x: barrier 40 pp','y: barrier 40 pp']
@@ -295,7 +315,8 @@ def test_plot_layers_draws_the_figures():
 
 def test_plot_overlap_draws_the_figures():
     ms = [rand(40,.5,s) for s in range(3)]
-    t,e = overlap_table(ms),random_overlap(ms); ax = plt.subplots()[1]
+    t,e = overlap_table(ms),random_overlap(ms)
+    ax = plt.subplots()[1]
     assert plot_overlap(t, e, ax=ax) is ax and (ax.images[0].get_array()==t.values).all()
     assert {f'{t.iloc[0,1]:.2f}',f'({e.iloc[0,0]:.2f})','1.00'}<={o.get_text() for o in ax.texts} and len(ax.texts)==18
     big = overlap_table([rand(9,.5,s) for s in range(13)])

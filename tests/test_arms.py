@@ -1,20 +1,24 @@
-"Laws of 28_arms: figures equal those by hand, follow from the seed, and leave no trace in what is played after them"
+"Laws of 32_arms: figures equal those by hand, follow from the seed, and leave no trace in what is played after them"
 import math
 from dataclasses import replace
 from itertools import combinations
 import numpy as np,pandas as pd,pytest
 from nets import *
 from fastai_lottery.arms import *
-from fastai_lottery.metrics import *
+from fastai_lottery.sizes import *
+from fastai_lottery.statistics import *
 from fastai_lottery.presets import *
 from fastai_lottery.presets import _lenet
+from fastai_lottery.experiments import *
 from fastai_lottery.supermask import *
 
 small = replace(preset('digits'), settings={**preset('digits').settings, 'n_epoch':2, 'rounds':3}, levels=(3,), controls={})
 
 def played(path, seed=0, p=small):
     "A `Run`, as `play_seed` makes it"
-    l = p.learner(seed, device='cpu'); l.logger = noop; l.remove_cbs(l._grab_cbs(ProgressCallback))
+    l = p.learner(seed, device='cpu')
+    l.logger = noop
+    l.remove_cbs(l._grab_cbs(ProgressCallback))
     rs = l.fit_lottery(**p.settings, seed=seed, test_dl=l.dls[2], path=path)
     s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion')}
     return Run(l, rs, s, lambda r: load_tensors(path/f'round_{r:02d}'/'weights')[0], seed)
@@ -28,10 +32,13 @@ quick = dict(stability=lambda run: ticket_stability(run, 3, orders=2), instabili
 each = pytest.mark.parametrize('measure', quick.values(), ids=quick)
 
 def flat(s, names): return np.concatenate([s[n].numpy().astype(float).reshape(-1) for n in names])
-def weights(run, *args, **kwargs): run.fit(*args, **kwargs); return state(run.learn.model)
+def weights(run, *args, **kwargs):
+    run.fit(*args, **kwargs)
+    return state(run.learn.model)
 def acc_of(run, ws, dl=2):
     "Accuracy of LeNet with these weights, by hand"
-    ds = run.learn.dls[dl].dataset; x = ds.x.flatten(1)
+    ds = run.learn.dls[dl].dataset
+    x = ds.x.flatten(1)
     for n in ('fc1','fc2','out'):
         x = x@ws[f'{n}.weight'].T+ws[f'{n}.bias']
         if n!='out': x = x.relu()
@@ -65,7 +72,8 @@ def test_stability_by_hand(run):
         rs = [(r := run.fit(t, order=o), flat(state(run.learn.model), t.masks)[m]) for o in (3,0,1)]
         def l2(a, b): return math.sqrt(sum((a-b)**2))
         def angle(a, b): return math.degrees(math.acos(a@b/math.sqrt((a@a)*(b@b))))
-        pairs = list(combinations([w for _,w in rs], 2)); dense = flat(run.trained(0), t.masks)[m]
+        pairs = list(combinations([w for _,w in rs], 2))
+        dense = flat(run.trained(0), t.masks)[m]
         a,b = got['data order',name],got['pruning',name]
         assert a['pairs']==3 and b['pairs']==1
         for k,f in (('l2',l2),('angle',angle)):
@@ -102,7 +110,8 @@ def test_pairs_and_thirty_alphas(run, monkeypatch):
 def test_shared_trainings_are_trained_once_and_change_nothing(tmp_path):
     def fresh(i): return played(tmp_path/i)
     a,b = fresh('a'),fresh('b')
-    ticket_stability(a, 3, orders=2); n = len(a.more)
+    ticket_stability(a, 3, orders=2)
+    n = len(a.more)
     assert n==3 and ticket_instability(a, 3, alphas=3, random=True)==ticket_instability(b, 3, alphas=3, random=True) and len(a.more)==n
 
 def test_wrong_arguments(run):
@@ -117,7 +126,8 @@ def test_heuristics_by_hand(run):
     same = {n:(w_i[n].sign()==w_f[n].sign()) for n in t.masks}
     score = dict(large_final=lambda n: w_f[n].abs(), magnitude_increase=lambda n: w_f[n].abs()-w_i[n].abs())
     def top(s, m): # of equals the first go
-        keep = np.ones(m.numel(), bool); keep[np.argsort(s.reshape(-1).numpy(), kind='stable')[:int((~m).sum())]] = False
+        keep = np.ones(m.numel(), bool)
+        keep[np.argsort(s.reshape(-1).numpy(), kind='stable')[:int((~m).sum())]] = False
         return tensor(keep).view(m.shape)
     masks = dict(ticket=dict(t.masks), random=dict(shuffle_mask(t.masks, generator(0, 'mask', 3, 0))), **{c:{n:top(f(n), m) for n,m in t.masks.items()} for c,f in score.items()},
                  **{f'{c}_same_sign':{n:top(torch.where(same[n], f(n), -99.), m) for n,m in t.masks.items()} for c,f in score.items()})
@@ -135,7 +145,8 @@ def test_densities_without_a_lottery(run):
     from fastai_lottery.arms import _levels
     ms = _levels(run.rounds[0].masks, run.trained(0), 3, small.settings['amount'], small.settings['scope'])
     assert [{n:int(o.sum()) for n,o in m.items()} for m in ms]==[{n:int(o.sum()) for n,o in r.masks.items()} for r in run.rounds[1:]]
-    rows = heuristic_supermasks(run, 0, prunes=3, amount=.2, scope={'out':.5}); with_k = heuristic_supermasks(run, 2)
+    rows = heuristic_supermasks(run, 0, prunes=3, amount=.2, scope={'out':.5})
+    with_k = heuristic_supermasks(run, 2)
     assert len(rows)==3*10 and [o for o in rows if o['prunes']==2 and o['mask']!='random']==[o for o in with_k if o['mask'] not in ('ticket','random')]
 
 def test_validation_chooses():
@@ -149,10 +160,15 @@ def test_learned_by_a_plain_loop(run, bs):
     for o in (got[0],got[3]):
         m = load_(small.model(), run.learn.lottery.w_i)
         add_supermask(m, base=signed_constant if 'signed' in o['base'] else None, rescale=o['rescale'])
-        dl = run.learn.dls.train.new(bs=bs or 60); dl.rng.seed(derive(derive(0, 'supermask'), 'loader', 0))
-        opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=100., momentum=.9); m.train()
+        dl = run.learn.dls.train.new(bs=bs or 60)
+        dl.rng.seed(derive(derive(0, 'supermask'), 'loader', 0))
+        opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=100., momentum=.9)
+        m.train()
         for _ in range(2):
-            for x,y in dl: nn.functional.cross_entropy(m(x), y).backward(); opt.step(); opt.zero_grad()
+            for x,y in dl:
+                nn.functional.cross_entropy(m(x), y).backward()
+                opt.step()
+                opt.zero_grad()
         ts = [supermask_ticket(m, sample=i) for i in (0,1,2,None)]
         acc = [acc_of(run, state(t.apply_(small.model()))) for t in ts]
         assert o['test_accuracy']==pytest.approx(np.mean(acc[:3]), abs=2e-3) and o['test_accuracy_rounded']==pytest.approx(acc[3], abs=2e-3)
@@ -173,7 +189,10 @@ def numbers(learn): return [random.random(), np.random.rand(), float(torch.rand(
 @each
 def test_no_trace(run, measure):
     l,lot = run.learn,run.learn.lottery
-    weights(run, run.ticket(1)); l.model.train(); set_seed(3); was,w_k,cbs = state(l.model),lot.w_k,list(l.cbs)
+    weights(run, run.ticket(1))
+    l.model.train()
+    set_seed(3)
+    was,w_k,cbs = state(l.model),lot.w_k,list(l.cbs)
     with beside(l): want = numbers(l)
     measure(run)
     assert all(torch.equal(v, was[k]) for k,v in state(l.model).items()) and lot.masks==run.ticket(1).masks and lot.w_k is w_k and list(l.cbs)==cbs
@@ -182,26 +201,34 @@ def test_no_trace(run, measure):
 
 def test_no_trace_in_held_weights(tmp_path):
     "Also where pruned weights are held at their initial values"
-    run = played(tmp_path, p=replace(tiny, settings={**tiny.settings, 'hold':'hold_init'})); l = run.learn
-    was,held = state(l.model),l.lottery.held; run.settings.pop('hold')
+    run = played(tmp_path, p=replace(tiny, settings={**tiny.settings, 'hold':'hold_init'}))
+    l = run.learn
+    was,held = state(l.model),l.lottery.held
+    run.settings.pop('hold')
     out = ~run.ticket(3).masks['fc1.weight']
     assert torch.equal(was['fc1.weight'][out], l.lottery.w_i['fc1.weight'][out])
-    ticket_stability(run, 3, orders=2); heuristic_supermasks(run, 1)
+    ticket_stability(run, 3, orders=2)
+    heuristic_supermasks(run, 1)
     assert all(torch.equal(v, was[k]) for k,v in state(l.model).items()) and all(torch.equal(v, held[k]) for k,v in l.lottery.held.items())
-    learned_supermasks(run, n_epoch=1, samples=1); l.fit(1)
+    learned_supermasks(run, n_epoch=1, samples=1)
+    l.fit(1)
     assert torch.equal(l.model.fc1.weight[out], was['fc1.weight'][out])
 
 def test_no_trace_of_a_measure_that_fails(run):
-    weights(run, run.ticket(1)); was = state(run.learn.model)
+    weights(run, run.ticket(1))
+    was = state(run.learn.model)
     with pytest.raises(ZeroDivisionError):
-        with beside(run.learn): run.fit(run.ticket(3)); 1/0
+        with beside(run.learn):
+            run.fit(run.ticket(3))
+            1/0
     assert all(torch.equal(v, was[k]) for k,v in state(run.learn.model).items()) and run.learn.lottery.masks==run.ticket(1).masks
 
 @each
 def test_a_later_control_is_the_same(tmp_path, measure):
     "Also one that goes by the weights as they are"
     def control(path, before):
-        run = played(path, p=tiny); before(run)
+        run = played(path, p=tiny)
+        before(run)
         return [{k:v for k,v in run.fit(run.ticket(2), **kw).row.items() if k!='seconds'} for kw in (dict(reset=keep), dict(mask=shuffle_mask), dict(reset='reshuffle'))]
     assert control(tmp_path/'a', noop)==control(tmp_path/'b', measure)
 
@@ -219,11 +246,14 @@ def test_in_a_preset(tmp_path):
                 measures=dict(stability=lambda run,k: ticket_stability(run, k, orders=2), instability=lambda run,k: ticket_instability(run, k, alphas=3), heuristic=heuristic_supermasks),
                 at=dict(instability=(0,3), heuristic=(1,2)))
     a,b = tmp_path/'a'/'seed_00',tmp_path/'b'/'seed_00'
-    play_seed(p, 0, a); play_seed(replace(p, measures={}), 0, b)
+    play_seed(p, 0, a)
+    play_seed(replace(p, measures={}), 0, b)
     assert no_seconds(a/'controls.csv').equals(no_seconds(b/'controls.csv'))
     df = measured(tmp_path/'a')
     assert df.groupby(['arm','round']).size().to_dict()=={('heuristic',1):12,('heuristic',2):12,('instability',0):1,('instability',3):1,('stability',3):4}
-    f = a/'measures.csv'; f.write_text(''.join(f.read_text().splitlines(True)[:5])); play_seed(p, 0, a)    # only stability is left
+    f = a/'measures.csv'
+    f.write_text(''.join(f.read_text().splitlines(True)[:5]))
+    play_seed(p, 0, a)    # only stability is left
     assert measured(tmp_path/'a').sort_values(['arm','round','mask','base','what']).reset_index(drop=True).equals(df.sort_values(['arm','round','mask','base','what']).reset_index(drop=True))
 
 def test_without_rounds(tmp_path):
@@ -236,6 +266,8 @@ def test_without_rounds(tmp_path):
 
 def test_a_search_of_a_late_lottery_finds_its_own_ticket(tmp_path):
     "In as many prunes, from the same initial weights to the same rewind point"
-    p = replace(small, cb=dict(rewind_to='3it')); run = played(tmp_path, p=p); t = searched(run, 2, 2, scope=p.settings['scope'])
+    p = replace(small, cb=dict(rewind_to='3it'))
+    run = played(tmp_path, p=p)
+    t = searched(run, 2, 2, scope=p.settings['scope'])
     assert t.masks==run.ticket(2).masks and all(torch.equal(v, run.ticket(2).weights[k]) for k,v in t.weights.items())
     assert searched(run, 2, 1, scope=p.settings['scope']).masks!=t.masks

@@ -3,8 +3,11 @@ import contextlib,dataclasses,io,json,math,os,re,shutil,signal,subprocess,sys,ti
 from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from fastai_lottery.cli import main
-from fastai_lottery.checkpoints import locked
-from fastai_lottery.presets import compare_arms,measured,play,play_seed,preset,presets,results,show_arms
+from fastai_lottery.files import locked
+from fastai_lottery.claims import compare_arms,show_arms
+from fastai_lottery.experiments import measured,play_seed,results
+from fastai_lottery.presets import preset,presets
+from fastai_lottery.sweeps import play
 from fastai_lottery.scopes import inverse_mask,shuffle_mask
 from fastai_lottery.tickets import Ticket
 
@@ -97,7 +100,8 @@ def test_number_out_of_range(k, v, tmp_path):
 
 @pytest.mark.parametrize('kind', ['a file','below a file','read-only'])
 def test_out_that_cannot_be_written(kind, tmp_path):
-    (tmp_path/'f').write_text('mine'); (tmp_path/'ro').mkdir(mode=0o500)
+    (tmp_path/'f').write_text('mine')
+    (tmp_path/'ro').mkdir(mode=0o500)
     ro = Path('/proc') if os.access(tmp_path/'ro', os.W_OK) else tmp_path/'ro'      # root may write anywhere but there
     out = {'a file':tmp_path/'f', 'below a file':tmp_path/'f'/'o', 'read-only':ro/'o'}[kind]
     fails('run', 'digits', *flags, '--out', out, has=[out])
@@ -141,17 +145,20 @@ def _python(out):
     return '\n'.join(l[4:] for l in ls if l.startswith('    '))
 
 def test_the_python_that_run_shows_gives_the_same_run(done):
-    d,out = done; was,ns = files(d),{}
+    d,out = done
+    was,ns = files(d),{}
     with contextlib.redirect_stdout(io.StringIO()): exec(_python(out), ns)
     pd.testing.assert_frame_equal(ns['learn'].lottery.report().drop(columns='seconds'), figures(d/'seed_00', 'rounds.csv'))
     assert files(d)==was
 
 def test_report_gives_the_same_table_and_python(copy):
-    (copy/'results.csv').unlink(); (copy/'lottery.png').unlink()
+    (copy/'results.csv').unlink()
+    (copy/'lottery.png').unlink()
     rc,out,err = call('report', copy)
     assert rc==0 and (copy/'results.csv').exists() and (copy/'lottery.png').exists(), err
     for _,row in show_arms(results(copy)).iterrows(): assert all(v in out for v in row)
-    ns = {}; exec(_python(out), ns)
+    ns = {}
+    exec(_python(out), ns)
     assert len(ns['df'])==10
 
 def test_report_of_an_unfinished_run(copy):
@@ -162,7 +169,8 @@ def test_report_of_an_unfinished_run(copy):
     assert 'seed_00' not in out, 'a replicate that is not there'
 
 def test_results_skips_replicates_without_a_round(copy):
-    shutil.rmtree(copy/'seed_00'); (copy/'seed_00').mkdir()
+    shutil.rmtree(copy/'seed_00')
+    (copy/'seed_00').mkdir()
     assert set(results(copy).seed)=={1}
     with pytest.raises(FileNotFoundError, match='seed_00'): results(copy/'seed_00')
 
@@ -213,7 +221,9 @@ damage = dict(empty=lambda b: b'', half=lambda b: b[:len(b)//2], noise=lambda b:
 
 def _flip_digit(f, i=-1):
     "Another digit in the `i`-th of the long numbers of `f`"
-    b = f.read_text(); m = [*re.finditer(r'0\.\d{6,}', b)][i]; at = m.start()+4
+    b = f.read_text()
+    m = [*re.finditer(r'0\.\d{6,}', b)][i]
+    at = m.start()+4
     f.write_text(b[:at]+str((int(b[at])+1)%10)+b[at+1:])
 def _cut_line(f): f.write_text(''.join(f.read_text().splitlines(True)[:-1]))
 
@@ -221,7 +231,8 @@ def _named(e, f): assert str(f) in str(e), f'the message should name {f}: {e}'
 
 @pytest.mark.parametrize('f,how', [('play.json','half'), ('play.json','empty'), *[(f'seed_00/{n}.csv',h) for n in ('rounds','controls') for h in ('empty','noise','other')]])
 def test_report_of_damaged_files(f, how, copy):
-    (copy/f).write_bytes(damage[how]((copy/f).read_bytes())); was = files(copy)
+    (copy/f).write_bytes(damage[how]((copy/f).read_bytes()))
+    was = files(copy)
     _named(fails('report', copy), copy/f)
     assert files(copy)==was
 
@@ -229,13 +240,15 @@ def test_report_of_damaged_files(f, how, copy):
     ('seed_00/rounds.csv',lambda f: _flip_digit(f, 0)), ('seed_00/round_01/ticket.safetensors',lambda f: f.write_bytes(f.read_bytes()[:-50])), ('seed_00/tables.json',lambda f: f.write_text('[]')),
     *[('play.json',lambda f, s=s: f.write_text(s)) for s in ('null','[]','3','"x"')]])
 def test_report_of_figures_that_are_not_what_was_written(f, spoil, copy):
-    spoil(copy/f); was = files(copy)
+    spoil(copy/f)
+    was = files(copy)
     _named(fails('report', copy), copy/f)
     assert files(copy)==was
 
 @pytest.mark.parametrize('s', ['null','[]','3','"x"'])
 def test_run_with_a_play_json_of_another_kind(s, copy):
-    (copy/'play.json').write_text(s); was = files(copy)
+    (copy/'play.json').write_text(s)
+    was = files(copy)
     _named(fails('run', 'digits', *flags, '--out', copy), copy/'play.json')
     assert files(copy)==was
 
@@ -243,7 +256,8 @@ def test_report_of_a_folder_that_an_older_version_wrote(copy):
     "Without tables.json, and tables without digests: nothing is checked but the rounds, by their tickets"
     want = results(copy)
     for s in ('seed_00','seed_01'):
-        (copy/s/'tables.json').unlink(); f = copy/s/'controls.csv'
+        (copy/s/'tables.json').unlink()
+        f = copy/s/'controls.csv'
         pd.read_csv(f, dtype=dict(mask_hash=str)).drop(columns=['digest','made','of']).to_csv(f, index=False)
     pd.testing.assert_frame_equal(results(copy), want)
     play_seed(preset('digits'), 0, copy/'seed_00', **small)
@@ -251,12 +265,16 @@ def test_report_of_a_folder_that_an_older_version_wrote(copy):
 
 def test_a_copy_of_a_replicate_is_no_replicate(copy):
     want = results(copy)
-    shutil.copytree(copy/'seed_00', copy/'seed_00_old'); shutil.copytree(copy/'seed_00'/'round_01', copy/'seed_00'/'round_01_old'); (copy/'seed_notes').write_text('')
+    shutil.copytree(copy/'seed_00', copy/'seed_00_old')
+    shutil.copytree(copy/'seed_00'/'round_01', copy/'seed_00'/'round_01_old')
+    (copy/'seed_notes').write_text('')
     assert call('report', copy)[0]==0
     pd.testing.assert_frame_equal(results(copy), want)
 
 def test_a_second_process_leaves_play_json_alone(copy):
-    was = (copy/'play.json').read_bytes(); (copy/'play.json').write_text(json.dumps({**json.loads(was), 'replicates':7})); was = (copy/'play.json').read_bytes()
+    was = (copy/'play.json').read_bytes()
+    (copy/'play.json').write_text(json.dumps({**json.loads(was), 'replicates':7}))
+    was = (copy/'play.json').read_bytes()
     with locked(copy, 'play'): fails('run', 'digits', *flags, '--out', copy, has=['in use'])
     assert (copy/'play.json').read_bytes()==was
 
@@ -268,32 +286,44 @@ def _lab(d, **kw): return play_seed(dataclasses.replace(preset('digits'), **{**d
 @pytest.mark.parametrize('line', [2, 4])
 def test_measures_cut_at_a_line_end(line, tmp_path):
     "In the midst of a group: an error, whoever reads; between groups the rest is played again"
-    _lab(tmp_path); f = tmp_path/'seed_00'/'measures.csv'; ls = f.read_text().splitlines(True); want = measured(tmp_path)
+    _lab(tmp_path)
+    f = tmp_path/'seed_00'/'measures.csv'
+    ls = f.read_text().splitlines(True)
+    want = measured(tmp_path)
     assert len(ls)==6
     for n in (line,3):
-        f.write_text(''.join(ls[:n])); (tmp_path/'seed_00'/'tables.json').unlink(missing_ok=True)
-        if n==3: _lab(tmp_path); pd.testing.assert_frame_equal(measured(tmp_path), want)
+        f.write_text(''.join(ls[:n]))
+        (tmp_path/'seed_00'/'tables.json').unlink(missing_ok=True)
+        if n==3:
+            _lab(tmp_path)
+            pd.testing.assert_frame_equal(measured(tmp_path), want)
         else:
             for g in (lambda: _lab(tmp_path), lambda: measured(tmp_path)):
                 with pytest.raises(ValueError, match="it has 1 of 2 rows of 'two' in round"): g()
 
 def test_measures_that_were_there(tmp_path):
-    _lab(tmp_path); f = tmp_path/'seed_00'/'measures.csv'; ls = f.read_text().splitlines(True); want = measured(tmp_path)
+    _lab(tmp_path)
+    f = tmp_path/'seed_00'/'measures.csv'
+    ls = f.read_text().splitlines(True)
+    want = measured(tmp_path)
     f.write_text(''.join(ls[:3]))
     with pytest.raises(ValueError, match='of 5 rows it has 2'): measured(tmp_path)
     f.unlink()
     with pytest.raises(ValueError, match='of 5 rows it has 0'): results(tmp_path)
-    _lab(tmp_path); pd.testing.assert_frame_equal(measured(tmp_path), want)
+    _lab(tmp_path)
+    pd.testing.assert_frame_equal(measured(tmp_path), want)
 
 @pytest.mark.parametrize('kw,a,f', [(dict(controls=dict(random=dict(mask=inverse_mask))),'random','controls.csv'), (dict(controls=dict(random=lambda run,k: run.fit(run.ticket(k)))),'random','controls.csv'), (dict(measures=dict(two=_two, one=lambda run,k: dict(a=2.))),'one','measures.csv')])
 def test_another_control_or_measure_of_the_same_name(kw, a, f, tmp_path):
-    want = _lab(tmp_path); was = files(tmp_path)
+    want = _lab(tmp_path)
+    was = files(tmp_path)
     with pytest.raises(ValueError, match=f"holds '{a}' .round 2. made in another way") as e: _lab(tmp_path, **kw)
     assert str(tmp_path/'seed_00'/f) in str(e.value) and files(tmp_path)==was
     pd.testing.assert_frame_equal(_lab(tmp_path), want)
 
 def test_run_with_a_damaged_play_json(copy):
-    (copy/'play.json').write_text('{"preset": "dig'); was = files(copy)
+    (copy/'play.json').write_text('{"preset": "dig')
+    was = files(copy)
     _named(fails('run', 'digits', *flags, '--out', copy), copy/'play.json')
     assert files(copy)==was
 
@@ -301,13 +331,16 @@ def test_run_with_a_damaged_play_json(copy):
     ('controls.csv','noise'), ('controls.csv','other'), ('round_01/ticket.safetensors','half'), ('round_01/ticket.safetensors','bit'), ('round_02/weights.safetensors','half'), ('init.safetensors','noise')])
 def test_going_on_with_damaged_files(f, how, copy):
     d = copy/'seed_00'
-    (d/f).write_bytes(damage[how]((d/f).read_bytes())); was = files(copy)
+    (d/f).write_bytes(damage[how]((d/f).read_bytes()))
+    was = files(copy)
     with pytest.raises((ValueError,OSError)) as e: play_seed(preset('digits'), 0, d, **small)       # what `main` prints in one line
     _named(e.value, d/f)
     assert files(copy)==was
 
 def test_going_on_without_a_ticket_that_should_be_there(copy):
-    f = copy/'seed_00'/'round_01'/'ticket.safetensors'; f.unlink(); was = files(copy)
+    f = copy/'seed_00'/'round_01'/'ticket.safetensors'
+    f.unlink()
+    was = files(copy)
     with pytest.raises((ValueError,OSError)) as e: play_seed(preset('digits'), 0, copy/'seed_00', **small)
     _named(e.value, f)
     assert files(copy)==was
@@ -359,7 +392,8 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(done, tmp_path):
 def frame(**cells):
     "`a3=[…]` are the values of arm `a` in round 3, for seeds 0, 1, …; None is a seed that was not played. Rows come in no order"
     rows = [dict(arm=n.rstrip('0123456789'), round=int(n.lstrip('abcdefghijklmnopqrstuvwxyz')), seed=s, es_test_accuracy=v) for n,vs in cells.items() for s,v in enumerate(vs) if v is not None]
-    df = pd.DataFrame(rows); df['density'] = .8**df['round']
+    df = pd.DataFrame(rows)
+    df['density'] = .8**df['round']
     return df.sample(frac=1, random_state=0)
 
 t2 = .95/math.sqrt(2*.975*.025)                     # Student's t, 2 degrees of freedom: the .975 quantile
@@ -398,7 +432,8 @@ def test_pairs_are_of_the_same_seed():
     assert t.vs_random==near((.03+.04+.02)/3)
 
 def test_another_figure_can_be_compared():
-    df = frame(**dense, **one); df['loss'] = 1-df.es_test_accuracy
+    df = frame(**dense, **one)
+    df['loss'] = 1-df.es_test_accuracy
     t = compare_arms(df, 'loss').iloc[0]
     assert t.ticket==near(.06) and t.vs_reinit==near(-.02)
 

@@ -3,8 +3,8 @@ import contextlib,json,os,random,shutil,signal,subprocess,sys,time,uuid
 from pathlib import Path
 import pandas as pd,pytest
 from functools import partial
-import fastai_lottery.rounds
-from fastai_lottery.tickets import load_tensors
+import fastai_lottery.rounds,fastai_lottery.settings
+from fastai_lottery.files import load_tensors
 from fastai_lottery.cli import main
 import crash_run as cr
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
@@ -20,7 +20,8 @@ class Server:
         self.err = open(tmp/'stderr','w')
         self.p = subprocess.Popen([sys.executable, str(here/'crash_run.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.err, text=True, env=env, cwd=tmp)
     def ask(self, **kw):
-        self.p.stdin.write(json.dumps(kw)+'\n'); self.p.stdin.flush()
+        self.p.stdin.write(json.dumps(kw)+'\n')
+        self.p.stdin.flush()
         line = self.p.stdout.readline()
         assert line, (self.tmp/'stderr').read_text()[-3000:]
         return json.loads(line)
@@ -44,7 +45,9 @@ class Server:
 def server(tmp_path_factory):
     s = Server(tmp_path_factory.mktemp('server'))
     yield s
-    s.p.kill(); s.p.wait(); s.err.close()
+    s.p.kill()
+    s.p.wait()
+    s.err.close()
 
 # --- what must be equal
 
@@ -75,7 +78,8 @@ def batches(folder):
     "For each process: (round, epoch, iteration) of the batches that it trained"
     res = {}
     for l in (Path(folder)/'batches').read_text().splitlines():
-        pid,*rest = map(int, l.split()); res.setdefault(pid, []).append(tuple(rest))
+        pid,*rest = map(int, l.split())
+        res.setdefault(pid, []).append(tuple(rest))
     return list(res.values())
 
 @pytest.fixture(scope='module')
@@ -84,7 +88,9 @@ def whole(server, tmp_path_factory):
     done = {}
     def get(name, **kw):
         key = json.dumps([name,kw])
-        if key not in done: d = tmp_path_factory.mktemp(name); done[key] = d,server.good(name=name, folder=d, hurt=dict(count=True), **kw),server.secs
+        if key not in done:
+            d = tmp_path_factory.mktemp(name)
+            done[key] = d,server.good(name=name, folder=d, hurt=dict(count=True), **kw),server.secs
         return done[key]
     return get
 
@@ -183,24 +189,30 @@ settings = dict(amount=.5, n_epoch=2, seed=6, lr_max=.04, hold='hold_init', crit
 
 @pytest.mark.parametrize('k', settings)
 def test_changed_setting_is_named(k, whole, server, tmp_path):
-    d = copy(whole('plain')[0], tmp_path); was = kept(d)
+    d = copy(whole('plain')[0], tmp_path)
+    was = kept(d)
     r = server.run(folder=d, **{k:settings[k]})
     assert r['error']=='ValueError' and k in r['says'] and str(d/'run') in r['says'] and str(settings[k]).strip("'") in r['says'], r
     assert kept(d)==was
 
 def copy(d, to):
-    shutil.copytree(d, to/'copy'); (to/'copy'/'batches').unlink(missing_ok=True)
+    shutil.copytree(d, to/'copy')
+    (to/'copy'/'batches').unlink(missing_ok=True)
     return to/'copy'
 
 def test_changed_lambda_is_told_apart(tmp_path):
     def go(f): return cr.make('bare', tmp_path).fit_lottery(1, rounds=0, criterion=f, path=tmp_path/'run')
     def scaled(c): return lambda w_f: w_f*c
-    go(lambda w_f: w_f.abs()); go(lambda w_f: w_f.abs())
+    go(lambda w_f: w_f.abs())
+    go(lambda w_f: w_f.abs())
     for f in (lambda w_f: -w_f.abs(), lambda w_f, k=2: w_f.abs(), scaled(1)):
         with pytest.raises(ValueError, match='criterion was .* and is now'): go(f)
-    shutil.rmtree(tmp_path/'run'); go(lambda w_f, k=1: w_f*k)
+    shutil.rmtree(tmp_path/'run')
+    go(lambda w_f, k=1: w_f*k)
     with pytest.raises(ValueError, match='criterion'): go(lambda w_f, k=2: w_f*k)
-    shutil.rmtree(tmp_path/'run'); go(scaled(1)); go(scaled(1))
+    shutil.rmtree(tmp_path/'run')
+    go(scaled(1))
+    go(scaled(1))
     with pytest.raises(ValueError, match='criterion'): go(scaled(2))
 
 def test_callbacks_that_were_used_before_are_the_same_setting(tmp_path):
@@ -215,9 +227,13 @@ def bare(d, cbs=(), cb={}, model=cr.drop_bn, dls=None, **kw): return cr.learner(
 class Scale(cr.Callback):
     def __init__(self, by=1.): self.by = by
     def after_loss(self): self.learn.loss_grad = self.loss_grad*self.by
-def less_dropout(): m = cr.drop_bn(); m[3].p = .1; return m
+def less_dropout():
+    m = cr.drop_bn()
+    m[3].p = .1
+    return m
 def flipped_data(part):
-    dls = cr.data(); dl = dls.loaders[part]
+    dls = cr.data()
+    dl = dls.loaders[part]
     dl.dataset = [(-x,y) for x,y in dl.dataset]
     return dls
 changed = dict(opt_func=dict(opt_func=partial(cr.SGD, mom=.9)), lr=dict(lr=1.), wd=dict(wd=.5), moms=dict(moms=(.1,.1,.1)), loss_func=dict(loss=cr.LabelSmoothingCrossEntropyFlat()),
@@ -231,7 +247,8 @@ def go(d, rounds, path=None, test_dl=None, **kw):
 
 @pytest.mark.parametrize('k', changed)
 def test_changed_learner_is_named(k, tmp_path):
-    go(tmp_path, 0, **old.get(k, {})); was = kept_raw(tmp_path)
+    go(tmp_path, 0, **old.get(k, {}))
+    was = kept_raw(tmp_path)
     with pytest.raises(ValueError, match=rf'other settings: .*\b{k}\b.* and is now') as e: go(tmp_path, 1, **changed[k])
     assert str(tmp_path/'run') in str(e.value) and kept_raw(tmp_path)==was
 
@@ -245,33 +262,41 @@ def test_the_same_learner_again_and_one_that_is_looked_at(tmp_path):
     go(tmp_path, 0)
     l = bare(tmp_path, cbs=[cr.ProgressCallback(), cr.CSVLogger(), cr.ShowGraphCallback()])
     with l.no_bar(), l.no_logging(): assert len(l.fit_lottery(1, rounds=1, seed=1, path=tmp_path/'run'))==2
-    l = bare(tmp_path); dl = l.dls.train
+    l = bare(tmp_path)
+    dl = l.dls.train
     def at(): return random.getstate(),cr.torch.get_rng_state().tolist(),dl.rng.getstate()
-    a,d = at(),fastai_lottery.rounds._learner(l, l.lottery, l.dls.valid)
-    assert at()==a and d==fastai_lottery.rounds._learner(bare(tmp_path), l.lottery, l.dls.valid) and d['data_valid']==d['data_test']
+    a,d = at(),fastai_lottery.settings.about_learner(l, l.lottery, l.dls.valid)
+    assert at()==a and d==fastai_lottery.settings.about_learner(bare(tmp_path), l.lottery, l.dls.valid) and d['data_valid']==d['data_test']
 
 def test_loaders_that_cannot_be_read_twice_are_left_out(tmp_path):
     class Odd(cr.Noisy):
         def __getitem__(self, i): return self.x[i]*next(count),self.y[i]
-    import itertools; count = itertools.count(1)
+    import itertools
+    count = itertools.count(1)
     dls = cr.DataLoaders(cr.DataLoader(Odd(64), bs=16), cr.data().valid, device='cpu')
     for i in range(2): rs = go(tmp_path, i, dls=lambda: dls)
     assert len(rs)==2 and 'data_train' not in json.loads((tmp_path/'run'/'run.json').read_text())
 
 def test_a_folder_of_an_older_version(tmp_path):
     "It says nothing of the Learner: it goes on, and run.json stays as it is"
-    go(tmp_path, 0); f = tmp_path/'run'/'run.json'; d = json.loads(f.read_text())
+    go(tmp_path, 0)
+    f = tmp_path/'run'/'run.json'
+    d = json.loads(f.read_text())
     f.write_text(s := json.dumps({k:v for k,v in d.items() if k not in ('opt_func','lr','wd','moms','loss_func','callbacks','frozen','init','layers','batch_size') and k[:5]!='data_'}))
     assert len(go(tmp_path, 1, lr=.5))==2 and f.read_text()==s
 
 @pytest.mark.parametrize('how', ['truncated','emptied','removed'])
 def test_weights_of_an_earlier_round(how, tmp_path):
-    go(tmp_path, 2); f = tmp_path/'run'/'round_00'/'weights.safetensors'; spoil(f, how); was = kept_raw(tmp_path)
+    go(tmp_path, 2)
+    f = tmp_path/'run'/'round_00'/'weights.safetensors'
+    spoil(f, how)
+    was = kept_raw(tmp_path)
     with pytest.raises(ValueError, match='missing or damaged.*Put it back') as e: go(tmp_path, 3)
     assert str(f) in str(e.value) and kept_raw(tmp_path)==was
 
 def test_a_copy_of_a_rounds_folder(tmp_path):
-    go(tmp_path, 1); shutil.copytree(tmp_path/'run'/'round_01', tmp_path/'run'/'round_01_old')
+    go(tmp_path, 1)
+    shutil.copytree(tmp_path/'run'/'round_01', tmp_path/'run'/'round_01_old')
     assert len(go(tmp_path, 2))==3
 
 # --- a full disk
@@ -280,7 +305,9 @@ def test_a_copy_of_a_rounds_folder(tmp_path):
 def test_full_disk(at, server, whole, tmp_path):
     d,end,_ = whole('plain')
     early = at in ('run.json','init')
-    if not early: assert server.run(folder=tmp_path, n=4*3+1) is None; was = kept(tmp_path/'run'/'round_00')
+    if not early:
+        assert server.run(folder=tmp_path, n=4*3+1) is None
+        was = kept(tmp_path/'run'/'round_00')
     r = server.run(folder=tmp_path, hurt=dict(full=at))
     assert r['error']=='OSError' and at in r['says'] and str(tmp_path/'run') in r['says'] and 'make room' in r['says'] and 'None' not in r['says'], r
     if not early: assert kept(tmp_path/'run'/'round_00')==was and len(pd.read_csv(tmp_path/'run'/'rounds.csv'))==1
@@ -294,7 +321,9 @@ def test_full_disk_for_the_lock_itself(server, tmp_path):
 
 # --- damaged folders
 
-def flip(b, at=.5): i = int(len(b)*at); return b[:i]+bytes([b[i]^1])+b[i+1:]
+def flip(b, at=.5):
+    i = int(len(b)*at)
+    return b[:i]+bytes([b[i]^1])+b[i+1:]
 damage = dict(truncated=lambda b: b[:len(b)//2], emptied=lambda b: b'', flipped=flip, removed=None)
 
 @pytest.fixture(scope='module')
@@ -315,7 +344,9 @@ def spoil(f, how):
 @pytest.mark.parametrize('f', files)
 def test_damaged_folder(f, how, stopped, server, whole, tmp_path):
     "Each file in turn: an error that names it and leaves all as it was, or the same bits at the end"
-    d = copy(stopped, tmp_path); spoil(d/'run'/f, how); was = kept_raw(d)
+    d = copy(stopped, tmp_path)
+    spoil(d/'run'/f, how)
+    was = kept_raw(d)
     r = server.run(folder=d)
     if 'error' in r:
         assert r['error']=='ValueError' and (str(d/'run'/f) in r['says'] or f=='run.json' and str(d/'run') in r['says']), r
@@ -337,15 +368,21 @@ def kept_spoiled(d, f):
 @pytest.mark.parametrize('at', [.2,.35,.5,.65,.8,.95])
 @pytest.mark.parametrize('f', ['rounds.csv','round_00/curve.csv'])
 def test_flipped_bit_anywhere_in_a_table(f, at, stopped, server, tmp_path):
-    d = copy(stopped, tmp_path); o = d/'run'/f; o.write_bytes(flip(o.read_bytes(), at)); was = kept_raw(d)
+    d = copy(stopped, tmp_path)
+    o = d/'run'/f
+    o.write_bytes(flip(o.read_bytes(), at))
+    was = kept_raw(d)
     r = server.run(folder=d)
     assert r.get('error')=='ValueError' and str(o) in r['says'], r
     assert kept_raw(d)==was
 
 def test_rounds_csv_without_its_last_lines(stopped, server, tmp_path):
-    d = copy(stopped, tmp_path); o = d/'run'/'rounds.csv'
-    o.write_text(''.join(o.read_text().splitlines(True)[:2])); was = kept_raw(d)     # round 1 is on the disk and finished
-    (d/'run'/'epoch.ckpt').unlink(); was.pop('run/epoch.ckpt')
+    d = copy(stopped, tmp_path)
+    o = d/'run'/'rounds.csv'
+    o.write_text(''.join(o.read_text().splitlines(True)[:2]))
+    was = kept_raw(d)    # round 1 is on the disk and finished
+    (d/'run'/'epoch.ckpt').unlink()
+    was.pop('run/epoch.ckpt')
     r = server.run(folder=d)
     if 'error' in r: assert str(o) in r['says'] and kept_raw(d)==was, r
     else: assert kept(d/'run'/'round_01')==kept(stopped/'run'/'round_01')
@@ -357,7 +394,8 @@ def test_init_gone_in_the_first_round(server, whole, tmp_path):
     r = server.run(folder=tmp_path, init=1)
     if 'error' in r: assert str(tmp_path/'run'/'init.safetensors') in r['says']
     else:
-        d = tmp_path/'fresh'; e = server.good(folder=d, init=1)
+        d = tmp_path/'fresh'
+        e = server.good(folder=d, init=1)
         assert kept(d/'run')==kept(tmp_path/'run') and e['ok']==r['ok']
 
 def test_run_json_of_another_kind(whole, server, tmp_path):
@@ -369,7 +407,9 @@ def test_run_json_of_another_kind(whole, server, tmp_path):
 
 def test_run_json_gone_and_other_settings(whole, server, tmp_path):
     "The tickets know how they were made"
-    d = copy(whole('plain')[0], tmp_path); (d/'run'/'run.json').unlink(); was = kept_raw(d)
+    d = copy(whole('plain')[0], tmp_path)
+    (d/'run'/'run.json').unlink()
+    was = kept_raw(d)
     r = server.run(folder=d, amount=.5, rounds=3)
     assert r['error']=='ValueError' and 'amount was 0.4 and is now 0.5' in r['says'], r
     assert kept_raw(d)==was
@@ -416,7 +456,8 @@ def test_lottery_run_is_killed_and_the_same_command_goes_on(server, tmp_path):
     r,log = server.end(p),(tmp_path/'log').read_text()
     assert r['ok']==1 and 'Traceback' not in log and 'was killed' in log and 'same command' in log and 'BrokenProcessPool' not in log, log
     assert until(lambda: not alive(p[0]), 30)
-    p = start(1); r = server.end(p)
+    p = start(1)
+    r = server.end(p)
     assert r['ok']==0, (tmp_path/'log').read_text()
     for i in (0,1):
         server.good(what='replicate', folder=tmp_path/f'alone_{i}', seed=i, rounds=2, epochs=3)
@@ -445,7 +486,9 @@ def lab(server, tmp_path_factory):
 @pytest.mark.parametrize('how', damage)
 @pytest.mark.parametrize('f', ['controls.csv','measures.csv'])
 def test_damaged_tables_of_a_replicate(f, how, lab, server, tmp_path):
-    d = copy(lab, tmp_path); spoil(d/'seed_00'/f, how); was = kept_raw(d)
+    d = copy(lab, tmp_path)
+    spoil(d/'seed_00'/f, how)
+    was = kept_raw(d)
     r = server.run('replicate', folder=d/'seed_00', measures=True, rounds=1, epochs=1)
     if 'error' in r:
         assert r['error']=='ValueError' and str(d/'seed_00'/f) in r['says'], r
@@ -454,9 +497,12 @@ def test_damaged_tables_of_a_replicate(f, how, lab, server, tmp_path):
 
 @pytest.mark.parametrize('how', damage)
 def test_damaged_play_json(how, lab, server, tmp_path):
-    d = copy(lab, tmp_path); spoil(d/'play.json', how); was = kept_raw(d)
+    d = copy(lab, tmp_path)
+    spoil(d/'play.json', how)
+    was = kept_raw(d)
     args = ['run','digits','--rounds','1','--epochs','1','--replicates','1','--jobs','1','--out',str(d)] if how!='removed' else ['report',str(d)]
-    r = server.run('command', args=args, log=str(tmp_path/'log')); log = (tmp_path/'log').read_text()
+    r = server.run('command', args=args, log=str(tmp_path/'log'))
+    log = (tmp_path/'log').read_text()
     if how=='removed': assert r['ok']==0, log
     else: assert r['ok']==1 and (str(d/'play.json') in log or how=='flipped' and str(d) in log) and 'Traceback' not in log and kept_raw(d)==was, log
 
@@ -467,6 +513,7 @@ def test_killed_among_controls_and_measures(server, lab, tmp_path):
         server.good(what='replicate', folder=d, measures=True, rounds=1, epochs=1)
         assert kept(d)==kept(lab/'seed_00')
     d = tmp_path/'counted'      # the tables are whole, and the last count is missing
-    shutil.copytree(lab/'seed_00', d); (d/'tables.json').write_text(json.dumps({'controls.csv':1}))
+    shutil.copytree(lab/'seed_00', d)
+    (d/'tables.json').write_text(json.dumps({'controls.csv':1}))
     server.good(what='replicate', folder=d, measures=True, rounds=1, epochs=1)
     assert kept(d)==kept(lab/'seed_00')

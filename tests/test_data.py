@@ -28,22 +28,27 @@ def images(n, start=0, shape=(28,28)):
     "`n` images that tell which they are: pixels 0 and 1 of the first channel spell the index"
     x = np.random.RandomState(start).randint(0, 256, (n,*shape)).astype(np.uint8)
     i = np.arange(start, start+n)
-    flat = x.reshape(n,-1); flat[:,0],flat[:,1] = i//256,i%256
+    flat = x.reshape(n,-1)
+    flat[:,0],flat[:,1] = i//256,i%256
     return x
 
 @pytest.fixture(params=['MNIST','FashionMNIST'])
 def idx_root(request, tmp_path):
-    raw = tmp_path/request.param/'raw'; raw.mkdir(parents=True)
+    raw = tmp_path/request.param/'raw'
+    raw.mkdir(parents=True)
     for part,n,start in (('train',300,0),('t10k',40,300)):
-        idx(raw/f'{part}-images-idx3-ubyte', images(n, start)); idx(raw/f'{part}-labels-idx1-ubyte', np.arange(n)%10)
+        idx(raw/f'{part}-images-idx3-ubyte', images(n, start))
+        idx(raw/f'{part}-labels-idx1-ubyte', np.arange(n)%10)
     return tmp_path, {'MNIST':mnist,'FashionMNIST':fashion_mnist}[request.param]
 
 @pytest.fixture
 def cifar_root(tmp_path, monkeypatch):
     "A small CIFAR-10 in its own format. torchvision checks md5 sums before it unpickles, so it is told those of these files"
-    base = tmp_path/'cifar-10-batches-py'; base.mkdir()
+    base = tmp_path/'cifar-10-batches-py'
+    base.mkdir()
     def write(name, d):
-        b = pickle.dumps(d); (base/name).write_bytes(b)
+        b = pickle.dumps(d)
+        (base/name).write_bytes(b)
         return hashlib.md5(b).hexdigest()
     batch = lambda i: {'data':images(20, 20*i, (3,32,32)).reshape(20,-1), 'labels':[j%10 for j in range(20)]}
     monkeypatch.setattr(tvd.CIFAR10, 'train_list', [[f'data_batch_{i+1}', write(f'data_batch_{i+1}', batch(i))] for i in range(5)])
@@ -57,7 +62,9 @@ def raw_pixels(ds):
     mean,std = (s.float()[:,None,None] for s in ds.stats)
     return (ds.x.cpu()*std+mean).round().int()
 
-def which(ds): p = raw_pixels(ds)[:,0].flatten(1); return (p[:,0]*256+p[:,1]).tolist()
+def which(ds):
+    p = raw_pixels(ds)[:,0].flatten(1)
+    return (p[:,0]*256+p[:,1]).tolist()
 
 # ---- splits
 
@@ -66,7 +73,8 @@ def test_split_order_is_a_permutation_and_fixed(n, labels):
     y = np.arange(n)%7 if labels else None
     a = split_order(n, y)
     assert sorted(a) == list(range(n))
-    np.random.seed(n); random.seed(n)
+    np.random.seed(n)
+    random.seed(n)
     assert (split_order(n, y) == a).all()
     if n > 10: assert (split_order(n, y, seed=1) != a).any()
 
@@ -75,7 +83,8 @@ def test_split_order_is_the_same_on_every_machine():
     assert split_order(8, [0,0,0,0,1,1,1,1]).tolist() == [6,2,1,7,3,5,0,4]
 
 def test_every_stretch_is_stratified():
-    y = np.array([0]*700+[1]*200+[2]*100); np.random.RandomState(1).shuffle(y)
+    y = np.array([0]*700+[1]*200+[2]*100)
+    np.random.RandomState(1).shuffle(y)
     o = y[split_order(1000, y)]
     for a in range(0, 1000, 100):
         assert np.abs(np.bincount(o[a:a+100], minlength=3)-[70,20,10]).max() <= 1
@@ -95,7 +104,9 @@ def test_digits_split():
     assert sorted(got) == sorted(np.concatenate([d.data, d.target[:,None]], 1).astype(int).tolist())
 
 def test_split_does_not_follow_any_seed():
-    a = digits(seed=0); set_seed(5); b = digits(seed=9)
+    a = digits(seed=0)
+    set_seed(5)
+    b = digits(seed=9)
     for x,y in zip(a,b): assert x.dataset.x.equal(y.dataset.x) and x.dataset.y.equal(y.dataset.y)
 
 def test_idx_files_split(idx_root):
@@ -149,7 +160,8 @@ def test_missing_data_says_where_and_what_to_do(f, name, tmp_path):
 @pytest.mark.parametrize('f,cls', [(mnist,tvd.MNIST),(fashion_mnist,tvd.FashionMNIST),(cifar10,tvd.CIFAR10)])
 def test_missing_data_without_a_network(f, cls, tmp_path, monkeypatch):
     nowhere = (tmp_path/'nowhere').as_uri()
-    monkeypatch.setattr(cls, 'mirrors', [nowhere+'/'], raising=False); monkeypatch.setattr(cls, 'url', nowhere, raising=False)
+    monkeypatch.setattr(cls, 'mirrors', [nowhere+'/'], raising=False)
+    monkeypatch.setattr(cls, 'url', nowhere, raising=False)
     with pytest.raises(FileNotFoundError, match='Downloading did not help') as e: f(path=tmp_path)
     assert e.value.__suppress_context__ and 'FASTAI_LOTTERY_DATA' in str(e.value) and '\n' not in str(e.value)
 
@@ -161,20 +173,27 @@ def serve(monkeypatch):
         def log_message(self, *args): pass
     servers = []
     def go(folder):
-        s = ThreadingHTTPServer(('127.0.0.1',0), partial(Quiet, directory=str(folder))); servers.append(s)
+        s = ThreadingHTTPServer(('127.0.0.1',0), partial(Quiet, directory=str(folder)))
+        servers.append(s)
         threading.Thread(target=s.serve_forever, daemon=True).start()
         return f'http://127.0.0.1:{s.server_port}/'
     yield go
-    for s in servers: s.shutdown(); s.server_close()
+    for s in servers:
+        s.shutdown()
+        s.server_close()
 
 def test_download_where_files_are_missing(idx_root, tmp_path, monkeypatch, serve):
     root,f = idx_root
     cls = {mnist:tvd.MNIST,fashion_mnist:tvd.FashionMNIST}[f]
-    mirror = tmp_path/'mirror'; mirror.mkdir(); resources = []
+    mirror = tmp_path/'mirror'
+    mirror.mkdir()
+    resources = []
     for p in sorted((root/cls.__name__/'raw').iterdir()):
-        b = gzip.compress(p.read_bytes()); (mirror/f'{p.name}.gz').write_bytes(b)
+        b = gzip.compress(p.read_bytes())
+        (mirror/f'{p.name}.gz').write_bytes(b)
         resources.append((f'{p.name}.gz', hashlib.md5(b).hexdigest()))
-    monkeypatch.setattr(cls, 'mirrors', [serve(mirror)]); monkeypatch.setattr(cls, 'resources', resources)
+    monkeypatch.setattr(cls, 'mirrors', [serve(mirror)])
+    monkeypatch.setattr(cls, 'resources', resources)
     got = f(bs=10, path=tmp_path/'new', n_valid=50, seed=0)
     assert got.train_ds.x.equal(f(bs=10, path=root, download=False, n_valid=50, seed=0).train_ds.x)
     monkeypatch.setattr(cls, 'mirrors', []) # whole now: never asks again
@@ -184,7 +203,8 @@ def test_download_where_files_are_missing(idx_root, tmp_path, monkeypatch, serve
 @pytest.mark.parametrize('keep', [0,.05,.5])
 def test_damaged_files_are_one_clear_message(idx_root, part, keep):
     root,f = idx_root
-    p = next(root.glob(f'*/raw/{part}')); p.write_bytes(p.read_bytes()[:int(keep*p.stat().st_size)])
+    p = next(root.glob(f'*/raw/{part}'))
+    p.write_bytes(p.read_bytes()[:int(keep*p.stat().st_size)])
     with pytest.raises(FileNotFoundError, match='missing or damaged') as e: f(path=root, download=False, n_valid=50)
     assert re.search(r'\(.+\)\. Downloading was not allowed', str(e.value)) and e.value.__suppress_context__ # says why
 
@@ -228,15 +248,21 @@ def test_own_rng_fixes_the_order():
     a,b = tiny(shuffle=True),tiny(shuffle=True)
     a.rng,b.rng = random.Random(3),random.Random(3)
     assert [order(a) for _ in range(3)] == [order(b) for _ in range(3)]
-    state = a.rng.getstate(); nxt = order(a); a.rng.setstate(state)
+    state = a.rng.getstate()
+    nxt = order(a)
+    a.rng.setstate(state)
     assert order(a) == nxt
     assert order(tiny(shuffle=True, seed=1)) != order(tiny(shuffle=True, seed=2))
-    dls = DataLoaders(a, tiny()); dls.rng.seed(3); x = order(dls.train); dls.rng.seed(3)
+    dls = DataLoaders(a, tiny())
+    dls.rng.seed(3)
+    x = order(dls.train)
+    dls.rng.seed(3)
     assert order(dls.train) == x
 
 def test_loaders_given_one_rng_do_not_stay_tied():
     def go(n):
-        a,b = tiny(shuffle=True),tiny(); a.rng = b.rng = random.Random(0)
+        a,b = tiny(shuffle=True),tiny()
+        a.rng = b.rng = random.Random(0)
         order(a)
         for _ in range(n): order(b) # validating more often must not change what is trained on next
         return order(a)
@@ -253,26 +279,35 @@ def test_every_order_is_as_likely():
     assert len(n) == 6 and min(n.values()) > 150 and max(n.values()) < 250
 
 def test_set_seed_before_making_loaders_repeats_them():
-    def mk(): set_seed(4); return order(tiny(shuffle=True))
+    def mk():
+        set_seed(4)
+        return order(tiny(shuffle=True))
     assert mk() == mk()
 
 def test_global_rng_untouched():
     dls = digits(seed=0)
     aug = TensorDL(TensorDS(torch.rand(20,3,8,8), torch.zeros(20).long()), bs=5, shuffle=True, tfm=flip_crop, seed=0)
     before = rng_state()
-    digits(seed=1); split_order(100, np.arange(100)%3)
+    digits(seed=1)
+    split_order(100, np.arange(100)%3)
     for dl in [*dls,aug]: list(dl), dl.one_batch(), dl.new(shuffle=True).one_batch(), dl.new(shuffle=False), deepcopy(dl)
-    dls.to('cpu'); dls.new_empty()
+    dls.to('cpu')
+    dls.new_empty()
     assert rng_state() == before
 
 def test_iterating_does_not_follow_the_global_rng():
-    def go(s): dl = tiny(shuffle=True, seed=0); set_seed(s); return order(dl),order(dl)
+    def go(s):
+        dl = tiny(shuffle=True, seed=0)
+        set_seed(s)
+        return order(dl),order(dl)
     assert go(1) == go(2)
 
 def test_batches_are_copies():
     for shuffle in (False,True):
         dl = tiny(shuffle=shuffle, seed=0)
-        for x,y in dl: x.zero_(); y.zero_()
+        for x,y in dl:
+            x.zero_()
+            y.zero_()
         assert dl.dataset.x[:,0].tolist() == list(range(50)) and dl.dataset.y.tolist() == [i%3 for i in range(50)]
 
 def test_after_batch_and_bad_arguments():
@@ -285,7 +320,8 @@ def test_after_batch_and_bad_arguments():
     with pytest.raises(ValueError, match='as many items; got 3 and 2'): TensorDS(torch.ones(3), torch.ones(2))
 
 def test_pickle_and_deepcopy_go_on_alike():
-    dl = tiny(shuffle=True, seed=0, tfm=None); order(dl)
+    dl = tiny(shuffle=True, seed=0, tfm=None)
+    order(dl)
     a,b = pickle.loads(pickle.dumps(dl)),deepcopy(dl)
     b.dataset.x.add_(0)
     want = order(dl),order(dl)
@@ -294,9 +330,11 @@ def test_pickle_and_deepcopy_go_on_alike():
     assert dl.dataset.x.sum() > 0
 
 def test_new_draws_from_a_copy():
-    dl = tiny(shuffle=True, seed=5); other = dl.new()
+    dl = tiny(shuffle=True, seed=5)
+    other = dl.new()
     assert order(other) == order(dl)
-    state = dl.rng.getstate(); order(dl.new()), dl.new(bs=3)
+    state = dl.rng.getstate()
+    order(dl.new()), dl.new(bs=3)
     assert dl.rng.getstate() == state
     small = dl.new(dl.dataset.new(torch.ones(4,1), torch.zeros(4).long()))
     assert len(small.dataset) == 4 and small.shuffle and small.vocab == ['a','b','c']
@@ -370,18 +408,26 @@ def test_fit_validate_and_predictions():
 
 def test_lr_find_and_one_cycle():
     learn = Learner(digits(seed=0), mlp(64))
-    with learn.no_logging(), learn.no_mbar(): learn.lr_find(num_it=25, show_plot=False); learn.fit_one_cycle(1, 1e-3)
+    with learn.no_logging(), learn.no_mbar():
+        learn.lr_find(num_it=25, show_plot=False)
+        learn.fit_one_cycle(1, 1e-3)
 
 def test_same_seed_same_bits():
     def go():
-        set_seed(0); model = mlp(64); set_seed(1)
-        learn = Learner(digits(seed=3), model); torch.rand(7); random.random(); quiet(learn, 2)
+        set_seed(0)
+        model = mlp(64)
+        set_seed(1)
+        learn = Learner(digits(seed=3), model)
+        torch.rand(7)
+        random.random()
+        quiet(learn, 2)
         return model[1].weight
     assert go().equal(go())
 
 def test_export_and_load(tmp_path):
     dls = digits(seed=0)
-    learn = Learner(dls, mlp(64), path=tmp_path); quiet(learn)
+    learn = Learner(dls, mlp(64), path=tmp_path)
+    quiet(learn)
     learn.export()
     assert (tmp_path/'export.pkl').stat().st_size < 60_000 # 1,797 digits are 460 kB
     again = load_learner(tmp_path/'export.pkl')
@@ -393,6 +439,8 @@ def test_export_and_load(tmp_path):
     assert name == dls.vocab[int(i)] and int(i) == int(probs.argmax())
 
 def test_deepcopy_of_a_learner():
-    learn = Learner(digits(seed=0), mlp(64)); other = deepcopy(learn)
-    quiet(learn); quiet(other)
+    learn = Learner(digits(seed=0), mlp(64))
+    other = deepcopy(learn)
+    quiet(learn)
+    quiet(other)
     assert learn.model[1].weight.equal(other.model[1].weight)

@@ -28,9 +28,12 @@ def cases(rank):
         def __init__(self, **kwargs): pass
         def prepare(self, model): return DDP(model)
         def backward(self, loss): loss.backward()
-    sys.modules['accelerate'] = types.ModuleType('accelerate'); sys.modules['accelerate'].Accelerator = Accelerator
+    sys.modules['accelerate'] = types.ModuleType('accelerate')
+    sys.modules['accelerate'].Accelerator = Accelerator
     from fastai.distributed import DistributedDL
-    def _broadcast(self, t, rank): dist.broadcast(t := torch.tensor(t), rank); return t.tolist()    # fastai's wants a GPU
+    def _broadcast(self, t, rank):    # fastai's wants a GPU
+        dist.broadcast(t := torch.tensor(t), rank)
+        return t.tolist()
     DistributedDL._broadcast = _broadcast
 
     class Stop(Callback):
@@ -63,7 +66,8 @@ def cases(rank):
         "A lottery; what it began each round from, came to, and wrote down"
         seen = []
         def watched(learn, n_epoch, **kw):
-            seen.append(now(learn)); fit(learn, n_epoch, **kw)
+            seen.append(now(learn))
+            fit(learn, n_epoch, **kw)
             seen.append(dict(weights=digest(dict(unwrap(learn.model).named_parameters()))))
         rs = learn.fit_lottery(n_epoch, rounds=rounds, fit=watched, **kwargs)
         return dict(seen=seen, rows=[{k:v for k,v in r.row.items() if k!='seconds'} for r in rs],
@@ -75,11 +79,15 @@ def cases(rank):
         with learn.distrib_ctx(sync_bn=False): return play(learn, rounds, seed=seed, **kwargs)
 
     def attempt(f):
-        try: f(); return 'no error'
+        try:
+            f()
+            return 'no error'
         except Exception as e: return f'{type(e).__name__}: {e}'
 
     res = {}
-    def case(f): res[f.__name__] = f; return f
+    def case(f):
+        res[f.__name__] = f
+        return f
 
     for b in (True,False):
         res[f'global_{b}'] = lambda d, b=b: play(learner(b))
@@ -93,17 +101,26 @@ def cases(rank):
         learn,res = learner(False, rewind_to='1it'),[]
         def note(part='state_dict'): res.append(dict(mask=learn.lottery.masks.hash(), state=digest(dict(getattr(unwrap(learn.model), part)()))))
         learn.fit(1, 1e-2)                                              # batch norm's statistics are each process's own after a plain fit
-        learn.prune(.3, criterion='random'); note('named_parameters')
-        learn.prune(.3, criterion='snip'); note('named_parameters')
-        learn.rewind(); note()
-        learn.rewind('noisy'); note()
-        learn.fit(1, 1e-2); learn.prune(.3); note('named_parameters')
-        learn.rewind('random_reinit', seed=3); note()
-        learn.prune(.3, hold=lambda w_f, gen: torch.randn(w_f.shape, generator=gen)); note()
+        learn.prune(.3, criterion='random')
+        note('named_parameters')
+        learn.prune(.3, criterion='snip')
+        note('named_parameters')
+        learn.rewind()
+        note()
+        learn.rewind('noisy')
+        note()
+        learn.fit(1, 1e-2)
+        learn.prune(.3)
+        note('named_parameters')
+        learn.rewind('random_reinit', seed=3)
+        note()
+        learn.prune(.3, hold=lambda w_f, gen: torch.randn(w_f.shape, generator=gen))
+        note()
         return res
     @case
     def controls(d):
-        learn = learner(); learn.fit_lottery(1, rounds=1)
+        learn = learner()
+        learn.fit_lottery(1, rounds=1)
         res = []
         for kw in (dict(), dict(mask=shuffle_mask), dict(mask=random_mask), dict(reset='random_reinit')):
             r = learn.fit_ticket(learn.lottery.ticket(), 1, **kw)
@@ -192,12 +209,15 @@ def worker(rank, d, only):
             if dist.is_initialized(): dist.destroy_process_group()
         (d/f'{name}.{rank}.json').write_text(json.dumps(out))
 
-if __name__=='__main__': worker(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]); sys.exit()
+if __name__=='__main__':
+    worker(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    sys.exit()
 
 # --- what the tests make of it
 
 import pytest
-from fastai_lottery.tickets import Ticket,load_tensors
+from fastai_lottery.files import load_tensors
+from fastai_lottery.tickets import Ticket
 from fastai_lottery.core import named_weights
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason='needs torch.distributed with gloo; this torch has none')
@@ -320,7 +340,8 @@ def test_trap_23_both_killed_go_on_from_the_last_epoch(ran, tmp_path):
         wait = rng.random()*.4
         def until():
             if not f(): return False
-            time.sleep(wait); return True
+            time.sleep(wait)
+            return True
         return until
     for f in (lambda: (run/'epoch.ckpt').exists(), lambda: (run/'round_00'/'weights.safetensors').exists(), lambda: (run/'rounds.csv').exists() and (run/'epoch.ckpt').exists()):
         launch(tmp_path, 'killed', until=then(f))

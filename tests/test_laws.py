@@ -77,7 +77,9 @@ def greedy(scores, new, amount, scope):
     for o,k in new.items():
         flat,of = k.view(-1),{i:b for b in blocks(k.shape, m) for i in b}
         for _,i in sorted(((float(scores[o].reshape(-1)[i]),int(i)) for i in flat.nonzero()[:,0]), key=lambda x: x[0]):
-            if left[o] and int(flat[list(of[i])].sum())>least(n, m, of[i]): flat[i] = False; left[o] -= 1
+            if left[o] and int(flat[list(of[i])].sum())>least(n, m, of[i]):
+                flat[i] = False
+                left[o] -= 1
         assert left[o]==0
     return Masks(new)
 
@@ -89,7 +91,8 @@ def by_shape(scores, new, amount, power):
     while free:
         f = (total-sum(kept.values()))/sum(want[o] for o in free)
         if not (over := [o for o in free if f*want[o]>have[o]+1e-9]): break
-        kept.update({o:have[o] for o in over}); free = [o for o in free if o not in over]
+        kept.update({o:have[o] for o in over})
+        free = [o for o in free if o not in over]
     x = {o:f*want[o] for o in free}
     low = {o:math.floor(v+1e-9) for o,v in x.items()}
     up = sorted(free, key=lambda o: -round(x[o]-low[o], 9))[:total-sum(kept.values())-sum(low.values())]
@@ -219,7 +222,9 @@ def test_in_a_learner_as_on_paper(criterion):
     "`learn.prune` is the composition of the plain functions, and takes no global random number"
     scope = [global_, local, {'0':.5}, 'erk', n_of_m(1,4)][list(criteria_menu()).index(criterion)%5]
     learn,twin = learner(drop_bn),learner(drop_bn)
-    for o in (learn,twin): seed_all(o); o.fit(1)
+    for o in (learn,twin):
+        seed_all(o)
+        o.fit(1)
     names,f = learn.lottery.names(),criteria_menu()[criterion]
     masks = Masks.ones(named_weights(twin.model, names))
     known = twin.lottery.known(names, needs(f), generator(3,'prune',0))
@@ -235,7 +240,8 @@ def test_in_a_learner_as_on_paper(criterion):
 @pytest.mark.parametrize('model', [drop_bn, conv_bn, Tied], ids=lambda o: o.__name__)
 def test_resets_leave_masks_and_random_numbers_alone(reset, model):
     learn = learner(model, data((1,6,6)) if model is conv_bn else None)
-    learn.fit(1); masks = learn.prune(.4)
+    learn.fit(1)
+    masks = learn.prune(.4)
     was,rng,snap = masks.hash(),rng_states(),(digest(learn.lottery.w_i),digest(learn.lottery.w_k))
     names,modes = list(learn.model.state_dict()),[m.training for m in learn.model.modules()]
     learn.rewind(reset, seed=1)

@@ -1,10 +1,12 @@
-"Laws of 06_metrics: each figure equals a count or a formula by hand"
+"Laws of 08_sizes: each figure equals a count or a formula by hand"
 import math, random
 import numpy as np, pandas as pd, pytest, torch
 from scipy import stats
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from fastai_lottery.metrics import *
+from fastai_lottery.sizes import *
+from fastai_lottery.statistics import *
+from fastai_lottery.claims import *
 
 def half_masks(model): return {n:torch.arange(p.numel()).view_as(p)%2==0 for n,p in model.named_parameters() if p.ndim>1}
 
@@ -23,8 +25,11 @@ def test_layer_table_counts_beyond_float32():
 
 def test_zeros_are_measured():
     m = nn.Sequential(nn.Linear(3,4), nn.Linear(4,2))
-    nn.init.ones_(m[0].bias); nn.init.zeros_(m[1].bias)
-    with torch.no_grad(): m[0].weight.view(-1)[[0,5]] = 0; m[0].weight.view(-1)[7] = float('nan')
+    nn.init.ones_(m[0].bias)
+    nn.init.zeros_(m[1].bias)
+    with torch.no_grad():
+        m[0].weight.view(-1)[[0,5]] = 0
+        m[0].weight.view(-1)[7] = float('nan')
     assert zeros(m) == {'0.weight':2,'0.bias':0,'1.weight':0,'1.bias':2}
     assert zeros(m.state_dict(), ['1.bias','0.weight']) == {'1.bias':2,'0.weight':2}
     with pytest.raises(ValueError, match=r"got \['w'\]"): zeros(m, ['w'])
@@ -51,9 +56,12 @@ class Zoo(nn.Module):
         self.emb,self.att = nn.Embedding(11,8),nn.MultiheadAttention(8,2,batch_first=True)
         self.lstm,self.gru = nn.LSTM(8,6,batch_first=True),nn.GRU(6,8,batch_first=True)
         self.w,self.spare = nn.Parameter(torch.rand(8,8)),nn.Linear(2,2)
-        self.head = nn.Linear(8,11,bias=False); self.head.weight = self.emb.weight
+        self.head = nn.Linear(8,11,bias=False)
+        self.head.weight = self.emb.weight
         self.drop,self.norm = nn.Dropout(),nn.BatchNorm1d(5)
-    def forward(self, i): x = self.emb(i); return self.head(self.drop(self.norm(self.gru(self.lstm(self.att(x,x,x)[0])[0])[0] @ self.w)))
+    def forward(self, i):
+        x = self.emb(i)
+        return self.head(self.drop(self.norm(self.gru(self.lstm(self.att(x,x,x)[0])[0])[0] @ self.w)))
 
 def test_flops_by_weight():
     model,x = Zoo(),torch.randint(0, 11, (3,5))
@@ -94,7 +102,8 @@ def test_flops_leave_all_as_it_was(fast, request):
     request.addfinalizer(lambda old=torch.backends.mha.get_fastpath_enabled(): torch.backends.mha.set_fastpath_enabled(old))
     torch.backends.mha.set_fastpath_enabled(fast)
     model,x,wrong = Zoo(),torch.randint(0, 11, (3,5)),torch.rand(3,5)
-    model.train(); model.norm.eval()
+    model.train()
+    model.norm.eval()
     state = {k:v.clone() for k,v in model.state_dict().items()}
     modes,rng = [m.training for m in model.modules()],(torch.get_rng_state().tolist(),random.getstate())
     flags = torch.backends.mha.get_fastpath_enabled(),torch.backends.mkldnn.enabled,torch.backends.cudnn.enabled
@@ -117,7 +126,8 @@ def test_flops_see_through_the_fast_path_of_attention():
 @pytest.mark.parametrize('keep', [0,3,1000])
 @pytest.mark.filterwarnings('ignore:Sparse')
 def test_ticket_size_equals_what_pytorch_stores(shape, keep, dtype):
-    w = torch.ones(shape, dtype=dtype); m = torch.arange(w.numel()).view(shape)<keep
+    w = torch.ones(shape, dtype=dtype)
+    m = torch.arange(w.numel()).view(shape)<keep
     t = ticket_size({'w':w,'b':torch.ones(3)}, {'w':m})
     flat = (w*m).flatten(1) if w.ndim>1 else (w*m)[None]
     csr,coo = flat.to_sparse_csr(),flat.to_sparse_coo()
@@ -165,7 +175,8 @@ def test_interval_of_little():
         with pytest.raises(ValueError, match=f'`level` should be in .*got {level}'): interval([1,2], level)
 
 def test_geo_interval():
-    xs = [1.2,3.4,2.2]; g,i = geo_interval(xs),interval(np.log(xs))
+    xs = [1.2,3.4,2.2]
+    g,i = geo_interval(xs),interval(np.log(xs))
     assert g.mean == pytest.approx(np.prod(xs)**(1/3)) and (g.lo,g.hi) == pytest.approx((math.exp(i.lo),math.exp(i.hi)))
     assert (g.lo,g.hi) == pytest.approx((g.mean/g.half,g.mean*g.half)) and g.n == 3
     assert geo_interval(xs, .5).half < g.half < geo_interval(xs, .99).half
@@ -194,7 +205,9 @@ def test_a_failed_replicate_is_not_left_out():
 
 @pytest.mark.filterwarnings('error')
 def test_paired():
-    r = np.random.RandomState(3); b = r.normal(0, 5, 8); a = b+1+r.normal(0, .1, 8)
+    r = np.random.RandomState(3)
+    b = r.normal(0, 5, 8)
+    a = b+1+r.normal(0, .1, 8)
     p,ref = paired(a, b),stats.ttest_1samp(a-b, 0)
     assert (p.diff,p.n) == (pytest.approx((a-b).mean()),8) and (p.t,p.p) == pytest.approx((ref.statistic,ref.pvalue))
     assert (p.lo,p.hi) == pytest.approx(tuple(ref.confidence_interval(.95))) and p.p < 1e-6 < stats.ttest_ind(a, b).pvalue
@@ -212,19 +225,23 @@ def test_holm():
     assert holm([.6,.9]).tolist() == [1,1] and holm([.03]).tolist() == [.03] and holm([]).tolist() == []
     r = np.random.RandomState(0)
     for _ in range(50):
-        ps = r.rand(6); adj = holm(ps)
+        ps = r.rand(6)
+        adj = holm(ps)
         assert (adj >= ps).all() and (adj <= np.minimum(ps*6, 1)+1e-12).all() and (np.argsort(adj[np.argsort(ps)], kind='stable') == np.arange(6)).all()
     for bad in (-.1,1.2,math.nan):
         with pytest.raises(ValueError, match='`ps` should be in'): holm([.1,bad])
 
 @pytest.mark.filterwarnings('error')
 def test_tost():
-    r = np.random.RandomState(5); b = r.normal(98, .1, 10); a = b+.05+r.normal(0, .1, 10)
+    r = np.random.RandomState(5)
+    b = r.normal(98, .1, 10)
+    a = b+.05+r.normal(0, .1, 10)
     p = tost(a, b, .3)
     assert p < .01 and p == pytest.approx(tost(b, a, .3))
     assert tost(a, b, .3) < tost(a, b, .15) < tost(a, b, .05)
     # the duality: p < .05 exactly where the 90 % interval lies within the margin
-    i = paired(a, b, level=.9); edge = max(abs(i.lo),abs(i.hi))
+    i = paired(a, b, level=.9)
+    edge = max(abs(i.lo),abs(i.hi))
     assert tost(a, b, edge*1.001) < .05 < tost(a, b, edge*.999)
     assert tost(a+1, b, .3) > .99 and math.isnan(tost([1], [1], .3))
     for bad in (0,-1,math.nan):

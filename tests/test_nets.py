@@ -53,7 +53,9 @@ def test_vgg_counts(depth, n_conv):
 def shapes(m, x):
     "Shape behind each child"
     res = {}
-    for k,o in m.eval().named_children(): x = o(x); res[k] = tuple(x.shape[1:])
+    for k,o in m.eval().named_children():
+        x = o(x)
+        res[k] = tuple(x.shape[1:])
     return res
 
 def test_conv6_shapes():
@@ -79,7 +81,9 @@ def test_any_size(f, size): assert f(width=4, n_in=1, n_out=7)(torch.randn(2,1,s
 def test_block_is_a_residual():
     "With both convolutions at zero a block passes on what comes in, and the first block of a stage what `downsample` makes of it"
     m,x = resnet_20().eval(),torch.rand(2,16,8,8)
-    for b in m.blocks: nn.init.zeros_(b.conv1.weight); nn.init.zeros_(b.conv2.weight)
+    for b in m.blocks:
+        nn.init.zeros_(b.conv1.weight)
+        nn.init.zeros_(b.conv2.weight)
     assert torch.equal(m.blocks[0](x), x) and torch.equal(m.blocks[3](x), m.blocks[3].downsample(x).relu())
 
 def test_relu_between_layers():
@@ -127,10 +131,14 @@ def test_fresh_draw(name):
     torch.manual_seed(0)
     m = all_nets[name]()
     for o in m.modules():
-        if isinstance(o, nn.BatchNorm2d): nn.init.constant_(o.weight, .5); o.running_mean.fill_(3)
+        if isinstance(o, nn.BatchNorm2d):
+            nn.init.constant_(o.weight, .5)
+            o.running_mean.fill_(3)
     w_i,names,rng = state(m),prunable(m),torch.get_rng_state()
     w_n = fresh(m, torch.Generator().manual_seed(1), w_i=w_i, names=names)
-    with warnings.catch_warnings(): warnings.simplefilter('error'); check_draw(w_n, w_i, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_draw(w_n, w_i, names)
     for k in w_i: assert ((w_n[k]!=w_i[k]).float().mean()>.99) if k in names else torch.equal(w_n[k], w_i[k]), k
     assert torch.equal(rng, torch.get_rng_state()) and all(torch.equal(v, m.state_dict()[k]) for k,v in w_i.items())
     again = fresh(m, torch.Generator().manual_seed(1), w_i=w_i, names=names)
@@ -139,8 +147,10 @@ def test_fresh_draw(name):
         if w_n[k].numel()>3000: assert abs(float(w_n[k].std())/want_std.get(name, glorot_std)(w_n[k])-1)<.06, k
 
 def test_kaiming_modes_differ():
-    torch.manual_seed(0); a = vgg(16, width=16, init=kaiming_).conv3.weight
-    torch.manual_seed(0); b = vgg(16, width=16, init=partial(kaiming_, mode='fan_out')).conv3.weight
+    torch.manual_seed(0)
+    a = vgg(16, width=16, init=kaiming_).conv3.weight
+    torch.manual_seed(0)
+    b = vgg(16, width=16, init=partial(kaiming_, mode='fan_out')).conv3.weight
     assert abs(float(a.std()/b.std())-2**.5)<.01       # 16 → 32 channels
 
 def test_reinit_control_trains_without_warning():
@@ -156,18 +166,24 @@ def test_reinit_control_trains_without_warning():
 def test_copies_and_pickles(name):
     m = all_nets[name]().eval()
     x = torch.randn(2,1,28,28) if name=='lenet' else torch.randn(2,3,32,32)
-    for o in (deepcopy(m), pickle.loads(pickle.dumps(m))): assert torch.equal(o(x), m(x)); o.reset_parameters()
+    for o in (deepcopy(m), pickle.loads(pickle.dumps(m))):
+        assert torch.equal(o(x), m(x))
+        o.reset_parameters()
 
 def test_a_slice_keeps_its_weights():
     m = conv_net(2, width=4)
     part = m[:3]
     assert part.conv1 is m.conv1 and list(dict(part.named_children()))==['conv1','relu1','conv2'] and m[0] is m.conv1
-    w = m.conv1.weight.clone(); m[:3]; assert torch.equal(m.conv1.weight, w)
+    w = m.conv1.weight.clone()
+    m[:3]
+    assert torch.equal(m.conv1.weight, w)
 
 # --- SGD
 
 class Bn(nn.Module):
-    def __init__(self): super().__init__(); self.a,self.bn,self.b = nn.Linear(8,16),nn.BatchNorm1d(16),nn.Linear(16,4)
+    def __init__(self):
+        super().__init__()
+        self.a,self.bn,self.b = nn.Linear(8,16),nn.BatchNorm1d(16),nn.Linear(16,4)
     def forward(self, x): return self.b(self.bn(self.a(x)).relu())
 
 class Batches(Callback):
@@ -178,7 +194,10 @@ class Batches(Callback):
 
 def by_torch(m, batches, **kwargs):
     opt = torch.optim.SGD(m.parameters(), **kwargs)
-    for x,y in batches: opt.zero_grad(); F.cross_entropy(m(x), y).backward(); opt.step()
+    for x,y in batches:
+        opt.zero_grad()
+        F.cross_entropy(m(x), y).backward()
+        opt.step()
     return m.state_dict()
 
 @pytest.mark.parametrize('wd_bn_bias', [False,True])
@@ -186,7 +205,8 @@ def by_torch(m, batches, **kwargs):
 def test_sgd_is_torchs(how, wd_bn_bias):
     "Momentum .9 and decay of the gradient's kind, of all parameters, wherever the decay is given"
     torch.manual_seed(0)
-    m,wd = Bn(),.1; m0 = deepcopy(m)
+    m,wd = Bn(),.1
+    m0 = deepcopy(m)
     learn = Learner(data(), m, loss_func=F.cross_entropy, lr=.05, cbs=Batches(), opt_func=partial(sgd, wd=wd) if how=='opt' else sgd, wd_bn_bias=wd_bn_bias, **(dict(wd=wd) if how=='learner' else {}))
     with learn.no_bar(), learn.no_logging(): learn.fit(3, lr=.02, **(dict(wd=wd) if how=='fit' else {}))
     assert learn.opt.hypers[0]['wd']==wd and learn.opt.hypers[0]['mom']==.9 and len(learn.batches.seen)==12
@@ -195,18 +215,26 @@ def test_sgd_is_torchs(how, wd_bn_bias):
 
 def test_sgd_decay_is_coupled():
     "By hand: the decay goes through the momentum, and a norm's weight decays too"
-    p = nn.Parameter(torch.tensor([1.,-2.], dtype=torch.double)); w,v = p.detach().clone(),0
+    p = nn.Parameter(torch.tensor([1.,-2.], dtype=torch.double))
+    w,v = p.detach().clone(),0
     opt = sgd([p], lr=.1, wd=.5)
-    for g in (.3,-.2,.1): p.grad = torch.full_like(p, g); opt.step(); v = .9*v+g+.5*w; w = w-.1*v
+    for g in (.3,-.2,.1):
+        p.grad = torch.full_like(p, g)
+        opt.step()
+        v = .9*v+g+.5*w
+        w = w-.1*v
     assert torch.allclose(p, w, rtol=1e-12)
     decoupled = 1.
     for g in (.3,-.2,.1): decoupled *= 1-.1*.5
     assert abs(float(p[0])-decoupled)>.05
 
 def test_sgd_without_decay_by_default():
-    p = nn.Parameter(torch.ones(2)); opt = sgd([p])
+    p = nn.Parameter(torch.ones(2))
+    opt = sgd([p])
     assert opt.hypers[0]['wd']==0 and opt.hypers[0]['mom']==.9
-    p.grad = torch.zeros(2); opt.step(); assert torch.equal(p, torch.ones(2))
+    p.grad = torch.zeros(2)
+    opt.step()
+    assert torch.equal(p, torch.ones(2))
 
 def test_sgd_with_one_cycle_and_groups():
     "`moms` reach torch's momentum, and each group has its own rate"
@@ -240,7 +268,9 @@ def rates_of(learn, *args, **kwargs):
     with learn.no_bar(), learn.no_logging(): learn.fit_drops(*args, **kwargs)
     return learn.rates.fits[-1]
 
-def drop_learner(cbs=(), **kw): torch.manual_seed(0); return Learner(data(), Bn(), loss_func=F.cross_entropy, **{**dict(opt_func=sgd), **kw}, cbs=[Rates(),*cbs])     # 4 iterations an epoch
+def drop_learner(cbs=(), **kw):    # 4 iterations an epoch
+    torch.manual_seed(0)
+    return Learner(data(), Bn(), loss_func=F.cross_entropy, **{**dict(opt_func=sgd), **kw}, cbs=[Rates(),*cbs])
 
 @pytest.mark.parametrize('kw,want', [
     (dict(drops=[7,10]), dict(drops=(7,10))),
@@ -284,7 +314,9 @@ def test_fit_drops_goes_with_a_ticket_and_a_folder(tmp_path):
     a,b,whole = drop_learner([LotteryCallback()]),drop_learner([LotteryCallback()]),drop_learner([LotteryCallback()])
     with a.no_bar(), a.no_logging(): a.fit_lottery(2, rounds=1, path=tmp_path, **kw)
     with b.no_bar(), b.no_logging(): b.fit_lottery(2, rounds=2, path=tmp_path, **kw)
-    with whole.no_bar(), whole.no_logging(): whole.fit_lottery(2, rounds=2, **kw); r = whole.fit_ticket(whole.lottery.ticket(1), 2, **kw)
+    with whole.no_bar(), whole.no_logging():
+        whole.fit_lottery(2, rounds=2, **kw)
+        r = whole.fit_ticket(whole.lottery.ticket(1), 2, **kw)
     assert [o['mask_hash'] for o in b.lottery.rounds]==[o['mask_hash'] for o in whole.lottery.rounds] and b.lottery.rounds[2]['valid_loss']==whole.lottery.rounds[2]['valid_loss']
     assert r['iterations']==8
     with pytest.raises(ValueError, match='drops was'): b.fit_lottery(2, rounds=2, path=tmp_path, **{**kw, 'drops':(.25,)})
@@ -295,13 +327,17 @@ def test_learners_own_rate_and_other_arguments():
     assert learn.opt.opt.param_groups[0]['weight_decay']==.3
     assert np.allclose([r[0] for _,r in seen], [.04]*4+[.004]*4) and len(extra.seen)==8
     learn = drop_learner()
-    rates_of(learn, 1, lr=.1, drops=[2]); opt = learn.opt
-    rates_of(learn, 1, lr=.1, drops=[2]); assert learn.opt is opt
-    rates_of(learn, 1, lr=.1, drops=[2], reset_opt=True); assert learn.opt is not opt
+    rates_of(learn, 1, lr=.1, drops=[2])
+    opt = learn.opt
+    rates_of(learn, 1, lr=.1, drops=[2])
+    assert learn.opt is opt
+    rates_of(learn, 1, lr=.1, drops=[2], reset_opt=True)
+    assert learn.opt is not opt
     assert np.allclose([r[0] for _,r in rates_of(learn, 3, lr=.1, drops=[10], warmup=5, start_epoch=1)], [.08]+[.1]*5+[.01]*2)
 
 def test_hps_are_recorded():
-    learn = drop_learner(); rates_of(learn, 2, lr=.1, drops=[6])
+    learn = drop_learner()
+    rates_of(learn, 2, lr=.1, drops=[6])
     assert np.allclose(learn.recorder.hps['lr'], [.1]*6+[.01]*2)
 
 @pytest.mark.parametrize('kw,say', [
@@ -315,7 +351,8 @@ def test_hps_are_recorded():
     (dict(factor=0), "`factor` should be between 0 and 1; got 0"), (dict(factor=10), "got 10"), (dict(factor='x'), "got 'x'")])
 def test_errors_of_the_schedule(kw, say):
     "Said before a step is made"
-    learn = drop_learner(); w = state(learn.model)
+    learn = drop_learner()
+    w = state(learn.model)
     with pytest.raises(ValueError) as e: learn.fit_drops(5, lr=.1, **kw)
     assert say in str(e.value) and 'rewind_to' not in str(e.value)
     assert all(torch.equal(v, w[k]) for k,v in learn.model.state_dict().items())

@@ -13,7 +13,9 @@ ids = lambda p: p.stem
 def cells(p, kind): return [c for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type']==kind]
 def src(c): return ''.join(c['source'])
 def prose(p): return '\n'.join(map(src, cells(p, 'markdown')))
-def read(name): f = folder/f'{name}.csv'; return pd.read_csv(f) if f.exists() else None
+def read(name):
+    f = folder/f'{name}.csv'
+    return pd.read_csv(f) if f.exists() else None
 def owner(f):
     "The preset whose figures a file has: the longest name that its own begins with"
     return max((n for n in presets if f.stem==n or f.stem.startswith(n+'-')), key=len, default=None)
@@ -132,7 +134,9 @@ def verdicts_of(p, where):
         *first,last = ast.parse(c).body or [ast.Pass()]
         exec(compile(ast.Module(first, []), p.name, 'exec'), ns)
         if isinstance(last, ast.Expr): v = eval(compile(ast.Expression(last.value), p.name, 'eval'), ns)
-        else: exec(compile(ast.Module([last], []), p.name, 'exec'), ns); v = None
+        else:
+            exec(compile(ast.Module([last], []), p.name, 'exec'), ns)
+            v = None
         if 'folder' in ns: ns['folder'] = where
         if isinstance(v, pd.DataFrame) and 'verdict' in v: got += v.verdict.tolist()
         plt.close('all')

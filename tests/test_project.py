@@ -77,7 +77,7 @@ def imported(code):
             names = [f'{m}.{a.name}' for a in o.names] if m==lib else [m]
         yield from (n.split('.')[1] for n in names if n.startswith(lib+'.'))
 
-leaf_table = {28:{20,21,26}, 32:{26}, 31:{20,21,26,28,29,30}, 33:set(range(20,33))}      # the leaves that may import other leaves
+leaf_table = {32:{20,21,26}, **{n:set(range(20,n)) for n in (*range(33,39),*range(40,43))}}      # the leaves that may import other leaves
 def allowed(n, k):
     "May floor `n` import floor `k`? Only smaller numbers; a leaf (20 and up) no other leaf, but for the table; 90 and up collect all"
     return k<n and (n<20 or k<20 or n>=90 or k in leaf_table.get(n,()))

@@ -8,18 +8,23 @@ def lottery(rewind_to='init', seed=0, **kwargs):
     learn.fit_lottery(2, 2, amount=.4, seed=1, **kwargs)
     return learn
 def ws(learn): return {n:w.detach().clone() for n,w in named_weights(learn.model, learn.lottery.masks).items()}
-def at(learn, masks, values): w = ws(learn); return all(torch.equal(w[n][~m], values[n][~m]) for n,m in masks.items())
+def at(learn, masks, values):
+    w = ws(learn)
+    return all(torch.equal(w[n][~m], values[n][~m]) for n,m in masks.items())
 
 @pytest.mark.parametrize('to', ['init','3it'])
 @pytest.mark.parametrize('mask', [None, shuffle_mask])
 def test_hold_init_is_the_initial_value_not_the_rewind_point(to, mask):
-    learn = lottery(to); t,w_i = learn.lottery.ticket(),learn.lottery.w_i
+    learn = lottery(to)
+    t,w_i = learn.lottery.ticket(),learn.lottery.w_i
     r = learn.fit_ticket(t, 2, seed=1, mask=mask, hold='hold_init')
     assert at(learn, r.masks, w_i) and (to=='init' or not at(learn, r.masks, t.weights))
     assert (r.masks==t.masks)==(mask is None)
 
 def test_a_late_ticket_elsewhere_has_no_initial_values(tmp_path):
-    t = lottery('3it').lottery.ticket(); t.save(tmp_path/'t'); t = Ticket.load(tmp_path/'t')
+    t = lottery('3it').lottery.ticket()
+    t.save(tmp_path/'t')
+    t = Ticket.load(tmp_path/'t')
     for learn in (learner(drop_bn, seed=5), lottery('3it', seed=5)):
         for again in range(2):      # the first call leaves nothing that would make it seem its own
             before = bits(learn.model)
@@ -33,7 +38,8 @@ def test_what_a_ticket_does_not_know():
 
 @pytest.mark.parametrize('to', ['init','3it'])
 def test_another_mask_on_a_held_ticket_is_held_by_the_same_action(to):
-    learn = lottery(to, hold='hold_init'); t,w_i = learn.lottery.ticket(),learn.lottery.w_i
+    learn = lottery(to, hold='hold_init')
+    t,w_i = learn.lottery.ticket(),learn.lottery.w_i
     for mask in (shuffle_mask, random_mask):
         r = learn.fit_ticket(t, 2, seed=1, mask=mask)
         assert at(learn, r.masks, w_i) and r.masks!=t.masks and r['density']==t.density
@@ -42,14 +48,17 @@ def test_another_mask_on_a_held_ticket_is_held_by_the_same_action(to):
 
 @pytest.mark.parametrize('hold', ['hold_init_or_zero', lambda w_i: w_i/2])
 def test_another_mask_where_the_action_cannot_tell(hold):
-    learn = lottery(hold=hold); t = learn.lottery.ticket(); before = bits(learn.model)
+    learn = lottery(hold=hold)
+    t = learn.lottery.ticket()
+    before = bits(learn.model)
     with pytest.raises(ValueError, match="give `hold=` with `mask=`|needs 'w_f'"): learn.fit_ticket(t, 1, mask=shuffle_mask)
     assert bits(learn.model)==before
     r = learn.fit_ticket(t, 1, mask=shuffle_mask, hold=lambda w_k: w_k/2)
     assert at(learn, r.masks, {n:w/2 for n,w in t.weights.items()})
 
 def test_the_action_goes_with_the_new_ticket():
-    learn = lottery(hold='hold_zero'); t = learn.lottery.ticket()
+    learn = lottery(hold='hold_zero')
+    t = learn.lottery.ticket()
     new = learn.fit_ticket(t, 1, hold='hold_init').ticket
     r = learn.fit_ticket(new, 1, mask=shuffle_mask)
     assert new.meta['hold']=='hold_init' and at(learn, r.masks, learn.lottery.w_i)

@@ -1,7 +1,7 @@
 "Densities by shape, N of every M, and controls on masks"
 import subprocess,sys
 import pytest
-from fastai_lottery.rounds import _say
+from fastai_lottery.settings import say
 from fastai_lottery.scopes import as_scope,_shares
 from nets import *
 
@@ -93,7 +93,9 @@ def test_shares_of_many_random_layers():
     "Against bisection for the factor, in floats"
     rng = np.random.default_rng(0)
     for _ in range(200):
-        n = int(rng.integers(1,12)); want,hi = rng.integers(1,500,n),rng.integers(0,300,n); lo = np.minimum(hi, rng.integers(0,6,n))
+        n = int(rng.integers(1,12))
+        want,hi = rng.integers(1,500,n),rng.integers(0,300,n)
+        lo = np.minimum(hi, rng.integers(0,6,n))
         total = int(rng.integers(lo.sum(), hi.sum()+1))
         got = np.array(_shares(want.tolist(), lo.tolist(), hi.tolist(), total))
         a,b = 0.,1e6
@@ -108,7 +110,8 @@ def test_shares_of_many_random_layers():
 @pytest.mark.parametrize('shape', [(6,16),(5,8,3,3),(4,16,1,2),(64,)], ids=str)
 def test_full_amount_is_the_pattern(n, m, shape):
     "Exactly n in each group; which: the best ones"
-    ws = draw(dict(w=shape)); new = make_masks(ws, dense(ws), 1-n/m, n_of_m(n,m))['w']
+    ws = draw(dict(w=shape))
+    new = make_masks(ws, dense(ws), 1-n/m, n_of_m(n,m))['w']
     g,s = new.reshape(-1,m),ws['w'].reshape(-1,m)     # rows are multiples of m, so groups are the same in the flat weight
     assert (g.sum(-1)==n).all()
     assert all(set(a.nonzero()[:,0].tolist())==set(np.argsort(b.numpy())[m-n:].tolist()) for a,b in zip(g, s))
@@ -120,7 +123,8 @@ def test_groups_lie_in_rows_of_inputs():
 
 @pytest.mark.parametrize('cols,keep', [(4,2),(5,3),(6,3),(7,4),(8,4),(3,2),(1,1)])
 def test_a_rest_keeps_its_share_rounded_up(cols, keep):
-    ws = draw(dict(w=(50,cols))); n = 50*(cols-keep)
+    ws = draw(dict(w=(50,cols)))
+    n = 50*(cols-keep)
     new = make_masks(ws, dense(ws), n/(50*cols), n_of_m(2,4))['w']
     assert (new.sum(1)==keep).all()
     whole = per_group(new[:,:cols//4*4], 4)
@@ -129,7 +133,8 @@ def test_a_rest_keeps_its_share_rounded_up(cols, keep):
 
 def test_small_amounts_on_the_way():
     "Exact in each layer, never more than 2 of 4 gone, and 2:4 at the end"
-    ws = {k:v for k,v in conv2.items() if k!='c1'}; masks,total = dense(ws),4
+    ws = {k:v for k,v in conv2.items() if k!='c1'}
+    masks,total = dense(ws),4
     for left in (3.6, 3.1, 2.5, 2.2, 2.):
         amount,total,was = 1-left/total,left,masks
         masks = make_masks(ws, was, amount, '2:4')
@@ -146,20 +151,23 @@ def kept_at(ws, k): return make_masks(ws, dense(ws), k/8, '2:4')['w'][0].nonzero
 @pytest.mark.parametrize('scope,n,m', [('2:4',2,4), (n_of_m(1,8),1,8)], ids=['2:4','1:8'])
 def test_masks_already_pruned(scope, n, m):
     "Pruned weights count as gone; a group with less than it should keep is left as it is"
-    ws = {k:w-.7 for k,w in draw(dict(a=(20,40), c=(6,5,3,3))).items()}; old = some(ws, .6)     # scores of both signs
+    ws = {k:w-.7 for k,w in draw(dict(a=(20,40), c=(6,5,3,3))).items()}
+    old = some(ws, .6)    # scores of both signs
     lost = {k:per_group(torch.nn.functional.pad(o.flatten(1), (0,-o[0].numel()%m)), m) for k,o in old.items()}
     amount = .8*min(int((v-n).clamp(min=0).sum())/int(v.sum()) for v in lost.values()) if m==4 else .3
     new = make_masks(ws, old, amount, scope)
     assert kept(new)==[h-round(amount*h) for h in kept(old)] and (new&old)==new
     for k,o in new.items():
-        now = per_group(torch.nn.functional.pad(o.flatten(1), (0,-o[0].numel()%m)), m); cols = o[0].numel()
+        now = per_group(torch.nn.functional.pad(o.flatten(1), (0,-o[0].numel()%m)), m)
+        cols = o[0].numel()
         must = torch.full_like(now, n)
         if cols%m: must[:,-1] = math.ceil(n*(cols%m)/m)
         assert (now>=torch.minimum(must, lost[k])).all() and (now<lost[k]).any()
 
 def test_dead_weights_never_count_as_best():
     "Whatever their scores are, nan and inf too"
-    ws = draw(dict(w=(30,8))); old = some(ws, .8)
+    ws = draw(dict(w=(30,8)))
+    old = some(ws, .8)
     want = make_masks(ws, old, .1, '2:4')
     for v in (1e30, -1e30, math.nan, math.inf, -math.inf):
         assert make_masks(dict(w=torch.where(old['w'], ws['w'], torch.tensor(v))), old, .1, '2:4')==want
@@ -200,7 +208,9 @@ def test_no_loop_over_groups():
     from torch.utils._python_dispatch import TorchDispatchMode
     class Count(TorchDispatchMode):
         n = 0
-        def __torch_dispatch__(self, f, types, args=(), kwargs=None): self.n += 1; return f(*args, **(kwargs or {}))
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            self.n += 1
+            return f(*args, **(kwargs or {}))
     def calls(rows):
         ws = draw(dict(w=(rows,64)))
         with Count() as c: new = make_masks(ws, dense(ws), .5, '2:4')
@@ -212,10 +222,10 @@ def test_no_loop_over_groups():
 
 def test_names_of_scopes():
     assert as_scope('erk', ['w']) is erk and as_scope('local', ['w']) is local and as_scope('global', ['w']) is as_scope('global_', ['w']) is global_
-    a = {_say(o) for o in (n_of_m(2,4), n_of_m(1,4), n_of_m(4,8), erk, partial(erk, power=.5), partial(erk, floor=5), local, global_)}
-    assert len(a)==8 and _say(n_of_m(2,4))==_say(as_scope('2:4', ['w']))=='n_of_m(2, 4)'
-    code = "from fastai_lottery.scopes import *; from fastai_lottery.rounds import _say; print(_say(n_of_m(1, 8)))"
-    assert subprocess.run([sys.executable,'-W','ignore','-c',code], capture_output=True, text=True, check=True).stdout.strip()==_say(n_of_m(1,8)), 'the same in every process'
+    a = {say(o) for o in (n_of_m(2,4), n_of_m(1,4), n_of_m(4,8), erk, partial(erk, power=.5), partial(erk, floor=5), local, global_)}
+    assert len(a)==8 and say(n_of_m(2,4))==say(as_scope('2:4', ['w']))=='n_of_m(2, 4)'
+    code = "from fastai_lottery.scopes import *; from fastai_lottery.settings import say; print(say(n_of_m(1, 8)))"
+    assert subprocess.run([sys.executable,'-W','ignore','-c',code], capture_output=True, text=True, check=True).stdout.strip()==say(n_of_m(1,8)), 'the same in every process'
     for bad in ('2-4', 'erks', '', '2:4:8', ':', 3, None):
         with pytest.raises(ValueError, match=r"`scope` should be 'global', 'local', 'erk', '<n>:<m>' such as '2:4', a dict.*got "+re.escape(repr(bad))): as_scope(bad, ['w'])
     with pytest.raises(ValueError, match='1 <= n < m'): as_scope('4:2', ['w'])
@@ -231,7 +241,7 @@ def test_in_a_lottery(scope, amount):
             assert kept(r.masks)==[h-round(amount*h) for h in kept(masks)] and all((per_group(m,4)>=pattern[0]).all() for m in r.masks.values())
         assert abs(r.masks.n_kept-(masks.n_kept-amount*masks.n_kept))<=.5*len(masks) and (r.masks&masks)==r.masks
         masks = r.masks
-    assert leaks(learn)==0 and learn.lottery.ticket().meta['scope']==_say(scope)
+    assert leaks(learn)==0 and learn.lottery.ticket().meta['scope']==say(scope)
 
 @pytest.mark.parametrize('criterion', ['random','synflow'])
 def test_erk_tickets_before_training(criterion):
@@ -263,7 +273,9 @@ def test_mask_of_another_seed():
     "Its mask, from this ticket's weights"
     ts = []
     for seed in (0,1):
-        learn = learner(seed=seed); learn.fit_lottery(1, rounds=1, amount=.5, seed=seed); ts.append(learn.lottery.ticket())
+        learn = learner(seed=seed)
+        learn.fit_lottery(1, rounds=1, amount=.5, seed=seed)
+        ts.append(learn.lottery.ticket())
     a,b = ts
     r = learn.fit_ticket(a, 1, mask=mask_of(b), seed=0)
     assert r.masks==b.masks!=a.masks and r['mask']==f'mask_of({b.masks.hash()})' and all(torch.equal(v, a.weights[k]) for k,v in r.ticket.weights.items())
@@ -278,8 +290,10 @@ def test_mask_of_another_net():
         with pytest.raises(ValueError, match=r"'fc2' is in one only; they have"): mask_of(Masks(o))(Masks(m))
     for bad in ('mnist', None, dict(a)):
         with pytest.raises(TypeError, match='`mask_of` takes a Ticket or Masks; got'): mask_of(bad)
-    learn = learner(); was = bits(learn.model)
-    learn.fit_lottery(1, rounds=1, amount=.5); t,was = learn.lottery.ticket(),bits(learn.model)
+    learn = learner()
+    was = bits(learn.model)
+    learn.fit_lottery(1, rounds=1, amount=.5)
+    t,was = learn.lottery.ticket(),bits(learn.model)
     with pytest.raises(ValueError, match='another net'): learn.fit_ticket(t, 1, mask=mask_of(a))
     assert bits(learn.model)==was and learn.lottery.masks==t.masks
 
@@ -297,5 +311,8 @@ def test_grasp_scores_what_the_gradient_would_lose():
     for n,w in zip(s, ws):
         for i in range(0, w.numel(), 7):
             old,e = w.data.view(-1)[i].item(),1e-4
-            was = norm2(); w.data.view(-1)[i] = old*(1-e); now = norm2(); w.data.view(-1)[i] = old
+            was = norm2()
+            w.data.view(-1)[i] = old*(1-e)
+            now = norm2()
+            w.data.view(-1)[i] = old
             assert (was-now)/(2*e)==pytest.approx(float(s[n].view(-1)[i]), rel=1e-2, abs=1e-7)

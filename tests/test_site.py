@@ -205,7 +205,7 @@ def test_page_of_all_names_links_it(site, mod):
     have = set(re.findall(rf'href="{mod}\.html#fastai_lottery\.{mod}\.(\w+)"', html(site, 'all')))
     assert set(names(mods[mod])) <= have
 
-@pytest.mark.parametrize('nm,field', [('presets.Preset','settings'),('arms.Run','learn'),('rounds.Round','row')])
+@pytest.mark.parametrize('nm,field', [('experiments.Preset','settings'),('arms.Run','learn'),('fits.Round','row')])
 def test_fields_of_a_dataclass(site, nm, field):
     s = html(site, nm.split('.')[0])
     s = s[s.index(f'id="fastai_lottery.{nm}"'):]
@@ -243,9 +243,12 @@ def unseen(): "What it does"
 
 def test_build_names_what_is_undocumented(tmp_path):
     "A function, a value, a method; one that a base class has may be silent"
-    (tmp_path/'docs').mkdir(); (lib := tmp_path/'fastai_lottery').mkdir()
+    (tmp_path/'docs').mkdir()
+    (lib := tmp_path/'fastai_lottery').mkdir()
     for o in 'pyproject.toml','docs/build.py': shutil.copy(root/o, tmp_path/o)
-    (lib/'__init__.py').write_text('__version__ = "0"\n'); (lib/'_modidx.py').write_text("d = dict(settings={}, syms={})\n"); (lib/'toy.py').write_text(toy)
+    (lib/'__init__.py').write_text('__version__ = "0"\n')
+    (lib/'_modidx.py').write_text("d = dict(settings={}, syms={})\n")
+    (lib/'toy.py').write_text(toy)
     code = "import sys; sys.path.insert(0,'docs'); import build; build.shown.update(build.exported-{'fastai_lottery.toy.unseen'}); print(*build.missing()); print(build.data['fastai_lottery.toy.above'])"
     r = subprocess.run([sys.executable,'-c',code], cwd=tmp_path, text=True, capture_output=True)
     assert r.returncode==0, r.stderr

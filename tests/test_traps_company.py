@@ -11,19 +11,23 @@ def grouped(frozen=False, cbs=(), **kwargs): return learner(drop_bn, cbs=[Lotter
 
 def test_trap_25_a_frozen_layer_is_not_pruned():
     learn = grouped()
-    learn.fit(1); learn.freeze_to(1); learn.fit(1)
+    learn.fit(1)
+    learn.freeze_to(1)
+    learn.fit(1)
     before = state(learn.model)
     masks = learn.prune(.5)
     assert masks['0.weight'].all() and bits(learn.model)['0.weight']==bits(before)['0.weight']
     assert masks.n_kept==96+(144+48-96)
-    learn.unfreeze(); learn.fit(1, cbs=(p := Probe()))
+    learn.unfreeze()
+    learn.fit(1, cbs=(p := Probe()))
     assert p.bad==[] and leaks(learn)==0
     masks = learn.prune(.5)
     assert not masks['0.weight'].all() and masks.n_kept==96
 
 def test_trap_25_unless_it_is_asked_for():
     learn = grouped(frozen=True)
-    learn.fit(1); learn.freeze_to(1)
+    learn.fit(1)
+    learn.freeze_to(1)
     masks = learn.prune(.5, scope=local)
     assert masks['0.weight'].sum()==48 and masks.density==.5 and leaks(learn)==0
     learn.fit(1)
@@ -31,8 +35,10 @@ def test_trap_25_unless_it_is_asked_for():
 
 def test_trap_25_a_layer_pruned_before_it_was_frozen_stays_pruned():
     learn = grouped()
-    learn.fit(1); a = learn.prune(.5, scope=local)
-    learn.freeze_to(2); learn.fit(1)
+    learn.fit(1)
+    a = learn.prune(.5, scope=local)
+    learn.freeze_to(2)
+    learn.fit(1)
     b = learn.prune(.5, scope=local)
     assert torch.equal(a['0.weight'], b['0.weight']) and torch.equal(a['4.weight'], b['4.weight']) and b['8.weight'].sum()==12
     learn.rewind()
@@ -77,7 +83,8 @@ def test_trap_25_vision_learner(tmp_path):
     dls = data((3,32,32), n=16, bs=8)
     dls.n_inp,dls.c = 1,4
     learn = vision_learner(dls, resnet18, pretrained=False, normalize=False, n_out=4, loss_func=CrossEntropyLossFlat(), path=tmp_path, lr=1e-3, cbs=[LotteryCallback(), lrs := Lrs()])
-    learn.remove_cbs(learn._grab_cbs(ProgressCallback)); learn.logger = noop
+    learn.remove_cbs(learn._grab_cbs(ProgressCallback))
+    learn.logger = noop
     learn.create_opt()
     groups = [[id(p) for p in g] for g in learn.opt.param_lists]
     assert len(groups)>1
@@ -90,7 +97,8 @@ def test_trap_25_vision_learner(tmp_path):
     assert bits({k:v for k,v in state(learn.model).items() if k in body})==body
     learn.unfreeze()
     learn.fit_one_cycle(1, slice(1e-5,1e-3), cbs=(p := Probe()))
-    learn.prune(.5); learn.rewind()
+    learn.prune(.5)
+    learn.rewind()
     assert p.bad==[] and leaks(learn)==0
     assert [[id(p) for p in g] for g in learn.opt.param_lists]==groups
     g = lrs.fits[-1]['groups'][-1]
@@ -100,7 +108,8 @@ def test_trap_25_vision_learner(tmp_path):
 
 def _inner(m):
     "Only a part is compiled"
-    m[0] = torch.compile(m[0], backend='eager'); return m
+    m[0] = torch.compile(m[0], backend='eager')
+    return m
 
 wraps = dict(compiled=lambda m: torch.compile(m, backend='eager'), dataparallel=nn.DataParallel, both=lambda m: nn.DataParallel(torch.compile(m, backend='eager')),
     channels_last=lambda m: m.to(memory_format=torch.channels_last), part=_inner)
@@ -124,7 +133,8 @@ def test_trap_26_wrapped_models_have_the_same_names_and_masks(wrap, bare):
     t = learn.lottery.ticket()
     assert bits(t.apply_(conv_bn()))==bits(under(t.weights, t.masks)), 'a ticket of a wrapped model fits the bare one'
     bare[1][1].ticket.check(learn.model)
-    load_(learn.model, bare[1][0].start); learn.lottery.hold()
+    load_(learn.model, bare[1][0].start)
+    learn.lottery.hold()
     assert leaks(learn)==0
     if wrap=='channels_last': assert learn.model[0].weight.is_contiguous(memory_format=torch.channels_last)
     sd = {k: torch.ones_like(v) for k,v in learn.model.state_dict().items()}
@@ -142,7 +152,8 @@ def test_trap_26_wrapped_in_the_middle(wrap, bare):
     learn.fit(1, cbs=(p := Probe()))
     assert p.bad==[] and learn.lottery.masks==masks
     assert list(learn.prune(.5))==list(masks)
-    learn.rewind(); learn.fit(1)
+    learn.rewind()
+    learn.fit(1)
     assert leaks(learn)==0
     learn.model = unwrap(learn.model)
     learn.fit(1)
@@ -165,11 +176,14 @@ def test_trap_27_two_learners_side_by_side():
     "Their rounds interleaved, and each as if it were alone"
     def play(learn, n): return [(learn.prune(.3), learn.rewind(), seed_all(learn), learn.fit_one_cycle(1), bits(learn.model), learn.lottery.masks.hash())[-2:] for _ in range(n)]
     a,b = learner(seed=1, opt_func=ranger),learner(seed=2, opt_func=ranger)
-    for o in (a,b): seed_all(o); o.fit(1)
+    for o in (a,b):
+        seed_all(o)
+        o.fit(1)
     mixed = [play(o,1)[0] for _ in range(3) for o in (a,b)]
     for i,seed in enumerate((1,2)):
         o = learner(seed=seed, opt_func=ranger)
-        seed_all(o); o.fit(1)
+        seed_all(o)
+        o.fit(1)
         assert play(o,3)==mixed[i::2]
     assert a.lottery.masks!=b.lottery.masks and a.lottery.rounds is not b.lottery.rounds
 
@@ -182,9 +196,12 @@ def test_trap_27_one_learner_two_lotteries_in_a_row(at, kw):
     first = play()
     rounds = learn.lottery.rounds
     assert play()==first and len(rounds)==len(learn.lottery.rounds)==3 and rounds is not learn.lottery.rounds
-    learn.fit_one_cycle(1, .5, wd=.3); learn.prune(.9); learn.fit(1)
+    learn.fit_one_cycle(1, .5, wd=.3)
+    learn.prune(.9)
+    learn.fit(1)
     assert play()==first
-    learn.unprune(); learn.fit_lottery(3, 1, amount=.8, scope=local, criterion='random', seed=9)
+    learn.unprune()
+    learn.fit_lottery(3, 1, amount=.8, scope=local, criterion='random', seed=9)
     assert play()==first
 
 @pytest.mark.parametrize('at', ['init','3it'])
@@ -221,7 +238,10 @@ def test_trap_27_fit_ticket_repeats_the_round():
 def test_trap_27_seeds_make_equal_and_different_runs():
     def play(seed, noise=0):
         learn = learner(drop_bn)
-        torch.rand(noise); [random.random() for _ in range(noise)]; np.random.rand(noise); learn.dls.train.rng.random()
+        torch.rand(noise)
+        [random.random() for _ in range(noise)]
+        np.random.rand(noise)
+        learn.dls.train.rng.random()
         learn.fit_lottery(1, 2, amount=.3, criterion='random', seed=seed)
         return bits(learn.model),learn.lottery.masks.hash()
     assert play(1)==play(1, 5) and play(1)[0]!=play(2)[0] and play(1)[1]!=play(2)[1]
@@ -236,7 +256,8 @@ def test_trap_27_classes_and_modules_hold_no_state():
 @pytest.fixture
 def counting():
     "Tensors made from here on, and their bytes"
-    gc.collect(); gc.freeze()
+    gc.collect()
+    gc.freeze()
     def count():
         gc.collect()
         ts = [o for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter)]
@@ -264,7 +285,11 @@ def test_trap_28_no_growth_over_lotteries_and_verbs(counting):
     def once():
         learn.fit_lottery(1, 2, seed=1)
         learn.fit_ticket(learn.lottery.ticket(), 1, reset='random_reinit')
-        learn.prune(.1); learn.rewind(); learn.unprune(); learn.evaluate(); learn.validate()
+        learn.prune(.1)
+        learn.rewind()
+        learn.unprune()
+        learn.evaluate()
+        learn.validate()
         return *counting(),len(learn.model._load_state_dict_post_hooks)
     once()
     a,b,c = once(),once(),once()
@@ -275,7 +300,8 @@ def test_trap_28_a_learner_that_is_gone_is_gone():
     learn = learner()
     learn.fit_lottery(1, 1)
     m,ref,cb = learn.model,weakref.ref(learn),weakref.ref(learn.lottery)
-    del learn; gc.collect()
+    del learn
+    gc.collect()
     assert ref() is None and cb() is None
     m.load_state_dict({k: torch.ones_like(v) for k,v in m.state_dict().items()})
     assert (m[0].weight==1).all()
@@ -319,7 +345,9 @@ def test_a_prune_of_nothing_changes_nothing(): same(trained(drop_bn, LotteryCall
 
 class Evaluates(Callback):
     run_valid = False
-    def __init__(self, event, order): self.order,self.seen = order,[]; setattr(self, event, self._look)
+    def __init__(self, event, order):
+        self.order,self.seen = order,[]
+        setattr(self, event, self._look)
     def _look(self): self.seen.append(self.learn.evaluate())
 
 @pytest.mark.parametrize('event,order', [('after_batch',81), ('after_batch',-20), ('before_batch',0), ('after_step',90), ('after_epoch',70), ('before_epoch',-5), ('before_train',70), ('after_train',70), ('after_fit',99), ('before_fit',99)])
@@ -335,14 +363,18 @@ def test_evaluate_leaves_no_trace_beside_others(cb): same(trained(drop_bn, [Lott
 
 def test_evaluate_leaves_python_and_numpy_alone_too():
     "Items may draw random numbers from anywhere"
-    def noisy(o): x,y = o; return x+random.random()*np.random.rand()*float(torch.rand(()))*1e-3,y
+    def noisy(o):
+        x,y = o
+        return x+random.random()*np.random.rand()*float(torch.rand(()))*1e-3,y
     def d(): return data(after_item=noisy)
     same(trained(drop_bn, [LotteryCallback(), Evaluates('after_batch',81)], dls=d()), trained(drop_bn, dls=d()))
 
 def test_evaluate_on_the_training_set_leaves_its_order_alone():
     class Look(Callback):
         order,run_valid,n = 81,False,0
-        def after_batch(self): self.learn.evaluate(self.learn.dls.train); self.n += 1
+        def after_batch(self):
+            self.learn.evaluate(self.learn.dls.train)
+            self.n += 1
     same(trained(drop_bn, [LotteryCallback(), c := Look()]), trained(drop_bn))
     assert c.n==12
 
@@ -392,7 +424,10 @@ def test_a_round_is_a_plain_fit(fit, kw, more):
     def play(go):
         tape = []
         learn = learner(drop_bn, cbs=[LotteryCallback(), Tape(60,tape), Tape(-50,tape), Tape(60.5,tape), *[o() for o in more], l := Losses()], splitter=lambda m: [params(m[:4]), params(m[4:])])
-        learn.dls.train.rng.seed(5); torch.manual_seed(5); np.random.seed(5); random.seed(5)
+        learn.dls.train.rng.seed(5)
+        torch.manual_seed(5)
+        np.random.seed(5)
+        random.seed(5)
         go(learn)
         return bits(learn.model),l.got,tape,sorted(learn.__dict__),rng_states()
     a,b = play(lambda l: fit(l, 2, **kw)),play(lambda l: l.fit_lottery(2, 0, fit=fit, **kw))
@@ -420,7 +455,9 @@ def nan_in(r, event='after_loss', it=2):
     class Nan(Callback):
         run_valid = False
         def _go(self):
-            if len(self.learn.lottery.rounds)==r and self.learn.train_iter>=it: self.learn.loss_grad = self.learn.loss_grad*math.nan; self.learn.loss = self.learn.loss*math.nan
+            if len(self.learn.lottery.rounds)==r and self.learn.train_iter>=it:
+                self.learn.loss_grad = self.learn.loss_grad*math.nan
+                self.learn.loss = self.learn.loss*math.nan
     setattr(Nan, event, Nan._go)
     return Nan()
 
@@ -473,7 +510,8 @@ def test_error_ctrl_c_keeps_the_finished_rounds(event, r, it, tmp_path):
     if r:
         t = learn.lottery.ticket()
         assert t.density==learn.lottery.rounds[-1]['density'] and learn.lottery.best(1.).masks is not None
-    learn.fit(1); learn.validate()
+    learn.fit(1)
+    learn.validate()
     assert leaks(learn)==0
     other = learner(drop_bn)
     assert bits_of(learn.fit_lottery(2, 1, seed=1), learn)==bits_of(other.fit_lottery(2, 1, seed=1), other)
@@ -481,7 +519,8 @@ def test_error_ctrl_c_keeps_the_finished_rounds(event, r, it, tmp_path):
 def test_error_ctrl_c_within_a_step_leaves_nothing_to_be_seen():
     "Between the optimizer's step and ours: whoever looks next sees zeros"
     learn = learner(opt_func=partial(SGD, mom=.9))
-    learn.fit(1); learn.prune(.5)
+    learn.fit(1)
+    learn.prune(.5)
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=At(2, raiser(KeyboardInterrupt), 'after_step', 70))
     class Look(Callback):
         def before_batch(self): self.n = leaks(self.learn)
@@ -514,7 +553,8 @@ def test_error_epochs(n):
 def test_error_prune_with_wrong_arguments_changes_nothing(name):
     kw,msg = bad_args[name]
     learn = learner()
-    m = learn.prune(.2); was = bits(learn.model)
+    m = learn.prune(.2)
+    was = bits(learn.model)
     with pytest.raises((ValueError,TypeError), match=msg): learn.prune(.2, **kw)
     assert bits(learn.model)==was and learn.lottery.masks==m
 
@@ -533,7 +573,8 @@ def test_error_a_criterion_of_another_shape():
 
 def test_error_random_reinit_without_an_initialiser():
     learn = learner(Bare, cbs=LotteryCallback(include='*'))
-    learn.fit(1); was = bits(learn.model)
+    learn.fit(1)
+    was = bits(learn.model)
     with pytest.raises(ValueError, match=r"'(w|gain)' has no initialiser.*LotteryCallback\(init="): learn.rewind('random_reinit')
     assert bits(learn.model)==was
 
@@ -548,7 +589,8 @@ def test_error_a_folder_that_holds_another_run(tmp_path):
 def test_error_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path/'f').write_text('')
     learn = learner()
-    learn.fit_lottery(1, 1); was = bits(learn.model)
+    learn.fit_lottery(1, 1)
+    was = bits(learn.model)
     with pytest.raises(OSError, match='cannot write'): learn.fit_lottery(1, 1, path=tmp_path/'f'/'run')
     assert bits(learn.model)==was and len(learn.lottery.rounds)==2, 'refused before anything is lost'
 

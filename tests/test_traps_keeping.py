@@ -4,7 +4,7 @@ from copy import deepcopy
 from pathlib import Path
 import pandas as pd,pytest
 from safetensors.torch import save_file
-import fastai_lottery.tickets as tickets
+import fastai_lottery.files as files
 from nets import *
 from test_traps_masks import dense_file
 for _n in [o for o in globals() if o.startswith('test_')]: del globals()[_n]
@@ -20,7 +20,13 @@ def test_trap_19_state_dict_keys_never_change(tmp_path):
         def look(self): seen.append(list(self.learn.model.state_dict())==keys and [(type(p), p.shape) for p in self.learn.model.parameters()]==kinds)
         before_fit = before_batch = after_pred = before_step = after_step = after_epoch = after_fit = after_validate = look
     learn.add_cb(Keys())
-    learn.fit(1); learn.prune(.5); learn.rewind(); learn.fit_lottery(1, 2); learn.lr_find(num_it=10, show_plot=False); learn.unprune(); learn.validate()
+    learn.fit(1)
+    learn.prune(.5)
+    learn.rewind()
+    learn.fit_lottery(1, 2)
+    learn.lr_find(num_it=10, show_plot=False)
+    learn.unprune()
+    learn.validate()
     assert len(seen)>100 and all(seen)
     assert not any('hook' in k for m in learn.model.modules() for k in m.__dict__ if k not in nn.Module().__dict__)
 
@@ -35,7 +41,9 @@ def test_trap_19_a_checkpoint_opens_without_us(tmp_path):
 @pytest.mark.parametrize('with_opt', [False, True])
 def test_trap_19_save_and_load(tmp_path, with_opt):
     learn = learner(opt_func=Adam, path=tmp_path)
-    learn.fit(1); learn.prune(.5); learn.fit(1)
+    learn.fit(1)
+    learn.prune(.5)
+    learn.fit(1)
     was = bits(learn.model)
     learn.save('m', with_opt=with_opt)
     learn.fit(1)
@@ -49,7 +57,9 @@ class Bad(Callback):
     "Validation gets worse from epoch to epoch, and from fit to fit: the first epoch ever is the best"
     order = 55
     def __init__(self): self.n = 0
-    def after_epoch(self): self.n += 1; self.recorder.values[-1][1] = float(self.n)
+    def after_epoch(self):
+        self.n += 1
+        self.recorder.values[-1][1] = float(self.n)
 
 def first_epochs(learn, n=None):
     "State after the first epoch of each fit"
@@ -82,7 +92,10 @@ def test_trap_19_nor_where_one_plays_the_rounds_by_hand(tmp_path, reset):
     learn = learner(path=tmp_path, cbs=[LotteryCallback(), Bad(), SaveModelCallback(reset_on_fit=reset)])
     firsts = first_epochs(learn)
     learn.fit_one_cycle(2)
-    for _ in range(2): learn.prune(.4); learn.rewind(); learn.fit_one_cycle(2)
+    for _ in range(2):
+        learn.prune(.4)
+        learn.rewind()
+        learn.fit_one_cycle(2)
     assert leaks(learn)==0 and bits(learn.model)==bits(firsts[-1])
 
 @pytest.mark.parametrize('how', ['attached','as an argument'])
@@ -111,7 +124,9 @@ def test_trap_19_a_round_without_a_best_model_takes_no_other_rounds(tmp_path, re
         def after_fit(self): finals[len(self.learn.lottery.rounds)] = state(self.learn.model)
     learn.add_cb(Note())
     try: learn.fit_lottery(2, 1, amount=.4, seed=1)
-    except FloatingPointError: assert len(learn.lottery.rounds)==1; return
+    except FloatingPointError:
+        assert len(learn.lottery.rounds)==1
+        return
     zeroed = {k: torch.where(learn.lottery.masks[k], v, 0.) if k in learn.lottery.masks else v for k,v in finals[0].items()}
     assert bits(learn.model)!=bits(zeroed)
 
@@ -119,11 +134,14 @@ def test_trap_19_averaged_model():
     "torch's weight averaging copies the model, hooks and all"
     from torch.optim.swa_utils import AveragedModel,update_bn
     learn = learner(drop_bn)
-    learn.fit(1); masks = learn.prune(.5)
+    learn.fit(1)
+    masks = learn.prune(.5)
     swa = AveragedModel(learn.model)
     class Swa(Callback):
         order,n = 85,0
-        def after_step(self): swa.update_parameters(self.learn.model); self.n += 1
+        def after_step(self):
+            swa.update_parameters(self.learn.model)
+            self.n += 1
     learn.fit(2, cbs=(c := Swa()))
     assert c.n==8 and int(swa.n_averaged)==8
     ws = named_weights(swa.module, masks)
@@ -156,10 +174,12 @@ def test_trap_19_deepcopy_is_a_learner_of_its_own(tmp_path):
     lot = copy.lottery
     assert lot is not learn.lottery and lot.learn is copy and lot.masks==masks and bits(copy.model)==was and len(lot.rounds)==3
     assert not {p.data_ptr() for p in copy.model.parameters()}&{p.data_ptr() for p in learn.model.parameters()}
-    copy.prune(.5); copy.fit(1)
+    copy.prune(.5)
+    copy.fit(1)
     assert leaks(copy)==0 and copy.lottery.masks!=masks
     assert bits(learn.model)==was and learn.lottery.masks==masks and len(learn.lottery.rounds)==3
-    copy.unprune(); learn.fit(1)
+    copy.unprune()
+    learn.fit(1)
     assert leaks(learn)==0 and learn.lottery.masks==masks
 
 acts = dict(hold=lambda c: ([p.data.fill_(1) for p in c.model.parameters()], c.lottery.hold()), rewind=lambda c: c.rewind(), load=lambda c: c.load(dense_file(c)), prune=lambda c: c.prune(.2),
@@ -227,7 +247,7 @@ def test_trap_20_round_trip_is_exact(ticket, saved, tmp_path):
     assert all(t.meta[k]==v for k,v in ticket.meta.items()) and t.meta['density']==t.masks.density and t.meta['kept']==t.masks.n_kept
     u = Ticket.load(t.save(tmp_path/'u.safetensors'))
     assert u.masks==t.masks and bits(u.weights)==bits(t.weights) and u.meta==t.meta
-    assert saved.name=='t.safetensors' and saved.stat().st_mode&0o777==0o666&~tickets._umask
+    assert saved.name=='t.safetensors' and saved.stat().st_mode&0o777==0o666&~files._umask
 
 def test_trap_20_any_dtype_survives(tmp_path):
     ws = {str(d)[6:]: torch.arange(6).reshape(2,3).to(d) for d in (torch.float64,torch.float32,torch.float16,torch.bfloat16,torch.int64,torch.uint8,torch.bool)}
@@ -250,24 +270,29 @@ def test_trap_20_no_pickle_in_loading(saved, monkeypatch):
     def no(*args, **kwargs): raise AssertionError('pickle')
     for mod,f in ((pickle,'load'),(pickle,'loads'),(torch,'load'),(pickle,'Unpickler')): monkeypatch.setattr(mod, f, no)
     Ticket.load(saved)
-    assert 'pickle' not in Path(tickets.__file__).read_text().replace('no pickle','')
+    assert 'pickle' not in Path(files.__file__).read_text().replace('no pickle','')
 
 def test_trap_20_a_pickle_is_refused(tmp_path):
     class Evil:
         def __reduce__(self): return os.mkdir, (str(tmp_path/'hacked'),)
     for save in (lambda f: f.write_bytes(pickle.dumps(Evil())), lambda f: torch.save(Evil(), f)):
         f = tmp_path/'x.safetensors'
-        save(f); refused(f)
+        save(f)
+        refused(f)
     assert not (tmp_path/'hacked').exists()
 
 def test_trap_20_truncated_files(saved):
     raw = saved.read_bytes()
     n = len(raw)
     for k in {0,1,7,8,9,100,n//2,n-1,n-2,n-8,*range(0,n,n//97)}:
-        saved.write_bytes(raw[:k]); refused(saved)
-    saved.write_bytes(raw+b'x'); refused(saved)
-    saved.write_bytes(b'\0'*n); refused(saved)
-    saved.write_bytes(raw); Ticket.load(saved)
+        saved.write_bytes(raw[:k])
+        refused(saved)
+    saved.write_bytes(raw+b'x')
+    refused(saved)
+    saved.write_bytes(b'\0'*n)
+    refused(saved)
+    saved.write_bytes(raw)
+    Ticket.load(saved)
 
 def test_trap_20_flipped_bits(saved):
     raw = saved.read_bytes()
@@ -275,16 +300,24 @@ def test_trap_20_flipped_bits(saved):
     rng = random.Random(0)
     for i in [*range(0,8), *range(8,head,9), *rng.sample(range(head,len(raw)), 150)]:
         for b in (range(8) if i<8 else rng.sample(range(8),1)):
-            saved.write_bytes(raw[:i]+bytes([raw[i]^1<<b])+raw[i+1:]); refused(saved)
-    saved.write_bytes(raw); Ticket.load(saved)
+            saved.write_bytes(raw[:i]+bytes([raw[i]^1<<b])+raw[i+1:])
+            refused(saved)
+    saved.write_bytes(raw)
+    Ticket.load(saved)
 
 def test_trap_20_other_files(ticket, saved, tmp_path):
     f = tmp_path/'o.safetensors'
-    save_file({'a':torch.ones(3)}, f); refused(f, 'format')
-    save_file({f'mask/{n}':m for n,m in ticket.masks.items()}, f, dict(format='pt')); refused(f, 'format')
-    tickets.save_tensors(f, state(mlp()), dict(round=1)); refused(f, 'no ticket')
-    tickets.save_tensors(f, {}, {}); refused(f, 'no ticket')
-    for junk in b'', b'{}', b'not a ticket at all', os.urandom(4096): f.write_bytes(junk); refused(f)
+    save_file({'a':torch.ones(3)}, f)
+    refused(f, 'format')
+    save_file({f'mask/{n}':m for n,m in ticket.masks.items()}, f, dict(format='pt'))
+    refused(f, 'format')
+    files.save_tensors(f, state(mlp()), dict(round=1))
+    refused(f, 'no ticket')
+    files.save_tensors(f, {}, {})
+    refused(f, 'no ticket')
+    for junk in b'', b'{}', b'not a ticket at all', os.urandom(4096):
+        f.write_bytes(junk)
+        refused(f)
     with pytest.raises(FileNotFoundError, match='nowhere'): Ticket.load(tmp_path/'nowhere')
     (tmp_path/'d.safetensors').mkdir()
     with pytest.raises((ValueError, OSError), match='d.safetensors'): Ticket.load(tmp_path/'d')
@@ -295,19 +328,19 @@ def label(t): return {**t.meta, 'names':list(t.masks), 'kept':t.masks.n_kept, 'p
 @pytest.mark.parametrize('lie', [dict(kept=3), dict(density=.01), dict(prunable=7), dict(mask_hash='0'*16), dict(mask_hash=None)], ids=str)
 def test_trap_20_the_label_is_what_was_measured(ticket, tmp_path, lie):
     "A file whose label differs from its masks is refused, even where its digest is right"
-    f = tickets.save_tensors(tmp_path/'t', parts(ticket), label(ticket))
+    f = files.save_tensors(tmp_path/'t', parts(ticket), label(ticket))
     assert Ticket.load(f).masks==ticket.masks
-    refused(tickets.save_tensors(f, parts(ticket), {**label(ticket), **lie}), 't.safetensors')
+    refused(files.save_tensors(f, parts(ticket), {**label(ticket), **lie}), 't.safetensors')
 
 @pytest.mark.parametrize('key', ['names','kept','mask_hash'])
 def test_trap_20_a_label_without_a_part_is_refused(ticket, tmp_path, key):
-    refused(tickets.save_tensors(tmp_path/'t', parts(ticket), {k:v for k,v in label(ticket).items() if k!=key}), 't.safetensors')
+    refused(files.save_tensors(tmp_path/'t', parts(ticket), {k:v for k,v in label(ticket).items() if k!=key}), 't.safetensors')
 
 def test_trap_20_masks_of_another_kind_or_shape_are_refused(ticket, tmp_path):
     n = list(ticket.masks)[0]
     for m in (ticket.masks[n].float(), ticket.masks[n][:3], ticket.masks[n].t().contiguous()):
-        refused(tickets.save_tensors(tmp_path/'t', {**parts(ticket), f'mask/{n}':m}, label(ticket)), 'mask')
-    refused(tickets.save_tensors(tmp_path/'t', {k:v for k,v in parts(ticket).items() if k!=f'weight/{n}'}, label(ticket)), 'mask is for')
+        refused(files.save_tensors(tmp_path/'t', {**parts(ticket), f'mask/{n}':m}, label(ticket)), 'mask')
+    refused(files.save_tensors(tmp_path/'t', {k:v for k,v in parts(ticket).items() if k!=f'weight/{n}'}, label(ticket)), 'mask is for')
 
 others = dict(wider=lambda: nn.Sequential(nn.Linear(8,13), *list(drop_bn())[1:]), shorter=lambda: drop_bn()[:8], longer=lambda: nn.Sequential(*drop_bn(), nn.Linear(4,4)),
     no_bias=lambda: nn.Sequential(*list(drop_bn())[:-1], nn.Linear(12,4,bias=False)), conv=conv_bn, more_inputs=lambda: nn.Sequential(nn.Linear(9,12), *list(drop_bn())[1:]),
@@ -332,7 +365,8 @@ def test_trap_20_a_learner_in_the_middle_of_a_lottery_is_untouched(ticket, other
 
 def test_trap_20_masks_that_do_not_fit_are_refused():
     learn = learner()
-    learn.prune(.3); was = bits(learn.model)
+    learn.prune(.3)
+    was = bits(learn.model)
     for d in ({'0.weight':torch.ones(3,3).bool()}, {'nope':torch.ones(3).bool()}):
         for f in (Masks(d).apply_, lambda m: learn.lottery.set_masks(Masks(d))):
             with pytest.raises(ValueError, match="'(0.weight|nope)'"): f(learn.model)
@@ -367,7 +401,9 @@ def test_trap_20_flushed_before_it_takes_the_place(ticket, tmp_path, monkeypatch
     fs,rep = os.fsync,os.replace
     monkeypatch.setattr(os, 'fsync', lambda fd: (seen.append('fsync'), fs(fd))[1])
     monkeypatch.setattr(os, 'replace', lambda a,b: (seen.append('replace'), Ticket.load(_as_ticket(a)), rep(a,b))[2])
-    def _as_ticket(a): shutil.copy(a, o := tmp_path/'copy.safetensors'); return o
+    def _as_ticket(a):
+        shutil.copy(a, o := tmp_path/'copy.safetensors')
+        return o
     ticket.save(tmp_path/'t')
     assert seen[:2]==['fsync','replace']
 
@@ -378,8 +414,10 @@ def test_trap_20_killed_for_real(ticket, saved, tmp_path):
     raw = saved.read_bytes()
     pid = os.fork()
     if pid==0:
-        def half(ts, f, meta): Path(f).write_bytes(raw[:500]); os.kill(os.getpid(), signal.SIGKILL)
-        tickets.save_file = half
+        def half(ts, f, meta):
+            Path(f).write_bytes(raw[:500])
+            os.kill(os.getpid(), signal.SIGKILL)
+        files.save_file = half
         try: ticket.save(saved)
         finally: os._exit(1)
     assert os.waitpid(pid, 0)[1]==signal.SIGKILL
@@ -404,7 +442,8 @@ def test_trap_22_the_history_of_all_rounds_is_ours(tmp_path):
         i = r.curve.valid_loss.idxmin()
         assert (r['es_iteration'],r['es_valid_loss'])==(r.curve.iteration[i],r.curve.valid_loss[i])
     for k in range(4): assert learn.lottery.ticket(k).masks==rounds[k].masks and rounds[k].masks.hash()==df.mask_hash[k]
-    learn.fit(1); learn.validate()
+    learn.fit(1)
+    learn.validate()
     assert learn.lottery.report().equals(df)
 
 def test_trap_22_no_round_is_rewritten_by_a_later_one():

@@ -21,7 +21,9 @@ def train_pruned(cbs=(), opt=SGD, n_epoch=2, fit=Learner.fit_one_cycle, steps=No
     fit(learn, 1, lr_max=.01)
     learn.prune(.5)
     for again in range(2):
-        if again: learn.prune(.2); learn.rewind()
+        if again:
+            learn.prune(.2)
+            learn.rewind()
         before,probe = state(learn.model),Probe()
         fit(learn, n_epoch, lr_max=.01, cbs=[probe, *[o() if isinstance(o,type) else o for o in L(cbs)]])
         n = len(learn.dls.train)*n_epoch
@@ -84,7 +86,8 @@ def test_trap_01_accumulation_and_clip_and_mixed_precision():
 def test_trap_01_cancelled_between_the_step_and_our_turn(ex):
     "Another callback leaves `after_step` before ours is asked: pruned weights are 0 at the next moment that anybody looks"
     learn = learner(opt_func=opts['sgd_mom_wd'])
-    learn.fit_one_cycle(1); learn.prune(.5)
+    learn.fit_one_cycle(1)
+    learn.prune(.5)
     probe,cut = Probe(),At(2, raiser(ex), 'after_step', 70)
     learn.fit_one_cycle(2, cbs=[probe, cut])
     assert cut.done and probe.bad==[] and leaks(learn)==0
@@ -94,7 +97,8 @@ def test_trap_01_cancelled_between_the_step_and_our_turn(ex):
 def test_trap_01_mixed_precision_on_a_gpu(mode):
     learn = learner(opt_func=opts['adam_l2'], dls=data().to('cuda'))
     learn.add_cb(MixedPrecision(mode))
-    learn.fit_one_cycle(1); learn.prune(.5)
+    learn.fit_one_cycle(1)
+    learn.prune(.5)
     probe,its = Probe(),At((1,4), overflow, 'before_step', 5)
     learn.fit_one_cycle(2, cbs=[probe, its])
     assert its.done==2 and probe.steps==8 and probe.bad==[] and leaks(learn)==0
@@ -147,7 +151,8 @@ def test_trap_03_a_fraction_of_the_survivors(scope):
     tot,N = sum(n.values()),sum(n.values())
     for k in range(1,13):
         masks = learn.prune(.2, scope=scope)
-        tot -= round(.2*tot); n = {o:c-round(.2*c) for o,c in n.items()}
+        tot -= round(.2*tot)
+        n = {o:c-round(.2*c) for o,c in n.items()}
         assert masks.n_kept==(tot if scope is global_ else sum(n.values()))
         assert abs(masks.n_kept-.8**k*N) <= 2.5*(1 if scope is global_ else len(n))
 
@@ -174,12 +179,16 @@ def test_trap_04_even_if_a_scope_brings_them_back():
 
 def test_trap_05_random_scores_come_from_a_private_generator():
     learn,other = learner(),learner()
-    learn.lottery.remember(); other.lottery.remember()
-    random.seed(1); np.random.seed(1); torch.manual_seed(1)
+    learn.lottery.remember()
+    other.lottery.remember()
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
     before = rng_states()
     a,b = learn.prune(.5,'random',seed=5),learn.prune(.5,'random',seed=5)
     assert rng_states()==before, 'a prune should leave the global random numbers alone'
-    torch.manual_seed(1); torch.rand(100)
+    torch.manual_seed(1)
+    torch.rand(100)
     assert other.prune(.5,'random',seed=5)==a, 'and not depend on what was drawn from them'
     share = (b.n_kept/a.n_kept)
     assert share==.5 and learner().prune(.5,'random',seed=6)!=a
@@ -187,17 +196,21 @@ def test_trap_05_random_scores_come_from_a_private_generator():
 def test_trap_05_random_scores_are_drawn_once():
     "One draw of each weight for each prune; all of them by the one generator that the criterion is handed"
     learn,seen = learner(),[]
-    def chance(w_f, gen): seen.append((w_f.shape, gen)); return torch.rand(w_f.shape, generator=gen)
+    def chance(w_f, gen):
+        seen.append((w_f.shape, gen))
+        return torch.rand(w_f.shape, generator=gen)
     learn.prune(.5, chance)
     assert [s for s,_ in seen]==[p.shape for p in named_weights(learn.model, learn.lottery.masks).values()]
     assert len({id(g) for _,g in seen})==1 and seen[0][1] is not torch.default_generator
 
 def test_trap_05_resets_and_controls_leave_global_random_numbers_alone():
     learn = learner(drop_bn)
-    learn.fit(1); learn.prune(.5)
+    learn.fit(1)
+    learn.prune(.5)
     before = rng_states()
     learn.rewind('random_reinit', seed=1)
-    shuffle_mask(learn.lottery.masks, generator(1,'x')); random_mask(learn.lottery.masks, generator(1,'x'))
+    shuffle_mask(learn.lottery.masks, generator(1,'x'))
+    random_mask(learn.lottery.masks, generator(1,'x'))
     assert rng_states()==before
 
 # --- 6: what is not finite
@@ -218,7 +231,8 @@ def test_trap_06_nothing_leaks_through_a_mask(v, dtype):
 
 def test_trap_06_nan_of_kept_weights_is_kept():
     "A mask hides nothing: what is wrong with a kept weight stays to be seen"
-    w = torch.tensor([math.nan, math.inf, 1., -0.]); old = w.clone()
+    w = torch.tensor([math.nan, math.inf, 1., -0.])
+    old = w.clone()
     hold_([w], [torch.tensor([True,True,False,True])])
     assert w[:2].numpy().tobytes()==old[:2].numpy().tobytes() and w[2]==0 and w[3:].signbit().all()
 
@@ -227,7 +241,8 @@ def test_trap_06_nan_of_kept_weights_is_kept():
 def test_trap_06_training_goes_on_where_pruned_gradients_are_not_finite(v, opt):
     "inf and nan in the gradients of pruned weights, at each step, stay there"
     learn = learner(opt_func=opts[opt])
-    learn.fit(1); learn.prune(.5)
+    learn.fit(1)
+    learn.prune(.5)
     def poison(learn):
         for (n,m),p in zip(learn.lottery.masks.items(), named_weights(learn.model, learn.lottery.masks).values()): p.grad[~m] = v
     probe,bad = Probe(),At(range(8), poison, 'before_step')
@@ -268,7 +283,8 @@ def dense_file(learn, name='dense'):
 @pytest.fixture
 def pruned(tmp_path):
     learn = learner(drop_bn, path=tmp_path, splitter=lambda m: [params(m[:4]), params(m[4:])])
-    learn.fit(1); learn.prune(.5)
+    learn.fit(1)
+    learn.prune(.5)
     return learn
 
 later = dict(
@@ -337,7 +353,8 @@ def test_trap_09_a_layer_left_empty_is_named():
     with torch.no_grad(): learn.model[2].weight.mul_(1e-3)
     with pytest.warns(EmptyLayerWarning, match=r'no weight is left in 2\.weight'): learn.prune(.6)
     with warnings.catch_warnings():
-        warnings.simplefilter('error'); learn.prune(.1)      # named once
+        warnings.simplefilter('error')
+        learn.prune(.1)    # named once
 
 @pytest.mark.parametrize('scope', [global_, local], ids=['global','local'])
 def test_trap_09_a_floor_for_each_layer(scope):
@@ -374,7 +391,9 @@ def test_trap_24_tied_weights_count_once_and_stay_tied():
     learn.fit(1)
     masks = learn.prune(.5)
     assert masks.numel==64+32 and list(masks)==['enc.weight','head.weight']
-    for f in (lambda: learn.fit(1), learn.rewind, lambda: learn.rewind('random_reinit'), learn.unprune, lambda: learn.fit_lottery(1,1)): f(); assert tied() and leaks(learn)==0
+    for f in (lambda: learn.fit(1), learn.rewind, lambda: learn.rewind('random_reinit'), learn.unprune, lambda: learn.fit_lottery(1,1)):
+        f()
+        assert tied() and leaks(learn)==0
 
 def test_trap_24_tied_weights_chosen_by_their_second_name():
     learn = learner(Tied, cbs=LotteryCallback(include='dec'))

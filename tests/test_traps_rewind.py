@@ -50,9 +50,13 @@ def test_trap_10_awd_lstm_computes_with_the_rewound_weights():
     "`WeightDropout` holds a copy of the recurrent matrix beside the parameter: outputs must follow the parameter"
     learn = from_zoo('awd_lstm')
     x = learn.dls.valid.one_batch()[0]
-    def out(): learn.model.eval(); learn.model.reset(); return learn.model(x).detach()
+    def out():
+        learn.model.eval()
+        learn.model.reset()
+        return learn.model(x).detach()
     a = out()
-    learn.fit_one_cycle(1); learn.rewind()
+    learn.fit_one_cycle(1)
+    learn.rewind()
     assert torch.equal(out(), a)
     learn.prune(.5)
     raw = learn.model.body.rnns[0]
@@ -78,7 +82,8 @@ def test_trap_11_rewind_again_and_again(name):
 
 def test_trap_11_editing_the_model_leaves_the_snapshot_alone():
     learn = learner()
-    learn.fit(1); learn.rewind()
+    learn.fit(1)
+    learn.rewind()
     for p in learn.model.parameters(): p.data.fill_(3.)
     learn.rewind()
     assert not any((p==3).any() for p in learn.model.parameters())
@@ -190,10 +195,12 @@ def moments(opt): return {k for o in opt.state.values() for k in o}-{'force_trai
 def test_trap_15_moments_are_gone(opt):
     opt = dict(sgd=partial(SGD,mom=.9), adam=Adam, ranger=ranger, lamb=Lamb, torch=partial(OptimWrapper, opt=torch.optim.AdamW), fused=partial(OptimWrapper, opt=torch.optim.Adam, fused=True))[opt]
     learn = learner(drop_bn, opt_func=opt)
-    learn.fit_one_cycle(1); inner = lambda: getattr(learn.opt,'opt',learn.opt)
+    learn.fit_one_cycle(1)
+    inner = lambda: getattr(learn.opt,'opt',learn.opt)
     assert moments(inner()) and (o := learn.opt)
     groups = [[id(p) for p in g] for g in learn.opt.param_lists]
-    learn.prune(.3); learn.rewind()
+    learn.prune(.3)
+    learn.rewind()
     assert learn.opt is o and not moments(inner()) and [[id(p) for p in g] for g in learn.opt.param_lists]==groups
     assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
 
@@ -202,28 +209,38 @@ def test_trap_15_a_rewound_net_trains_as_a_new_one_does(opt):
     "Bit for bit: nothing of the first training is left in the optimizer"
     learn = learner(drop_bn, opt_func=opt)
     start = state(learn.model)
-    seed_all(learn); learn.fit_one_cycle(2, .02, wd=.1)
+    seed_all(learn)
+    learn.fit_one_cycle(2, .02, wd=.1)
     first = bits(learn.model)
     learn.rewind()
-    seed_all(learn); learn.fit_one_cycle(2, .02, wd=.1)
+    seed_all(learn)
+    learn.fit_one_cycle(2, .02, wd=.1)
     assert bits(learn.model)==first
-    masks = learn.prune(.4); learn.rewind()
-    seed_all(learn); learn.fit_one_cycle(2, .02, wd=.1)
+    masks = learn.prune(.4)
+    learn.rewind()
+    seed_all(learn)
+    learn.fit_one_cycle(2, .02, wd=.1)
     other = learner(drop_bn, opt_func=opt)
-    load_(other.model, start); other.lottery.remember(); other.lottery.set_masks(masks)
-    seed_all(other); other.fit_one_cycle(2, .02, wd=.1)
+    load_(other.model, start)
+    other.lottery.remember()
+    other.lottery.set_masks(masks)
+    seed_all(other)
+    other.fit_one_cycle(2, .02, wd=.1)
     assert bits(learn.model)==bits(other.model)
 
 def test_trap_15_freezing_and_hyper_state_survive():
     "`fit(reset_opt=True)` makes a new optimizer, in which nothing is frozen"
     learn = learner(drop_bn, opt_func=Adam, splitter=lambda m: [params(m[:4]), params(m[4:8]), params(m[8:])], wd_bn_bias=False, train_bn=True, cbs=LotteryCallback(frozen=True))
-    learn.fit(1); learn.freeze_to(1); learn.fit(1, slice(1e-4,1e-2))
+    learn.fit(1)
+    learn.freeze_to(1)
+    learn.fit(1, slice(1e-4,1e-2))
     def kept():
         s = lambda k: [k in learn.opt.state[p] and learn.opt.state[p][k] for p in learn.model.parameters()]
         return learn.opt.frozen_idx,s('do_wd'),s('force_train'),[p.requires_grad for p in learn.model.parameters()]
     was = kept()
     assert was[0]==1 and False in was[1][1:] and True in was[2] and False in was[3]
-    learn.prune(.3); learn.rewind()
+    learn.prune(.3)
+    learn.rewind()
     assert kept()==was
     learn.lottery.fresh_opt()
     assert kept()==was and not moments(learn.opt)
@@ -231,7 +248,8 @@ def test_trap_15_freezing_and_hyper_state_survive():
 def test_trap_15_hyper_parameters_start_again():
     "Left by a schedule at its end, `lr` and `mom` are those of the start; `wd` too"
     learn = learner(opt_func=Adam, splitter=lambda m: [params(m[:2]), params(m[2:])])
-    learn.create_opt(); learn.opt.set_hyper('eps', 1e-3)
+    learn.create_opt()
+    learn.opt.set_hyper('eps', 1e-3)
     hs = []
     class H(Callback):
         def before_train(self): hs.append([dict(h) for h in self.learn.opt.hypers])
@@ -244,7 +262,8 @@ def test_trap_15_lookaheads_slow_weights_are_made_again():
     learn = learner(opt_func=partial(ranger, k=3))
     learn.fit(1)
     assert learn.opt.slow_weights is not None and learn.opt.count==4
-    learn.prune(.5); learn.rewind()
+    learn.prune(.5)
+    learn.rewind()
     assert learn.opt.slow_weights is None and learn.opt.count==0
     learn.fit(1, cbs=(probe := Probe()))
     start = under(learn.lottery.w_k, learn.lottery.masks)
@@ -281,14 +300,20 @@ def test_trap_18_nothing_overwrites_the_snapshot(what, at, tmp_path):
             with pytest.raises(KeyboardInterrupt): learn.fit_one_cycle(2, cbs=At(it, raiser(KeyboardInterrupt), 'before_step'))
     elif what=='cancel': learn.fit_one_cycle(2, cbs=At(3, raiser(CancelFitException), 'before_batch'))
     elif what=='lr_find': learn.lr_find(num_it=10, show_plot=False)
-    elif what=='load': learn.save('m'); learn.load('m')
-    elif what=='prune': learn.prune(.5); learn.rewind(); learn.prune(.5)
+    elif what=='load':
+        learn.save('m')
+        learn.load('m')
+    elif what=='prune':
+        learn.prune(.5)
+        learn.rewind()
+        learn.prune(.5)
     elif what=='one_batch': learn.one_batch(0, learn.dls.train.one_batch())
     else: getattr(learn, what)(*[2] if what.startswith('fi') else [])
     assert snapshot_of(learn)==was
     learn.fit_one_cycle(2)
     assert snapshot_of(learn)==was
-    learn.unprune(); learn.rewind()
+    learn.unprune()
+    learn.rewind()
     assert bits(learn.model)==was[1]
 
 @pytest.mark.parametrize('what', ['validate','get_preds','lr_find','evaluate'])
