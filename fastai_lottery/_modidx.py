@@ -825,4 +825,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_lottery.tickets.Ticket.load': ('tickets.html#ticket.load', 'fastai_lottery/tickets.py'),
                                         'fastai_lottery.tickets.Ticket.save': ('tickets.html#ticket.save', 'fastai_lottery/tickets.py'),
                                         'fastai_lottery.tickets.overlap': ('tickets.html#overlap', 'fastai_lottery/tickets.py')},
-            'fastai_lottery.transfer': {'fastai_lottery.transfer.transfer': ('transfer.html#transfer', 'fastai_lottery/transfer.py')}}}
+            'fastai_lottery.transfer': { 'fastai_lottery.transfer.misfits': ('transfer.html#misfits', 'fastai_lottery/transfer.py'),
+                                         'fastai_lottery.transfer.shapes': ('transfer.html#shapes', 'fastai_lottery/transfer.py'),
+                                         'fastai_lottery.transfer.transfer': ('transfer.html#transfer', 'fastai_lottery/transfer.py')}}}
