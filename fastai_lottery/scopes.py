@@ -219,7 +219,7 @@ def as_scope(scope, names):
 def lengths_of(m):
     "Weights of the model `m` that are divided by lengths: by name the dimension whose slices have one each, or None for the whole"
     mods,res = {clean_name(n):o for n,o in unwrap(m).named_modules(remove_duplicate=False)},{}
-    made = {n:o for n in named_weights(m) if (o := behind(n, mods))}
+    made = {n:o for n in named_weights(m) if (o := behind(n, mods)) and o[3] is not None}
     for n,(_,_,by,number) in made.items():
         if isinstance(by[0], parametrizations._WeightNorm) and number=='1': res[n] = by[0].dim
         if any(isinstance(o, parametrizations._SpectralNorm) for o in by): res[n] = None
