@@ -785,5 +785,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fastai_lottery/tickets.py'),
                                         'fastai_lottery.tickets.Ticket.load': ('tickets.html#ticket.load', 'fastai_lottery/tickets.py'),
                                         'fastai_lottery.tickets.Ticket.save': ('tickets.html#ticket.save', 'fastai_lottery/tickets.py'),
+                                        'fastai_lottery.tickets._part': ('tickets.html#_part', 'fastai_lottery/tickets.py'),
+                                        'fastai_lottery.tickets._short': ('tickets.html#_short', 'fastai_lottery/tickets.py'),
                                         'fastai_lottery.tickets.overlap': ('tickets.html#overlap', 'fastai_lottery/tickets.py')},
             'fastai_lottery.transfer': {'fastai_lottery.transfer.transfer': ('transfer.html#transfer', 'fastai_lottery/transfer.py')}}}
