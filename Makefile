@@ -10,7 +10,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint sync nbs docs pytest export readme serve bench clean
+.PHONY: help demo test lint sync nbs docs pytest extras export readme serve bench clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -20,7 +20,7 @@ demo: $(ENV)/.lottery-run ## winning tickets on the digits: environment, install
 	$(say) 'lottery run digits'
 	@lottery run digits
 
-test: lint sync nbs docs pytest ## every check of this repo, in its own environment
+test: lint sync nbs docs pytest ## every check of this repo but the extras', in its own environment
 
 # Each install is stamped, since torch is large: it runs again only when pyproject.toml changes
 $(BIN)/python:
@@ -34,18 +34,19 @@ $(ENV)/.lottery-run: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(ENV)/.lottery-dev: pyproject.toml | $(BIN)/python
-	$(say) "pip install -e '.[dev,docs]' (the first time fetches PyTorch: some minutes)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,docs]'
+	$(say) "pip install -e '.[dev,docs,bench]' (the first time fetches PyTorch: some minutes)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev,docs,bench]'
 	@touch $(ENV)/.lottery-run $@
 
-$(ENV)/.lottery-bench: pyproject.toml $(ENV)/.lottery-dev
-	$(say) "pip install -e '.[bench]'"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+$(ENV)/.lottery-extras: pyproject.toml $(ENV)/.lottery-dev
+	$(say) "pip install -e '.[text]'"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[text]'
 	@touch $@
 
-lint: $(ENV)/.lottery-dev ## ruff, for real errors only
-	$(say) 'ruff check'
+lint: $(ENV)/.lottery-dev ## ruff, for real errors only, and the rules of the house
+	$(say) 'ruff check, rules of the house'
 	@ruff check --no-cache .
+	@python tests/test_house.py
 
 sync: $(ENV)/.lottery-dev ## modules are what the notebooks export, notebooks are clean, README is up to date
 	$(say) 'modules, notebooks and README in step'
@@ -61,7 +62,11 @@ docs: $(ENV)/.lottery-dev ## the site, into docs/_build/html; warnings and broke
 
 pytest: $(ENV)/.lottery-dev ## the tests in tests/
 	$(say) 'pytest'
-	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short
+	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short -n $(JOBS) --dist loadfile
+
+extras: $(ENV)/.lottery-extras ## tests that need packages of the extras, which are large
+	$(say) 'pytest, the extras'
+	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short -m extra
 
 export: $(ENV)/.lottery-dev ## after editing a notebook: write the modules, clean the notebooks, make the README
 	$(say) 'nbdev-export, nbdev-clean, README.md'
@@ -74,7 +79,7 @@ serve: docs ## build the site and show it on localhost
 	$(say) 'http://localhost:$(PORT)'
 	@python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
 
-bench: $(ENV)/.lottery-bench ## the benchmarks in bench/
+bench: $(ENV)/.lottery-dev ## the benchmarks in bench/
 	$(say) 'benchmarks'
 	@python -m pytest -q -s -p no:cacheprovider -o 'python_functions=bench_*' bench
 

@@ -1,14 +1,18 @@
 "What `import fastai_lottery.all` adds to `import fastai.vision.all`"
 import subprocess,sys
-from common import *
+from common import interleave,show,timed
+
+def importing(code):
+    "A function that returns the ms of a fresh Python with these imports"
+    def f():
+        ms = []
+        with timed(ms): subprocess.run([sys.executable,'-W','ignore','-c',code], check=True)
+        return ms[0]
+    return f
 
 def bench_import():
-    def f(code):
-        def g():
-            t = time.perf_counter()
-            subprocess.run([sys.executable,'-W','ignore','-c',code], check=True)
-            return 1000*(time.perf_counter()-t)
-        return g
-    ms = interleave({'fastai.vision.all':f('import fastai.vision.all'), 'and fastai_lottery.all':f('import fastai.vision.all,fastai_lottery.all')}, 7)
+    arms = {'fastai.vision.all':importing('import fastai.vision.all'),
+            'and fastai_lottery.all':importing('import fastai.vision.all,fastai_lottery.all')}
+    ms = interleave(arms, 7)
     show('import', ms, 'fastai.vision.all')
     assert len(ms)==2

@@ -1,30 +1,32 @@
 "Memory that the callback holds, and a global prune of 100 million weights"
-import psutil,threading
-from common import *
-
-def held(o, seen):
-    "Bytes of the tensors within `o`"
-    if isinstance(o, torch.Tensor):
-        p = o.untyped_storage().data_ptr()
-        if p in seen: return 0
-        seen.add(p)
-        return o.untyped_storage().nbytes()
-    if isinstance(o, np.ndarray): return 0 if id(o) in seen else (seen.add(id(o)) or o.nbytes)
-    if isinstance(o, Mapping): o = list(o.values())
-    return sum(held(v, seen) for v in o) if isinstance(o, (list,tuple,L)) else 0
+import threading,time
+import numpy as np,psutil,torch
 from collections.abc import Mapping
+from fastai_lottery.all import lenet_300_100,LotteryCallback,make_masks,Masks,scores
+from common import images,interleave,learner,show,sized,timed
+
+def held(o, seen=None):
+    "Bytes of the tensors within `o`, shared ones once"
+    seen = set() if seen is None else seen
+    if isinstance(o, torch.Tensor): return counted(o.untyped_storage().data_ptr(), o.untyped_storage().nbytes(), seen)
+    if isinstance(o, np.ndarray): return counted(id(o), o.nbytes, seen)
+    if isinstance(o, Mapping): o = list(o.values())
+    return sum(held(v, seen) for v in o) if isinstance(o, (list,tuple)) else 0
+def counted(key, n, seen):
+    if key in seen: return 0
+    seen.add(key)
+    return n
 
 def bench_held():
     l = learner(images(600, (1,28,28)), lenet_300_100(), cbs=LotteryCallback())
     l.fit(1)
     l.prune(.2)
     l.fit(1)
-    lot,n = l.lottery,l.lottery.masks.numel
-    b = held([lot.masks, lot.w_i, lot.w_k], set())
-    h = sum(s.numel()*s.element_size() for s in {id(s):s for _,_,s,_ in lot._hold.plan}.values() if s is not None)
-    print(f'\nmasks and snapshot of LeNet-300-100: {b/n:.3f} bytes a prunable weight (its biases included), and a scratch buffer of {h/2**20:.2f} MiB')
-    rs = l.fit_lottery(1, rounds=10)
-    print(f'history of 10 rounds: {sum(held([m for _,m in r.masks_.values()], set()) for r in rs)/n/len(rs):.3f} bytes a weight and round')
+    n,b = l.lottery.masks.numel,held([l.lottery.masks, l.lottery.w_i, l.lottery.w_k])
+    print(f'\nmasks and snapshot of LeNet-300-100: {b/n:.3f} bytes a prunable weight (its biases included)')
+    rs = l.fit_lottery(1, rounds=sized(10, 1))
+    masks = [list(r.masks_.values()) for r in rs]
+    print(f'history of {len(rs)-1} rounds: {held([m for ms in masks for _,m in ms])/n/len(rs):.3f} bytes a weight and round')
 
 class Peak(threading.Thread):
     "Most memory of this process while it runs"
@@ -41,22 +43,25 @@ class Peak(threading.Thread):
         self.on = False
         self.join()
 
-def bench_global_prune(n=100_000_000):
-    g = torch.Generator().manual_seed(0)
+def ms_of(f):
+    "A function that returns the ms of `f`"
+    def g():
+        ms = []
+        with timed(ms): f()
+        return ms[0]
+    return g
+
+def bench_global_prune():
+    n,g = sized(100_000_000, 100_000),torch.Generator().manual_seed(0)
     w = {f'{i}':torch.randn(n//10, generator=g) for i in range(10)}
-    ms,k = Masks.ones(w),n//5
-    def timed(f):
-        t = time.perf_counter()
-        f()
-        return 1000*(time.perf_counter()-t)
-    flat = torch.cat([o.abs() for o in w.values()])
-    half = Masks({n:torch.rand(m.shape, generator=g)<.5 for n,m in ms.items()})
-    res = interleave({'torch.kthvalue':lambda: timed(lambda: flat.kthvalue(k)), 'torch.topk (a fifth)':lambda: timed(lambda: flat.topk(k)),
-        'make_masks, dense':lambda: timed(lambda: make_masks(scores('large_final', list(w), w_f=w), ms, .2)),
-        'make_masks, half pruned':lambda: timed(lambda: make_masks(scores('large_final', list(w), w_f=w), half, .2))}, 2)
-    show('global prune of 100 M weights', res, 'torch.kthvalue')
-    flat = None
-    for what,m in (('dense',ms),('half pruned',half)):
-        with Peak() as p: new = make_masks(scores('large_final', list(w), w_f=w), m, .2)
+    dense,flat = Masks.ones(w),torch.cat([o.abs() for o in w.values()])
+    half = Masks({n:torch.rand(m.shape, generator=g)<.5 for n,m in dense.items()})
+    def prune(masks): return make_masks(scores('large_final', list(w), w_f=w), masks, .2)
+    arms = {'torch.kthvalue':lambda: flat.kthvalue(n//5), 'torch.topk (a fifth)':lambda: flat.topk(n//5),
+            'make_masks, dense':lambda: prune(dense), 'make_masks, half pruned':lambda: prune(half)}
+    show(f'global prune of {n/1e6:g} M weights', interleave({k:ms_of(f) for k,f in arms.items()}, 2), 'torch.kthvalue')
+    del flat,arms
+    for what,m in (('dense',dense),('half pruned',half)):
+        with Peak() as p: new = prune(m)
         print(f'  peak memory, {what}: {(p.peak-p.base)/(4*n):.2f} × the bytes of the weights')
     assert new.n_kept==half.n_kept-round(.2*half.n_kept)

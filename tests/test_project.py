@@ -1,17 +1,15 @@
-"The repo itself: its settings agree, its floors hold, and what is generated is up to date"
-import ast,importlib,json,os,re,shutil,subprocess,sys
+"The repo itself: its settings agree, and what is generated is up to date"
+import importlib,json,os,re,shutil,subprocess,sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
+from test_house import floors,lib,notebooks,root
 try: import tomllib
 except ImportError: import tomli as tomllib
 
-root = Path(__file__).resolve().parent.parent
-lib = 'fastai_lottery'
 toml = tomllib.loads((root/'pyproject.toml').read_text())
 project,nbdev = toml['project'],toml['tool']['nbdev']
-nbs = sorted(p for p in (root/'nbs').rglob('*.ipynb') if not re.search(r'(^|/)[._]', str(p.relative_to(root))))
-floors = {m[2]:int(m[1]) for p in nbs if (m := re.fullmatch(r'(\d\d)_(\w+)', p.stem)) and p.parent==root/'nbs'}
+nbs = [root/p for p in notebooks]
 def version(): return re.search(r'^__version__ = "(.+)"', (root/lib/'__init__.py').read_text(), re.M)[1]
 def run(*args, cwd=root, **env):
     r = subprocess.run(args, cwd=cwd, text=True, capture_output=True, env={**{k:v for k,v in os.environ.items() if k!='IN_TEST'}, **env})
@@ -45,7 +43,7 @@ def test_pyproject_promises():
     deps,extras = project['dependencies'],project['optional-dependencies']
     assert {'torch>=2.4','fastai>=2.8'} <= set(deps) and project['requires-python']=='>=3.10'
     assert not [o for o in deps if '==' in o or '<' in o], 'a dependency that people install is pinned'
-    assert set(extras)=={'dev','docs','bench'} and 'fasterai==0.4.1' in extras['bench']
+    assert set(extras)=={'dev','docs','bench','text'} and 'fasterai==0.4.1' in extras['bench']
     assert all('==' in o.split(';')[0] for o in extras['docs']), 'the site is built with exact versions'
     pys = {o.rsplit(' ',1)[1] for o in project['classifiers'] if 'Python :: 3.' in o}
     assert pys=={'3.10','3.11','3.12','3.13'}
@@ -63,41 +61,6 @@ def test_changelog_has_this_version():
 def test_licence():
     s = (root/'LICENSE').read_text()
     assert 'Apache License' in s and 'Version 2.0' in s and 'END OF TERMS AND CONDITIONS' in s
-
-# --- floors
-
-def imported(code):
-    "Modules of this package that `code` imports, wherever in it"
-    code = re.sub(r'^(\s*)[%!].*', r'\1pass', code, flags=re.M)
-    for o in ast.walk(ast.parse(code)):
-        names = []
-        if isinstance(o,ast.Import): names = [a.name for a in o.names]
-        elif isinstance(o,ast.ImportFrom):
-            m = (lib if o.level else '')+('.' if o.level and o.module else '')+(o.module or '')
-            names = [f'{m}.{a.name}' for a in o.names] if m==lib else [m]
-        yield from (n.split('.')[1] for n in names if n.startswith(lib+'.'))
-
-leaf_table = {32:{20,21,26}, **{n:set(range(20,n)) for n in (*range(33,39),*range(40,43))}}      # the leaves that may import other leaves
-def allowed(n, k):
-    "May floor `n` import floor `k`? Only smaller numbers; a leaf (20 and up) no other leaf, but for the table; 90 and up collect all"
-    return k<n and (n<20 or k<20 or n>=90 or k in leaf_table.get(n,()))
-
-@pytest.mark.parametrize('mod', floors)
-def test_floor(mod):
-    nb = json.loads((root/'nbs'/f'{floors[mod]:02d}_{mod}.ipynb').read_text())
-    cells = [''.join(c['source']) for c in nb['cells'] if c['cell_type']=='code']
-    exps = [m[1] for c in cells for m in re.finditer(r'^#\|\s*default_exp:?\s+(\S+)', c, re.M)]
-    assert exps==[mod], 'a notebook exports the module of its own name'
-    bad,unknown = set(),set()
-    for c in cells:
-        for o in () if c.startswith('%%') else imported(c):
-            if o not in floors: unknown.add(o)
-            elif not allowed(floors[mod], floors[o]) and not (o==mod and not re.search(r'^#\|\s*export', c, re.M)): bad.add(f'{floors[o]:02d}_{o}')
-    assert not unknown, f'{mod} imports what no notebook exports'
-    assert not bad, f'{floors[mod]:02d}_{mod} imports from the same floor or above'
-
-def test_floors_have_their_own_numbers():
-    assert floors and len(set(floors.values()))==len(floors)
 
 # --- what is generated is in step with its source
 
