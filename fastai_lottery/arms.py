@@ -30,6 +30,7 @@ from .transfer import *
 from .analysis import *
 from .fits import Round,fast_events,quiet,seed_all
 from .core import check_whole
+from .runs import LotteryCallback
 
 # %% ../nbs/32_arms.ipynb #8f634c0d
 @dataclass

@@ -35,6 +35,8 @@ from .settings import *
 from .runs import *
 from .files import append_rows,atomic_text,count_rows,numbered,read_rows,read_table,read_written,records,short_hash
 from .core import derive
+from .runs import LotteryCallback,checked_rounds,round_cols
+from .settings import say
 
 # %% ../nbs/33_experiments.ipynb #6459d983
 def fused_adam(*args, **kwargs):

@@ -38,9 +38,11 @@ def _among(w, m, gen):
 def permute(w_k, gen):
     "The layer's values dealt out anew, to pruned places as well ('reinit' in the code of 1905.01067)"
     return _perm(w_k, gen)
+
 def reshuffle(w_k, m, gen):
     "The survivors' values dealt out anew among them (1905.01067)"
     return _among(w_k, m, gen)
+
 def constant(w_k, gen):
     "Plus or minus the layer's standard deviation, the sign by chance (1905.01067)"
     return _std(w_k)*(2.*(torch.rand(w_k.shape, generator=gen).to(w_k.device)<.5)-1).to(w_k.dtype)
@@ -49,9 +51,11 @@ def constant(w_k, gen):
 def reinit_keep_sign(w_n, w_k):
     "A fresh draw with each weight's own sign (1905.01067)"
     return w_n.abs()*w_k.sign()
+
 def reshuffle_keep_sign(w_k, m, gen):
     "Magnitudes dealt out anew among the survivors, each weight with its own sign (1905.01067)"
     return _among(w_k.abs(), m, gen)*w_k.sign()
+
 def constant_keep_sign(w_k):
     "The layer's standard deviation with each weight's own sign (1905.01067)"
     return _std(w_k)*w_k.sign()
@@ -65,12 +69,15 @@ def noisy(w_k, gen, n=.5):
 def hold_zero(w_i):
     "Pruned weights are 0 (1803.03635)"
     return torch.zeros_like(w_i)
+
 def hold_init(w_i):
     "Pruned weights stay at their initial values (1905.01067, 'freeze at initial value')"
     return w_i
+
 def hold_init_or_zero(w_i, w_f):
     "Those that training moved towards 0 are 0, the others stay at their initial values (1905.01067, variant 1)"
     return torch.where(w_f.abs()<w_i.abs(), torch.zeros_like(w_i), w_i)
+
 _actions = (hold_zero,hold_init,hold_init_or_zero)
 
 def rewind_or_zero(w_k, w_i, w_f):
@@ -95,7 +102,8 @@ def load_(
     return m
 
 # %% ../nbs/05_resets.ipynb #3934607a
-_norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm) + ((nn.RMSNorm,) if hasattr(nn,'RMSNorm') else ())
+_norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
+if hasattr(nn, 'RMSNorm'): _norms += (nn.RMSNorm,)
 
 def _own_init(m):
     "Redraw each module of `m` by its own initialiser, children first; names of parameters that have none"
@@ -112,6 +120,12 @@ def _own_init(m):
     return [n for n,p in named_weights(m).items() if id(p) not in done]
 
 # %% ../nbs/05_resets.ipynb #cf39eeb0
+def _draw(m, init, wanted):
+    "Redraw `m` in place by `init`, or each layer by itself; `ValueError` for a name that is `wanted` and has no initialiser"
+    if init is not None: return init(m)
+    if miss := [n for n in _own_init(m) if wanted(n)]:
+        raise ValueError(f"{miss[0]!r} has no initialiser of its own: give one that initialises the whole model, LotteryCallback(init=...)")
+
 def fresh(
     model:nn.Module, # A model; it is put back as it was
     gen:torch.Generator, # Private generator: the global random numbers are untouched
@@ -125,8 +139,7 @@ def fresh(
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=gen)))
             if w_i is not None: load_(m, w_i)
-            if init is not None: init(m)
-            elif miss := [n for n in _own_init(m) if n in names or w_i is None]: raise ValueError(f"{miss[0]!r} has no initialiser of its own: give one that initialises the whole model, LotteryCallback(init=...)")
+            _draw(m, init, lambda n: n in names or w_i is None)
         return state(m)
     finally: load_(m, old)
 
@@ -140,7 +153,8 @@ def check_draw(
     for n in names:
         a,b = float(w_n[n].float().std()),float(w_i[n].float().std())
         if w_i[n].numel()>=256 and not .8<(a+1e-12)/(b+1e-12)<1.25:
-            warnings.warn(f"{n!r}: a fresh draw has standard deviation {a:.3g}, the initial weights {b:.3g}. The model seems to have been initialised by other means; LotteryCallback(init=...) takes them")
+            warnings.warn(f"{n!r}: a fresh draw has standard deviation {a:.3g}, the initial weights {b:.3g}. "
+                          "The model seems to have been initialised by other means; LotteryCallback(init=...) takes them")
             return
 
 # %% ../nbs/05_resets.ipynb #32027f5c

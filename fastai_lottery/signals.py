@@ -6,30 +6,48 @@
 __all__ = ['untouched', 'loss_grads', 'hessian_grads', 'flow_grads']
 
 # %% ../nbs/10_signals.ipynb #b5ce6247
-import random
+import inspect,random
+from collections.abc import Mapping
 from contextlib import contextmanager
-import numpy as np
+from dataclasses import is_dataclass
+from functools import partial
 import torch
 from torch import nn
+from fastai.torch_core import set_seed
 from .core import *
 from .resets import state,load_
+
+# %% ../nbs/10_signals.ipynb #e23fedca
+def loss_module(
+    f # A loss function
+): # The module that it is or that it keeps, or None
+    "The module with the parameters of a loss"
+    while f is not None and not isinstance(f, nn.Module):
+        own = getattr(f, '__dict__', {})
+        if isinstance(f, partial): f = f.func
+        elif inspect.ismethod(f): f = f.__self__
+        else: f = own.get('func', own.get('old_lf'))
+    return f
 
 # %% ../nbs/10_signals.ipynb #ef6c9c8c
 @contextmanager
 def untouched(
-    m:nn.Module # A model
+    m:nn.Module, # A model
+    *more # Other modules, such as a loss
 ):
     "Put gradients, buffers, modes, frozen flags and the global random numbers of `m` back at the end"
-    grads,modes,req = [(p,p.grad) for p in m.parameters()],[(o,o.training) for o in m.modules()],[(p,p.requires_grad) for p in m.parameters()]
-    old = state(m)
+    ms = (m,*more)
+    ps,old = [p for o in ms for p in o.parameters()],[state(o) for o in ms]
+    was,modes = [(p.grad,p.requires_grad) for p in ps],[(k,k.training) for o in ms for k in o.modules()]
     try:
-        for p,_ in grads: p.grad = None
+        for p in ps: p.grad = None
         with same_rng(): yield m
     finally:
-        load_(m, old)
-        for p,g in grads: p.grad = g
+        for o,s in zip(ms, old): load_(o, s)
+        for p,(g,r) in zip(ps, was):
+            p.grad = g
+            p.requires_grad_(r)
         for o,t in modes: o.training = t
-        for p,r in req: p.requires_grad_(r)
 
 # %% ../nbs/10_signals.ipynb #d47d3981
 def _ready(m, names, masks, held=None):
@@ -39,6 +57,18 @@ def _ready(m, names, masks, held=None):
     if masks is not None: masks.apply_(m, held)
     return ws
 
+def _grads(ws): return {n:(torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n,p in ws.items()}
+
+@contextmanager
+def _as_trained(m, batches, loss_func, names, masks, held):
+    "The weights `names`, in a model that is as a training step has it; put back at the end"
+    if not batches: raise ValueError("a gradient of the loss needs data: the training set gave no batch")
+    own = loss_module(loss_func)
+    with untouched(m, *([] if own is None else [own])):
+        m.train()
+        yield _ready(m, names, masks, held)
+
+# %% ../nbs/10_signals.ipynb #e064b3de
 def loss_grads(
     m:nn.Module, # A model; it is put back as it was
     batches, # Pairs of inputs and targets, each a tuple of tensors on the model's device
@@ -48,12 +78,9 @@ def loss_grads(
     held=None # Values of pruned weights by name, where they are not 0
 )->dict: # Gradient by name, averaged over the batches; 0 for a weight that the loss does not reach
     "Gradient of the loss in training mode, of frozen weights too"
-    if not batches: raise ValueError("a gradient of the loss needs data: the training set gave no batch")
-    with untouched(m):
-        m.train()
-        ws = _ready(m, names, masks, held)
+    with _as_trained(m, batches, loss_func, names, masks, held) as ws:
         for xb,yb in batches: (loss_func(m(*xb), *yb)/len(batches)).backward()
-        return {n:(torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n,p in ws.items()}
+        return _grads(ws)
 
 # %% ../nbs/10_signals.ipynb #8b188625
 def hessian_grads(
@@ -65,14 +92,47 @@ def hessian_grads(
     held=None # Values of pruned weights by name, where they are not 0
 )->dict: # Hg by name
     "Hessian of the loss times its gradient (GraSP, 2002.07376)"
-    if not batches: raise ValueError("a gradient of the loss needs data: the training set gave no batch")
-    with untouched(m):
-        m.train()
-        ws = _ready(m, names, masks, held)
+    with _as_trained(m, batches, loss_func, names, masks, held) as ws:
+        some = dict(allow_unused=True, materialize_grads=True)
         loss = sum(loss_func(m(*xb), *yb) for xb,yb in batches)/len(batches)
-        gs = torch.autograd.grad(loss, list(ws.values()), create_graph=True, allow_unused=True, materialize_grads=True)
-        hs = torch.autograd.grad(sum((g*g).sum() for g in gs)/2, list(ws.values()), allow_unused=True, materialize_grads=True)
+        gs = torch.autograd.grad(loss, list(ws.values()), create_graph=True, **some)
+        hs = torch.autograd.grad(sum((g*g).sum() for g in gs)/2, list(ws.values()), **some)
         return {n:h.detach() for n,h in zip(ws, hs)}
+
+# %% ../nbs/10_signals.ipynb #9176169e
+def _parts(o):
+    "Tensors in lists, tuples, mappings and dataclasses, however deep"
+    if torch.is_tensor(o): return [o]
+    if isinstance(o, Mapping): o = list(o.values())
+    elif is_dataclass(o): o = list(vars(o).values())
+    if not isinstance(o, (list,tuple)): return []
+    return [t for x in o for t in _parts(x)]
+
+def _ones(o):
+    "One item of ones for each tensor, in the places of the inputs `o`"
+    if torch.is_tensor(o): return torch.ones_like(o[:1], dtype=torch.double)
+    if isinstance(o, Mapping): return {k:_ones(v) for k,v in o.items()}
+    if not isinstance(o, (list,tuple)): return o
+    vs = [_ones(v) for v in o]
+    return type(o)(*vs) if hasattr(o, '_fields') else type(o)(vs)
+
+def _outcome(o):
+    "The sum of all outputs"
+    if not (ts := [t for t in _parts(o) if t.is_floating_point()]):
+        raise ValueError(f"the synaptic flow needs outputs that are numbers; this net gives {type(o).__name__}")
+    return sum(t.sum() for t in ts)
+
+# %% ../nbs/10_signals.ipynb #bd0f74e4
+@contextmanager
+def _doubled(m):
+    "`m` in double precision, and back, each layer to its own: a net may be half in bfloat16"
+    kinds = [(p,p.dtype) for p in m.parameters()]
+    bufs = [(o,n,b.dtype) for o in m.modules() for n,b in o._buffers.items() if b is not None]
+    try: yield m.double()
+    finally:
+        for p in m.parameters(): p.grad = None
+        for p,t in kinds: p.data = p.data.to(t)
+        for o,n,t in bufs: o._buffers[n] = o._buffers[n].to(t)
 
 # %% ../nbs/10_signals.ipynb #d099c273
 def flow_grads(
@@ -82,19 +142,36 @@ def flow_grads(
     masks=None, # `Masks` to prune by for the while
     held=None # Values of pruned weights by name, where they are not 0
 )->dict: # Gradient by name
-    "Gradient of R = sum of the outputs for inputs of ones under the weights' absolute values, in evaluation mode and double precision (2006.05467)"
-    if any(not x.is_floating_point() for x in xb): raise ValueError("the synaptic flow needs inputs that are numbers; this net takes indices (of words or categories), for which ones mean nothing")
+    """Gradient of R = sum of the outputs for inputs of ones under the weights' absolute values, in evaluation mode and
+    double precision (2006.05467)"""
+    if any(not x.is_floating_point() for x in _parts(xb)):
+        raise ValueError("the synaptic flow needs inputs that are numbers; this net takes indices (of words or categories), "
+                         "for which ones mean nothing")
     if not xb: raise ValueError("the synaptic flow takes the shapes of its inputs from a batch: the training set gave none")
-    kinds,bufs = [(p,p.dtype) for p in m.parameters()],[(o,n,b.dtype) for o in m.modules() for n,b in o._buffers.items() if b is not None]
     with untouched(m):
         m.eval()
         ws = _ready(m, names, masks, held)
-        try:
-            m.double()
+        with _doubled(m):
             for p in m.parameters(): p.data.abs_()
-            m(*[torch.ones_like(x[:1], dtype=torch.double) for x in xb]).sum().backward()
-            return {n:(torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()) for n,p in ws.items()}
-        finally:
-            for p in m.parameters(): p.grad = None
-            for p,t in kinds: p.data = p.data.to(t)
-            for o,n,t in bufs: o._buffers[n] = o._buffers[n].to(t)    # each its own: a net may be half in bfloat16
+            _outcome(m(*_ones(xb))).backward()
+            return _grads(ws)
+
+# %% ../nbs/10_signals.ipynb #7a71b141
+def _shuffled(dl):
+    "The loader in a random order that is always the same"
+    if type(dl).__name__=='DistributedDL': dl = dl.dl    # this may run in one process alone
+    if not hasattr(dl, 'new'): return dl
+    dl = dl.new(shuffle=getattr(dl, 'indexed', True))
+    dl.rng = random.Random(0)
+    return dl
+
+def mixed_batches(
+    learn, # A Learner
+    n:int=1 # How many
+)->list: # Pairs of inputs and targets, each a tuple
+    "Training batches in a random order that is always the same, on the model's device"
+    with same_rng():
+        set_seed(0)    # for transforms that are random
+        bs = [learn._set_device(b) for b,_ in zip(_shuffled(learn.dls.train), range(n))]
+    def n_inp(b): return getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
+    return [(tuple(b[:n_inp(b)]),tuple(b[n_inp(b):])) for b in bs]

@@ -9,6 +9,7 @@ __all__ = ['transfer']
 import torch
 from torch import nn
 from .core import *
+from .core import clean_name,name_matcher
 from .masks import *
 from .resets import state
 from .tickets import *

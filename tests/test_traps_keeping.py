@@ -387,8 +387,8 @@ def test_trap_20_written_whole_or_not_at_all(ticket, saved, tmp_path, monkeypatc
     def stop(*args, **kwargs):
         if at=='save_file': Path(args[1]).write_bytes(b'half a file')
         raise ex(28, 'no space left') if ex is OSError else ex()
-    if at=='open': monkeypatch.setattr(tickets, 'open', stop, raising=False)
-    else: monkeypatch.setattr(*(tickets,'save_file') if at=='save_file' else (os, at), stop)
+    if at=='open': monkeypatch.setattr(files, 'open', stop, raising=False)
+    else: monkeypatch.setattr(*(files,'save_file') if at=='save_file' else (os, at), stop)
     other = Ticket(Masks.ones({n:ticket.weights[n] for n in ticket.masks}), ticket.weights, dict(round=9))
     with pytest.raises(ex): other.save(saved)
     monkeypatch.undo()
