@@ -129,6 +129,22 @@ def _put_params(learn, d):
     if d['frozen'] is not None: learn.opt.frozen_idx = d['frozen']
     for o,v in zip(unwrap(learn.model).modules(), d['modules']): _put_back(o, v)
 
+# %% ../nbs/12_checkpoints.ipynb #cb5ca11e
+def callback_state(cb):
+    "What a callback holds, as plain data; what is no plain data is left out"
+    return _plain_vars(cb)
+
+def put_callback_state(cb, state): _put_back(cb, state)
+def param_state(learn): return _params(learn)
+def put_param_state(learn, state): _put_params(learn, state)
+
+def same_plain(a, b):
+    "Are two pieces of plain data the same, tensors bit for bit?"
+    if torch.is_tensor(a): return torch.is_tensor(b) and a.shape==b.shape and torch.equal(a, b)
+    if isinstance(a, dict): return isinstance(b, dict) and a.keys()==b.keys() and all(same_plain(v, b[k]) for k,v in a.items())
+    if isinstance(a, (list,tuple)): return type(a)==type(b) and len(a)==len(b) and all(map(same_plain, a, b))
+    return a==b or a!=a and b!=b
+
 # %% ../nbs/12_checkpoints.ipynb #9bc71454
 def take_checkpoint(
     learn, # A Learner at the end of an epoch
@@ -148,11 +164,12 @@ def put_checkpoint(
 ):
     "Go on where `take_checkpoint` was called. Raises `ValueError` where the callbacks are others"
     cbs = [cb for cb in learn.cbs if not isinstance(cb, skip)]
-    if (has := [type(cb).__name__ for cb in cbs])!=(want := [n for n,_ in d['cbs']]): raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
+    saved = [(n.lstrip('_'),v) for n,v in d['cbs'] if n!='_GoOn']    # as version 0.0.1 called them
+    if (has := [type(cb).__name__ for cb in cbs])!=(want := [n for n,_ in saved]): raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
     load_(learn.model, d['model'])
     learn.opt.load_state_dict(_back(d['opt']))
     _put_params(learn, d['params'])
-    for cb,(_,v) in zip(cbs, d['cbs']): _put_back(cb, v)
+    for cb,(_,v) in zip(cbs, saved): _put_back(cb, v)
     if d['scaler'] and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(d['scaler'])
     if d['loss']: learn.loss_func.load_state_dict(d['loss'])
     for k in _counts: setattr(learn, k, d[k])
