@@ -31,7 +31,7 @@ class LotteryCallback(Known, Callback):
     _hold = _watch = None
     _others = _exports = False
     def __init__(self,
-        rewind_to:str='init', # Rewind point: `'init'`, or after n iterations (`'500it'`) or epochs (`'2ep'`) (1903.01611)
+        rewind_to='init', # Rewind point: `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`) or a share of the planned iterations (`'1%'`) (1903.01611)
         include=None, # Name(s), glob(s), module(s) or parameter(s) to prune: see `competing`
         exclude=None, # Name(s), glob(s), module(s) or parameter(s) to leave alone
         types=None, # Classes of modules whose weights can be pruned; any by default
@@ -39,7 +39,8 @@ class LotteryCallback(Known, Callback):
         frozen:bool=False, # Prune layers that are frozen at the time?
         init=None # `init(model)`, which initialises in place, for `random_reinit`; by default each layer does it itself
     ):
-        self.rewind_to,self.told = point(rewind_to),False
+        self.rewind_to = self.asked = point(rewind_to)    # a share of the iterations becomes a number where they are known
+        self.told = False
         store_attr('include,exclude,types,bias,frozen,init')
         self.blank()
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['last_lr', 'Round']
 
-# %% ../nbs/14_fits.ipynb #6aab3075
+# %% ../nbs/14_fits.ipynb #dd06b323
 import itertools,math,random,time
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
@@ -41,7 +41,7 @@ from .callback import lottery_of
 from .looks import *
 from .looks import Aside,Watch,has_valid,tests_of
 
-# %% ../nbs/14_fits.ipynb #71ac8755
+# %% ../nbs/14_fits.ipynb #9aadadaf
 def hypers_of(opt):
     "Hyper-parameters of each parameter group, as plain data"
     return [{k:v.item() if isinstance(v, np.generic) else v for k,v in h.items() if k!='params'} for h in opt.hypers]
@@ -52,7 +52,7 @@ def _set_hypers(opt, hypers):
 
 def _counting(learn):
     "Callbacks whose own counts belong to a place: not those that only look, and no best model, which may be of another round"
-    return [cb for cb in learn.cbs if not isinstance(cb, (SaveModelCallback,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,
+    return [cb for cb in learn.cbs if not isinstance(cb, (Watch,SaveModelCallback,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,
                                                           LotteryCallback,Aside))]
 
 class AtPoint(Aside):
@@ -66,10 +66,10 @@ class AtPoint(Aside):
         learn = self.learn
         if self.course.place is not None or learn.lottery.w_k is None: return
         where = {k:getattr(learn, k) for k in ('epoch','iter','train_iter','pct_train','n_iter','n_epoch')}
-        self.course.place = dict(where, fit=self.course.fit, its=self.course.n, hypers=hypers_of(learn.opt), ends=list(self.course.ends),
+        self.course.place = dict(where, how=self.course.how, fit=self.course.fit, its=self.course.n, hypers=hypers_of(learn.opt), ends=list(self.course.ends),
                                  params=deepcopy(param_state(learn)), start=self.course.start, cbs=self.now())
 
-# %% ../nbs/14_fits.ipynb #f3170bd9
+# %% ../nbs/14_fits.ipynb #cc814918
 def _put_callbacks(learn, place):
     "Counts within a fit as they were at `place`: of those that stand where they stood when that fit began"
     for cb in _counting(learn):
@@ -88,15 +88,19 @@ class GoOn(Aside):
         learn.train_iter = p['train_iter']
         same = p['n_iter']==len(learn.dl) and p['n_epoch']==learn.n_epoch
         learn.pct_train = p['pct_train'] if same else (p['epoch']+p['iter']/len(learn.dl))/learn.n_epoch
+        self.course.skip = p['iter']
+        if p.get('how')==self.course.how: self.put()
+    def put(self):
+        "What a training of the same kind carried at this place"
+        p,learn = self.place,self.learn
         if 'hypers' in p: _set_hypers(learn.opt, p['hypers'])
         if 'params' in p: put_param_state(learn, p['params'])
         if 'cbs' in p: _put_callbacks(learn, p)
-        self.course.skip = p['iter']
 
-# %% ../nbs/14_fits.ipynb #44143361
+# %% ../nbs/14_fits.ipynb #937a71f6
 class Course:
     "The fits of one training: which one it is, and where it goes on"
-    def __init__(self, learn, place=None, done=None, save=None):
+    def __init__(self, learn, how='', place=None, done=None, save=None):
         store_attr()
         self.fit,self.ends,self.skip,self.entered,self.start = -1,[],0,False,{}
         self.asked = place is not None and done is None
@@ -135,7 +139,7 @@ class Course:
         for i,b in enumerate(learn.dl):
             if i>=skip: learn.one_batch(i, b)
 
-# %% ../nbs/14_fits.ipynb #ffeaf793
+# %% ../nbs/14_fits.ipynb #766f77a3
 @patch
 def check(self:Course):
     "Has the training come to the place where it was to go on?"
@@ -178,7 +182,7 @@ def iterations_an_epoch(learn):
     split = hasattr(learn, 'distributed_trainer') and type(learn.dls.train).__name__!='DistributedDL'
     return -(-n//n_ranks()) if split else n
 
-# %% ../nbs/14_fits.ipynb #a5375c8e
+# %% ../nbs/14_fits.ipynb #44f3f544
 class _AtEnd(Callback):
     "Keep all schedules at their last value"
     order,run_valid = ParamScheduler.order-1,False
@@ -195,7 +199,7 @@ def last_lr(
     _fit.__name__,_fit.__signature__ = f'last_lr({name_of(fit)})',inspect.signature(fit)
     return _fit
 
-# %% ../nbs/14_fits.ipynb #4da4149f
+# %% ../nbs/14_fits.ipynb #34dd631c
 @dataclass
 class Round:
     "What one training under one mask showed"
@@ -216,7 +220,7 @@ class Round:
         return Ticket(self.masks, self.start, {**self.meta, **self.row}, self.held, self.beside)
     def __getitem__(self, k): return self.row[k]
 
-# %% ../nbs/14_fits.ipynb #0a41cacb
+# %% ../nbs/14_fits.ipynb #0218f2f0
 def _own_generators(dl): return getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)
 
 def seed_all(learn, seed):
@@ -235,7 +239,7 @@ def quiet(learn):
         es.enter_context(learn.removed_cbs(learn._grab_cbs((ProgressCallback,ShowGraphCallback))))
         yield
 
-# %% ../nbs/14_fits.ipynb #d8fe256f
+# %% ../nbs/14_fits.ipynb #d68fd116
 def level_ranks(learn):
     "Every process gets the state of rank 0: each has batch norm statistics of its own"
     if n_ranks()>1: load_(learn.model, of_rank0(lambda: state(learn.model)))
@@ -251,7 +255,7 @@ def counted(learn, lot):
     kept = n-sum(_n_pruned(w, lot.masks[o], held.get(o)) for o,w in ws.items())
     return dict(density=kept/n, kept=kept, prunable=n)
 
-# %% ../nbs/14_fits.ipynb #59da4e6d
+# %% ../nbs/14_fits.ipynb #73011f53
 @dataclass(frozen=True)
 class Training:
     "How one training goes"
@@ -262,6 +266,9 @@ class Training:
     test_dl:object = None # Data whose figures are recorded, and used for nothing
 
     def play(self, learn): self.fit(learn, self.n_epoch, **self.kwargs)
+    def text(self):
+        "What tells one kind of training from another"
+        return f'{name_of(self.fit)}, {self.n_epoch}, {({k:v for k,v in sorted(self.kwargs.items()) if isinstance(v, (int,float,str,slice,tuple))})}'
     def steps(self, learn):
         "Iterations, as far as they can be known before"
         n = iterations_an_epoch(learn)
@@ -273,7 +280,7 @@ def _check_best(track):
         if cb.best is not None and not math.isfinite(cb.best) and not getattr(cb, 'every_epoch', False):
             raise FloatingPointError(f"{cb.monitor} was never finite, so {type(cb).__name__} has no best model")
 
-# %% ../nbs/14_fits.ipynb #96225adb
+# %% ../nbs/14_fits.ipynb #f8b663c9
 def _keeper(save, t0):
     "A function that gives `save` a checkpoint of a training, on its course"
     def keep(course):
@@ -301,7 +308,7 @@ def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None)
     track = [cb for cb in learn.cbs+L(how.kwargs.get('cbs')) if isinstance(cb, TrackerCallback)]
     for cb in track: cb.best = None
     begin = place['its'] if place else 0
-    course = Course(learn, place or done and done.get('place'), done, save and _keeper(save, t0))
+    course = Course(learn, how.text(), place or done and done.get('place'), done, save and _keeper(save, t0))
     watch = Watch(how.eval_every, how.test_dl, course, tick)
     with _within(learn, watch, course): how.play(learn)
     course.check()
@@ -313,7 +320,7 @@ def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None)
     row.update(iterations=course.before-begin, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
     return of_rank0(lambda: row),pd.DataFrame(watch.curve) if watch.curve else None,course.place
 
-# %% ../nbs/14_fits.ipynb #b70324c8
+# %% ../nbs/14_fits.ipynb #125a1d07
 def _figures(learn, watch, test_dl):
     "Losses and metrics at the end of a training"
     row,rec = learn.evaluate(),getattr(learn, 'recorder', None)

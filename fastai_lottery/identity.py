@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/15_identity.ipynb #5e781f09
+# %% ../nbs/15_identity.ipynb #fbf289f6
 import hashlib,inspect,math,re,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
@@ -33,7 +33,7 @@ from .statistics import is_lower
 from .callback import *
 from .callback import as_criterion,as_reset,as_action
 
-# %% ../nbs/15_identity.ipynb #90eeadd7
+# %% ../nbs/15_identity.ipynb #023eda90
 def _consts(c):
     "The code object `c` and those within it, as plain data"
     return c.co_code,c.co_names,[_consts(x) if hasattr(x,'co_code') else x for x in c.co_consts]
@@ -56,7 +56,7 @@ def _say_partial(o):
     args = [*map(say, o.args), *(f"{k}={say(v)}" for k,v in o.keywords.items())]
     return f'partial({say(o.func)}, {", ".join(map(str, args))})'
 
-# %% ../nbs/15_identity.ipynb #2dbdf2a6
+# %% ../nbs/15_identity.ipynb #a60e96e9
 def _say_distribution(o):
     "A distribution of torch by its parameters, such as that of MixUp"
     given = {k:getattr(o, k) for k in o.arg_constraints if k!='logits' or 'logits' in vars(o)}
@@ -91,7 +91,7 @@ def _made(o):
     plain = {k:say(v) for k,v in sorted(has.items()) if k in asked and isinstance(v, (int,float,str,bool,torch.Tensor))}
     return f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
 
-# %% ../nbs/15_identity.ipynb #0a9445df
+# %% ../nbs/15_identity.ipynb #8f3b086c
 _plain = (int,float,str,bool,Enum,Distribution,np.ndarray,np.generic,torch.Tensor)
 _moving = 'learn run order best new_best wait impr idx'.split()    # what fastai's own change
 _first_seen = WeakKeyDictionary()
@@ -112,7 +112,7 @@ def about_callback(cb):
         _first_seen[cb] = f'{type(cb).__name__}({", ".join(f"{k}={say(v)!r}" for k,v in _numbers(cb).items())})'
     return _first_seen[cb]
 
-# %% ../nbs/15_identity.ipynb #6ab50247
+# %% ../nbs/15_identity.ipynb #b13145a3
 def _tensor_text(o):
     "A tensor by its shape and content, floats by four sums"
     o = o.detach().as_subclass(torch.Tensor).cpu()
@@ -143,7 +143,7 @@ def _sample(dl):
         except Exception: return None
     return a if a==b else None
 
-# %% ../nbs/15_identity.ipynb #a2415645
+# %% ../nbs/15_identity.ipynb #4eca879e
 def _shapes(ts): return hashlib.sha256(repr([(n,tuple(t.shape)) for n,t in ts.items()]).encode()).hexdigest()[:16]
 
 def about_run(learn, lot, s):
@@ -156,7 +156,7 @@ def about_run(learn, lot, s):
     net = dict(rewind_to=str(lot.rewind_to), bias=lot.bias, batches=len(learn.dls.train), model=_shapes(learn.model.state_dict()), prunable=_shapes(ws))
     return {**{k:say(v) for k,v in {**asked, **rule, **s.kwargs}.items()}, **net}
 
-# %% ../nbs/15_identity.ipynb #7c68b18f
+# %% ../nbs/15_identity.ipynb #f3e3642c
 _address = r' at 0x[0-9a-fA-F]+'
 _loggers = ['fastai.distributed', *(f'fastai.callback.{o}' for o in 'wandb tensorboard neptune comet azureml captum'.split())]
 _silent = (Recorder, ProgressCallback, ShowGraphCallback, CSVLogger, TrainEvalCallback, LotteryCallback)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/18_journal.ipynb #44f2dff6
+# %% ../nbs/18_journal.ipynb #a9025d22
 import math
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -22,7 +22,7 @@ from .settings import *
 from .settings import best_of
 from .runs import *
 
-# %% ../nbs/18_journal.ipynb #86114e2c
+# %% ../nbs/18_journal.ipynb #2ec8591a
 _cols = 'round density train_loss valid_loss es_iteration'.split()
 _not_shown = ('kept','prunable','iterations','seconds','mask_hash')
 
@@ -67,7 +67,7 @@ class Live:
     def end(self):
         if self.bar: self.mb.on_iter_end()
 
-# %% ../nbs/18_journal.ipynb #9ede5d65
+# %% ../nbs/18_journal.ipynb #a7f3c56b
 def put_on(learn, lot, masks, held, weights):
     "Masks and trained weights of a round into `learn`, with a fresh optimizer"
     learn.unprune()
@@ -103,19 +103,19 @@ class Journal:
         return None if self.folder is None else lambda d: self.folder.keep(r, self.lot, d)
     def place(self, r): return self.lot.place if r and self.s.goes_back else None
 
-# %% ../nbs/18_journal.ipynb #eee4ebfb
-def _late(lot, rounds):
-    "Where a late-rewound round goes on: the iteration, and which share of the dense training that was"
-    if lot.place is None: return {}
+# %% ../nbs/18_journal.ipynb #44582bcc
+def _share(lot, rounds, row):
+    "Where the rewind point was asked for as a share: the iteration, and which share of the dense training that was in the end"
+    if lot.place is None or lot.asked.unit!='%': return {}
     its = lot.place['its']
-    return dict(rewind_it=its, rewind_share=its/(rounds[0]['iterations'] if rounds else 1))
+    return dict(rewind_it=its, rewind_share=its/(rounds[0] if rounds else row)['iterations'])
 
 @patch
 def add(self:Journal, row, curve, place):
     "Note what the round that was played has shown"
     lot = self.lot
     if place is not None and lot.place is None: lot.place = place
-    row = dict(round=len(self.rounds), **row)
+    row = dict(round=len(self.rounds), **row, **_share(lot, self.rounds, row))
     meta = self.meta if lot.place is None else {**self.meta, 'place':plain_place(lot.place)}
     self.rounds.append(Round(row, lot.masks.pack(), lot.w_k, meta, curve, lot.held, lot.b_k or None))
     self.keep_trained()

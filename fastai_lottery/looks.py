@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fast_events']
 
-# %% ../nbs/13_looks.ipynb #874ba23b
+# %% ../nbs/13_looks.ipynb #b11aea06
 import math,random
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
@@ -38,7 +38,7 @@ from .checkpoints import callback_state,put_callback_state,param_state,put_param
 from .statistics import unique,as_figure
 from .callback import *
 
-# %% ../nbs/13_looks.ipynb #331da9c0
+# %% ../nbs/13_looks.ipynb #a6ea7383
 lookers = (Recorder, ProgressCallback, ShowGraphCallback, CSVLogger, ParamScheduler, TrackerCallback, LotteryCallback)
 _passing = 'dl iter n_iter xb yb pred loss loss_grad training'.split()
 
@@ -74,7 +74,7 @@ def as_it_was(learn, dl):
             dl.rng = rng
             rng.setstate(at)
 
-# %% ../nbs/13_looks.ipynb #ab9ca1dd
+# %% ../nbs/13_looks.ipynb #f3fd8f4f
 _ours = 'round density kept prunable train_loss valid_loss iterations seconds mask_hash reset mask trial rewind_it rewind_share arm seed'.split()
 
 def figure_names(learn):
@@ -104,7 +104,7 @@ def has_valid(learn):
     "Has `learn` a validation set with anything in it?"
     return len(learn.dls.loaders)>1 and len(learn.dls.valid)>0
 
-# %% ../nbs/13_looks.ipynb #ddca8285
+# %% ../nbs/13_looks.ipynb #57bdd511
 @patch
 def evaluate(self:Learner,
     dl=None # A `DataLoader`, the validation set by default
@@ -123,7 +123,7 @@ def evaluate(self:Learner,
         for cb in amp: cb('after_fit')
     return of_rank0(lambda: dict(zip(names, map(as_figure, looks.mets.attrgot('value')))))
 
-# %% ../nbs/13_looks.ipynb #b4fd43b7
+# %% ../nbs/13_looks.ipynb #20471121
 def tests_of(learn, dl):
     "Figures on the test data `dl`, by their names in a report"
     return {} if dl is None else {f'test_{k.removeprefix("valid_")}':v for k,v in learn.evaluate(dl).items()}
@@ -153,7 +153,7 @@ class Watch(Callback):
         self.best = row['valid_loss']
         self.seen = {f'es_{k}':v for k,v in {'iteration':self.n, **row, **tests_of(self.learn, self.tests)}.items()}
 
-# %% ../nbs/13_looks.ipynb #a905a893
+# %% ../nbs/13_looks.ipynb #3f16265b
 _inner = 'before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_step after_cancel_batch after_batch'.split()
 _cancels = (CancelBatchException,CancelBackwardException,CancelEpochException,CancelFitException,CancelStepException,CancelTrainException,CancelValidException)
 
@@ -183,7 +183,7 @@ def _call_one(self, ev):
     if len(todo)>1: todo.sort(key=itemgetter(0))
     for _,cb,plain in todo: _call(self, cb, ev, plain)
 
-# %% ../nbs/13_looks.ipynb #edef71b5
+# %% ../nbs/13_looks.ipynb #173eb35a
 def _with_events(self, f, event_type, ex, final=noop):
     "As in `Learner`, straight to `_call_one`"
     try:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_rounds.ipynb #e7c67586
+# %% ../nbs/19_rounds.ipynb #852a6ca8
 import warnings
 from contextlib import ExitStack,contextmanager
 import pandas as pd
@@ -35,7 +35,7 @@ from .runs import Folder,report_of
 from .journal import *
 from .journal import Journal,Live,put_on
 
-# %% ../nbs/19_rounds.ipynb #bdc9d02b
+# %% ../nbs/19_rounds.ipynb #015b59ee
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
@@ -57,7 +57,7 @@ def play_rounds(learn, s, run):
     run.settle()
     return run.rounds
 
-# %% ../nbs/19_rounds.ipynb #93bea537
+# %% ../nbs/19_rounds.ipynb #5d59a789
 def _at_bottom(s, masks):
     "Nothing more can go: fine where a rule has no density to reach, or where that is met but for the rounding of layers"
     if s.to is None or is_near(s, masks.n_kept, masks.numel, len(masks)): return False
@@ -76,7 +76,7 @@ def _own_words(rounds):
         n = len(rounds())
         raise FloatingPointError(f"round {n}: {own(e)}. The {n} rounds before it are kept, see learn.lottery.report()") from None
 
-# %% ../nbs/19_rounds.ipynb #4c1eeaf3
+# %% ../nbs/19_rounds.ipynb #f5338139
 class DroppedWarning(UserWarning): "A new lottery begins without what was there"
 
 def start_over(learn, lot):
@@ -108,7 +108,7 @@ def start_at(learn, lot, ticket):
     if lot.place is None: lot.w_i = lot.w_k
     lot.fresh_opt()
 
-# %% ../nbs/19_rounds.ipynb #c8b6d05c
+# %% ../nbs/19_rounds.ipynb #51136550
 def _warn_frozen(learn, lot):
     "Say so where most prunable weights are frozen and will not be pruned"
     ws = named_weights(learn.model, lot.masks)
@@ -149,7 +149,7 @@ def play(learn, s, path, start):
         if folder: folder.end()
         return res
 
-# %% ../nbs/19_rounds.ipynb #91cac4c9
+# %% ../nbs/19_rounds.ipynb #4fc243fd
 @patch
 def fit_lottery(self:Learner,
     n_epoch:int, # Epochs of each round
@@ -183,7 +183,7 @@ def fit_lottery(self:Learner,
     lot.keep = keep
     return play(self, checked(self, lot, s), path, start)
 
-# %% ../nbs/19_rounds.ipynb #88fbe475
+# %% ../nbs/19_rounds.ipynb #77c78d99
 @patch
 def report(self:LotteryCallback)->pd.DataFrame: # One row a round
     "What each round showed: density, kept weights, losses, metrics, early-stop iteration (`es_*`: the figures there), all measured"
@@ -247,7 +247,7 @@ def load_best(self:LotteryCallback,
     "Put the *trained* net of the best round into the Learner, with its masks"
     self.load(self._best(tol, monitor, lower)['round'])
 
-# %% ../nbs/19_rounds.ipynb #37215039
+# %% ../nbs/19_rounds.ipynb #4da6e38f
 def _of_lottery(lot, ticket):
     "Is `ticket` one of the lottery that this callback has played, so that its initial weights are known?"
     start = lot.rounds[0].start if lot.rounds else {}
@@ -274,7 +274,7 @@ def _held(lot, ticket, masks, hold, w_k, gen):
         raise ValueError(f"`hold`={name_of(f)!r} needs {miss[0]!r}, {why}; known are {have}")
     return by_name(f, list(masks), **known)
 
-# %% ../nbs/19_rounds.ipynb #3295dc6a
+# %% ../nbs/19_rounds.ipynb #d02278f3
 def _check_ticket(learn, ticket, how, reset):
     "Where a training of `ticket` goes on; `ValueError` or `TypeError` for what does not fit"
     if not isinstance(ticket, Ticket): raise TypeError(f"`ticket` should be a Ticket, such as Ticket.load('mnist'); got {ticket!r}")
@@ -300,7 +300,7 @@ def _put_on_ticket(learn, ticket, masks, reset, hold, seeds):
     lot.set_masks(masks, held)
     lot.fresh_opt()
 
-# %% ../nbs/19_rounds.ipynb #8b6a231b
+# %% ../nbs/19_rounds.ipynb #7af78d58
 @patch
 def fit_ticket(self:Learner,
     ticket:Ticket, # A ticket of this model's architecture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_runs.ipynb #7f3de4d6
+# %% ../nbs/17_runs.ipynb #de0a5d63
 import json,math,time
 from contextlib import ExitStack,contextmanager
 from functools import wraps
@@ -28,12 +28,12 @@ from .fits import level_ranks,place_of,plain_place
 from .settings import *
 from .identity import about_learner,about_run
 
-# %% ../nbs/17_runs.ipynb #1166ae85
+# %% ../nbs/17_runs.ipynb #73019374
 def report_of(rounds):
     "One row a round"
     return pd.DataFrame([r.row for r in rounds])
 
-# %% ../nbs/17_runs.ipynb #6663d0f1
+# %% ../nbs/17_runs.ipynb #c44511cc
 round_cols = 'round density kept valid_loss mask_hash'.split()
 _elsewhere = 'Put it back from a copy, or choose another folder'
 
@@ -62,7 +62,7 @@ def checked_rounds(d):
         if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): check_row(f, i, row, read_label(t))
     return df
 
-# %% ../nbs/17_runs.ipynb #26eaf880
+# %% ../nbs/17_runs.ipynb #d2242a6e
 _format = 2    # of run.json; it has none in folders of version 0.0.1
 _later = 'amount criterion scope reset hold stop to tol monitor lower'.split()    # the dense round does not depend on these
 
@@ -93,7 +93,7 @@ class Folder:
     @_alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
-# %% ../nbs/17_runs.ipynb #5bf37134
+# %% ../nbs/17_runs.ipynb #9e6e65be
 @patch
 def settings(self:Folder):
     "What `run.json` says; nothing where there is none"
@@ -122,7 +122,7 @@ def _take_names(self:Folder, learn, lot):
     if set(names)!=set(prunable(learn.model, weight_types, lot.include, lot.exclude, lot.bias)): return
     lot.set_masks(Masks.ones(named_weights(learn.model, names)))
 
-# %% ../nbs/17_runs.ipynb #7add4da0
+# %% ../nbs/17_runs.ipynb #ec142690
 _said_otherwise = ('callbacks',)    # by version 0.0.1
 _own = ('torch','format','competes')
 
@@ -147,7 +147,7 @@ def begun(self:Folder):
     "All files agree: now the settings may be written"
     if not (f := self.path/'run.json').exists(): atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__), indent=1))
 
-# %% ../nbs/17_runs.ipynb #9c3b0796
+# %% ../nbs/17_runs.ipynb #f50dd92a
 _outside = 'beside/'
 
 def _device(learn): return next(learn.model.parameters()).device
@@ -182,7 +182,7 @@ def _load(self:Folder, f, read=load_tensors):
         raise ValueError(f"{e}. {_elsewhere}; to play the run again from there, remove that round's folder "
                          f"and its line and those after it in {str(self.path/'rounds.csv')!r}") from None
 
-# %% ../nbs/17_runs.ipynb #fe59c563
+# %% ../nbs/17_runs.ipynb #5e501f0f
 @patch
 def resume(self:Folder, learn, lot):
     "Load the finished rounds, and the trained net of the last of them; all files must agree"
@@ -232,7 +232,7 @@ def _curve(self:Folder, f, meta):
         raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {_elsewhere}")
     return read_table(f, ['iteration'])
 
-# %% ../nbs/17_runs.ipynb #c1e95861
+# %% ../nbs/17_runs.ipynb #47e66b1d
 @patch
 def size_of(self:Folder, r):
     "Bytes of the files of round `r`"
@@ -260,7 +260,7 @@ def write(self:Folder, learn, rounds):
     atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
     (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
-# %% ../nbs/17_runs.ipynb #7ddaaa8c
+# %% ../nbs/17_runs.ipynb #fae20d75
 @patch
 @_alone
 def keep(self:Folder, r, lot, d):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/16_settings.ipynb #58083262
+# %% ../nbs/16_settings.ipynb #aac6cb92
 import hashlib,inspect,math,re,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
@@ -37,7 +37,7 @@ from .looks import figure_names,has_valid
 from .fits import Training,iterations_an_epoch
 from .identity import about_callback
 
-# %% ../nbs/16_settings.ipynb #3bb42cfc
+# %% ../nbs/16_settings.ipynb #b37d9b17
 def monitor_of(learn, monitor):
     "The validation figure that decides: `monitor`, or the first metric, or the loss"
     names = figure_names(learn)
@@ -63,7 +63,7 @@ def best_of(rounds, tol, monitor, lower=None):
     if ok := [r for r in rounds if worse_by(r[monitor], dense, monitor, lower)<=most]: return min(ok, key=lambda r: r['density'])
     raise ValueError(f"no round is within tol={most:g} of the dense net's {monitor}={dense:g}: `tol` should be at least 0, and the dense figure a number")
 
-# %% ../nbs/16_settings.ipynb #ec24ce35
+# %% ../nbs/16_settings.ipynb #b4ce0db1
 @dataclass(frozen=True)
 class Settings:
     "What a lottery was asked for: the arguments of `fit_lottery`"
@@ -98,7 +98,7 @@ class Settings:
         "Does a round begin at the rewind point, with the schedule of that moment?"
         return base_state(self.reset)=='w_k'
 
-# %% ../nbs/16_settings.ipynb #5f8bcb42
+# %% ../nbs/16_settings.ipynb #3abc3e9b
 def at_least(s, numel):
     "Weights that a density of `s.to` leaves"
     return 0 if s.to is None else round(s.to*numel)
@@ -125,7 +125,7 @@ def _is_worse(s, rounds):
     dense = rounds[0][s.monitor]
     return worse_by(rounds[-1][s.monitor], dense, s.monitor, s.lower)>tolerance(s.tol, dense)
 
-# %% ../nbs/16_settings.ipynb #4b6d1309
+# %% ../nbs/16_settings.ipynb #4bac3178
 @patch
 def most(self:Settings):
     "How many prunes at most; none where a rule alone decides"
@@ -163,7 +163,7 @@ def expected(self:Settings, numel):
     if self.most() is not None or self.amount==0: return 5
     return min(100, math.ceil(math.log(max(numel,2))/-math.log(1-self.amount)))
 
-# %% ../nbs/16_settings.ipynb #63cd1d6c
+# %% ../nbs/16_settings.ipynb #f5e95f4f
 def _check_rule(s):
     "Are the rules that end a lottery ones?"
     if s.rounds is not None: check_whole('rounds', s.rounds, 0)
@@ -194,7 +194,7 @@ def _check_valid(learn, s):
             raise ValueError(f"`{k}`={getattr(s, k)!r} goes by validation figures, and this Learner has no validation set: "
                              f"leave `{k}` out, or give the DataLoaders some data to validate on")
 
-# %% ../nbs/16_settings.ipynb #17a574fe
+# %% ../nbs/16_settings.ipynb #32fe5591
 _one_fit = 'fit fit_one_cycle fit_flat_cos fit_drops'.split()    # each of them plays `n_epoch` epochs in one fit
 
 def as_fit(fit):
@@ -226,6 +226,7 @@ def checked(learn, lot, s):
     for f in (s.criterion, s.reset, hold): needs(f)
     if s.tol is not None: is_lower(s.monitor, s.lower)    # asked for now, not after hours
     as_scope(s.scope, lot.names() if lot.masks is None else lot.masks)
+    if lot.asked.unit=='%': lot.rewind_to = lot.asked.fixed(s.training.steps(learn))
     check_fit(learn, s.training, lot.rewind_to)
     for cb in [*learn.cbs, *L(s.kwargs.get('cbs'))]: about_callback(cb)    # before it trains
     return s
