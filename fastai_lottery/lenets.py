@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/35_lenets.ipynb #789d3ace
+# %% ../nbs/35_lenets.ipynb #538b0d06
 from dataclasses import replace
 from functools import partial
 import math
@@ -22,7 +22,7 @@ from .experiments import *
 from .experiments import usual_controls
 from .claims import claims_for
 
-# %% ../nbs/35_lenets.ipynb #ea64096b
+# %% ../nbs/35_lenets.ipynb #7b592479
 lenet_prunes = dict(amount=.2, scope={'out':.5})
 lenet = dict(fit=Learner.fit, lr=1.2e-3, **lenet_prunes)
 
@@ -30,10 +30,9 @@ def _digits(path=None, **kw): return digits(**kw)
 
 on_digits = dict(data=_digits, model=partial(lenet_300_100, 64))
 on_mnist = dict(data=mnist, model=lenet_300_100)
-lenets = []
 
-# %% ../nbs/35_lenets.ipynb #66b84878
-lenets += [Preset(
+# %% ../nbs/35_lenets.ipynb #a50c2bfa
+lenets = [Preset(
     'digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits: no download",
     source='1803.03635, section 2, on smaller images and 600 iterations',
@@ -43,7 +42,7 @@ lenets += [Preset(
     replicates=6,
     **on_digits)]
 
-# %% ../nbs/35_lenets.ipynb #05276310
+# %% ../nbs/35_lenets.ipynb #b73c4424
 @claims_for('digits', 'variants-digits')
 def _on_digits(f):
     few,fewer,no = f.left(7),f.left(16),(0.,1.)    # any factor below 1: nothing is known of digits but the direction
@@ -55,7 +54,7 @@ def _on_digits(f):
         f.beats(f'tickets at {fewer} beat random masks', 'yes (on MNIST)', 'ticket',16, 'random',16),
         f.beats(f're-initialised nets at {fewer} beat random masks', 'yes (on MNIST)', 'reinit',16, 'random',16)]}
 
-# %% ../nbs/35_lenets.ipynb #d3d03f5a
+# %% ../nbs/35_lenets.ipynb #2827a492
 lenets += [Preset(
     'lenet-mnist',
     about="LeNet-300-100 on MNIST: 55 epochs are the paper's 50,000 iterations",
@@ -65,7 +64,7 @@ lenets += [Preset(
     levels=(3,7,9,12,15),
     **on_mnist)]
 
-# %% ../nbs/35_lenets.ipynb #30f304f5
+# %% ../nbs/35_lenets.ipynb #acf0d95b
 def _one_shot(run, k): return run.fit(one_shot(run, k))
 
 _signs = 'reinit_keep_sign reshuffle reshuffle_keep_sign constant constant_keep_sign'.split()
@@ -86,7 +85,7 @@ _12k = Preset(
     **on_mnist)
 lenets += [_12k]
 
-# %% ../nbs/35_lenets.ipynb #e010c8b3
+# %% ../nbs/35_lenets.ipynb #9adcd81f
 lenets += [replace(
     _12k,
     name='lenet-mnist-50k',
@@ -94,7 +93,7 @@ lenets += [replace(
     cost='about two hours a seed on one CPU core',
     settings=dict(n_epoch=55, rounds=15, eval_every=100, **lenet))]
 
-# %% ../nbs/35_lenets.ipynb #e49df0d2
+# %% ../nbs/35_lenets.ipynb #7c011f02
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k')
 def _tickets(f):
     return {'E1 tickets': [
@@ -106,7 +105,7 @@ def _tickets(f):
         # no further from the dense net than the paper's best tickets are
         f.matches('tickets at 3.6 % are as good as the dense net', 'back at dense', 'ticket',15, 'dense',0, .3)]}
 
-# %% ../nbs/35_lenets.ipynb #7669c228
+# %% ../nbs/35_lenets.ipynb #8920bb70
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k')
 def _controls(f):
     return {'E2 controls': [
@@ -122,7 +121,7 @@ def _controls(f):
         f.beats('tickets at 10.7 % beat random masks', '0.8 pp (98.3 and 97.5; 1903.01611)',
                 'ticket',10, 'random',10, want=(.4,1.2))]}
 
-# %% ../nbs/35_lenets.ipynb #c8836b44
+# %% ../nbs/35_lenets.ipynb #03db4f03
 lenets += [Preset(
     'one-shot-digits',
     about="one prune to the density of rounds 8 and 13 against as many prunes of 20 %, on scikit-learn's 8×8 digits",
@@ -134,7 +133,7 @@ lenets += [Preset(
     controls=dict(one_shot=_one_shot, **usual_controls),
     **on_digits)]
 
-# %% ../nbs/35_lenets.ipynb #66d5b99f
+# %% ../nbs/35_lenets.ipynb #689a99d3
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'one-shot-digits')
 def _one_prune(f):
     more = 'more accurate at 95 to 5.17 %'
@@ -145,7 +144,7 @@ def _one_prune(f):
         f.beats(f'iterative tickets at {f.left(8)} beat one-shot ones', 'yes', 'ticket',8, 'one_shot',8),
         f.beats(f'iterative tickets at {f.left(13)} beat one-shot ones', 'yes', 'ticket',13, 'one_shot',13)]}
 
-# %% ../nbs/35_lenets.ipynb #5745f2d1
+# %% ../nbs/35_lenets.ipynb #12bb051a
 lenets += [Preset(
     'signs-digits',
     about="three inits that keep or break the signs of the ticket's weights, at 11 % of the weights, "
@@ -158,7 +157,7 @@ lenets += [Preset(
     controls=dict(**usual_controls, **_sign_controls),
     **on_digits)]
 
-# %% ../nbs/35_lenets.ipynb #23b94eb7
+# %% ../nbs/35_lenets.ipynb #3cbe4dec
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'signs-digits')
 def _kept_signs(f):
     yes,enough = 'yes (1905.01067)',(.2,math.inf)    # .2 points are what seeds differ by; within as many they match
@@ -168,7 +167,7 @@ def _kept_signs(f):
     match = [f.matches(f'{n}, signs kept, is as good as the rewind', yes, a,10, 'ticket',10, .2) for n,a,_ in pairs]
     return {f'E10 signs at {f.left(10)}': keep+match}
 
-# %% ../nbs/35_lenets.ipynb #c39975dc
+# %% ../nbs/35_lenets.ipynb #e007742e
 def _he(m):
     "He's normal distribution by the inputs, biases at 0 (1502.01852)"
     for o in m.modules():
@@ -183,7 +182,7 @@ def _from(init, m):
 
 def _lenet_he(n_in): return _from(_he, lenet_300_100(n_in))
 
-# %% ../nbs/35_lenets.ipynb #b10332ce
+# %% ../nbs/35_lenets.ipynb #bcacf227
 _variants = Preset(
     'variants-digits',
     about="one thing different at a time on scikit-learn's 8×8 digits: rewind, learning-rate rewinding, "
@@ -205,7 +204,7 @@ _variants = Preset(
     **on_digits)
 lenets += [_variants]
 
-# %% ../nbs/35_lenets.ipynb #fb544e1b
+# %% ../nbs/35_lenets.ipynb #19f94f2c
 @claims_for('variants-digits')
 def _rewinds(f):
     larger = 'yes (2003.02389, larger nets)'
@@ -214,7 +213,7 @@ def _rewinds(f):
         f.beats(f'{f.left(k)} left: rewinding the learning rate beats fine-tuning', larger, 'lrr',k, 'finetune',k)]
     return {'E12 rewinding and fine-tuning on digits': at(7)+at(16)}
 
-# %% ../nbs/35_lenets.ipynb #e9d7fa23
+# %% ../nbs/35_lenets.ipynb #1e0b8718
 _noise = {f'noise_{n:g}'.replace('.','_'):dict(reset=partial(noisy, n=n)) for n in (.5,1,2,3)}
 
 lenets += [Preset(
@@ -228,7 +227,7 @@ lenets += [Preset(
     controls=_noise,
     **on_mnist)]
 
-# %% ../nbs/35_lenets.ipynb #5d677fed
+# %% ../nbs/35_lenets.ipynb #71d5ab86
 lenets += [Preset(
     'noise-digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits: tickets whose start has noise of ½, 1, 2 and 3 "
@@ -240,7 +239,7 @@ lenets += [Preset(
     controls=_noise,
     **on_digits)]
 
-# %% ../nbs/35_lenets.ipynb #70947a56
+# %% ../nbs/35_lenets.ipynb #b0ec8562
 def _gaussian(m):
     "Normal with standard deviation .1, biases at 0"
     for o in m.modules():
@@ -262,7 +261,7 @@ lenets += [Preset(
     lotteries=dict(gaussian=dict(model=_lenet_gaussian)),
     **on_mnist)]
 
-# %% ../nbs/35_lenets.ipynb #e17b0ac8
+# %% ../nbs/35_lenets.ipynb #9e395e94
 lenets += [Preset(
     'gaussian-digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits from weights of a normal distribution, σ = .1, "
@@ -275,7 +274,7 @@ lenets += [Preset(
     lotteries=dict(gaussian=dict(model=partial(_lenet_gaussian, 64))),
     **on_digits)]
 
-# %% ../nbs/35_lenets.ipynb #fd5e65ff
+# %% ../nbs/35_lenets.ipynb #24490623
 def _search(run, k, **kwargs): return run.fit(searched(run, k, **kwargs))
 
 _searches = {f'prunes_{n}':partial(_search, n=n, scope={'out':.5}) for n in (30,7,4)}
@@ -293,7 +292,7 @@ lenets += [Preset(
     controls=_searches,
     **on_mnist)]
 
-# %% ../nbs/35_lenets.ipynb #12c7e45d
+# %% ../nbs/35_lenets.ipynb #f700866b
 lenets += [Preset(
     'rates-digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits: tickets of 4 % found in 30, 7 or 4 prunes "
@@ -306,7 +305,7 @@ lenets += [Preset(
     controls=_searches,
     **on_digits)]
 
-# %% ../nbs/35_lenets.ipynb #b523e858
+# %% ../nbs/35_lenets.ipynb #44cb329d
 def in_seconds(p):
     "`p`, which is on digits, in seconds"
     return replace(p, name=p.name.replace('digits','tiny'), cost='seconds',

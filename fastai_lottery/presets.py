@@ -24,8 +24,6 @@ from .claims import claimed,have_figures
 from .lenets import lenets,on_digits
 from .lenet_masks import lenet_masks
 
-_convs = []
-
 # %% ../nbs/37_presets.ipynb #8a48ec65
 def _days(hours): return f'{hours:.0f} hours' if hours<48 else f'{hours/24:.0f} days'
 
@@ -36,13 +34,13 @@ def _on_cpu(iterations, rate, trainings):
             f'{h:.1f} hours each and {_days(trainings*h)} in all, evaluation not counted; '
             'made for a GPU, where it is not measured')
 
-# %% ../nbs/37_presets.ipynb #946e253d
+# %% ../nbs/37_presets.ipynb #a5b084b4
 _conv = dict(amount=.2, rounds=16, fit=Learner.fit, eval_every=100)
 _halves = {'conv*':.5, 'out':.5}
 _no_layer = 'The paper gives no layer for the dropout that we know of; here it is behind the hidden linear layers'
 
-# %% ../nbs/37_presets.ipynb #ce788e12
-_convs += [Preset(
+# %% ../nbs/37_presets.ipynb #483bcea3
+_convs = [Preset(
     'conv-2',
     about="Conv-2 on CIFAR-10: 27 epochs are 20,250 iterations, the paper's 20,000. "
           'Paper: early stop 3.5 × sooner at 8.8 % (round 11), +3.4 points at 4.6 % (round 14)',
@@ -53,7 +51,7 @@ _convs += [Preset(
     settings=dict(n_epoch=27, lr=2e-4, scope=_halves, **_conv),
     levels=(4,7,11,14,16))]
 
-# %% ../nbs/37_presets.ipynb #b10b4374
+# %% ../nbs/37_presets.ipynb #47e68c17
 _convs += [Preset(
     'conv-2-dropout',
     about="Conv-2 on CIFAR-10 with dropout ½: 80 epochs are 60,000 iterations, the paper's 60,000. "+_no_layer,
@@ -64,7 +62,7 @@ _convs += [Preset(
     settings=dict(n_epoch=80, lr=3e-4, scope=_halves, **_conv),
     levels=(4,7,11,14,16))]
 
-# %% ../nbs/37_presets.ipynb #812f79c2
+# %% ../nbs/37_presets.ipynb #390f2b16
 _convs += [Preset(
     'conv-4',
     about="Conv-4 on CIFAR-10: 33 epochs are 24,750 iterations, the paper's 25,000. "
@@ -76,7 +74,7 @@ _convs += [Preset(
     settings=dict(n_epoch=33, lr=3e-4, scope=_halves, **_conv),
     levels=(4,7,11,12,16))]
 
-# %% ../nbs/37_presets.ipynb #d84be409
+# %% ../nbs/37_presets.ipynb #0c0a7666
 _convs += [Preset(
     'conv-4-dropout',
     about="Conv-4 on CIFAR-10 with dropout ½: 100 epochs are 75,000 iterations, the paper's 75,000. "+_no_layer,
@@ -87,7 +85,7 @@ _convs += [Preset(
     settings=dict(n_epoch=100, lr=2e-4, scope=_halves, **_conv),
     levels=(4,7,11,12,16))]
 
-# %% ../nbs/37_presets.ipynb #8041a8fa
+# %% ../nbs/37_presets.ipynb #0c9ee182
 _convs += [Preset(
     'conv-6',
     about="Conv-6 on CIFAR-10: 40 epochs are 30,000 iterations, the paper's 30,000. "
@@ -99,7 +97,7 @@ _convs += [Preset(
     settings=dict(n_epoch=40, lr=3e-4, scope={'conv*':.75, 'out':.5}, **_conv),
     levels=(4,7,10,13,16))]
 
-# %% ../nbs/37_presets.ipynb #5b0a4bf9
+# %% ../nbs/37_presets.ipynb #5f61e733
 _convs += [Preset(
     'conv-6-dropout',
     about="Conv-6 on CIFAR-10 with dropout ½: 120 epochs are 90,000 iterations, the paper's 90,000. "+_no_layer,
@@ -110,7 +108,7 @@ _convs += [Preset(
     settings=dict(n_epoch=120, lr=2e-4, scope={'conv*':.75, 'out':.5}, **_conv),
     levels=(4,7,10,13,16))]
 
-# %% ../nbs/37_presets.ipynb #9854b364
+# %% ../nbs/37_presets.ipynb #faa3cfc0
 _convs += [Preset(
     'conv-2-digits',
     about="Conv-2 with 16 channels on scikit-learn's 8×8 digits: no download",
@@ -121,14 +119,14 @@ _convs += [Preset(
     settings=dict(n_epoch=20, rounds=11, amount=.2, scope=_halves, fit=Learner.fit, lr=1.2e-3, eval_every=10),
     levels=(3,7,11))]
 
-# %% ../nbs/37_presets.ipynb #2fe7a821
+# %% ../nbs/37_presets.ipynb #f80c85e0
 _resnet_is = 'ResNet-20 (the paper\'s "ResNet-18") on CIFAR-10, 85 epochs for the paper\'s 30,000 iterations, LR '
 _resnet_cb = dict(exclude=['fc','*downsample*'])
 _resnet_s = dict(n_epoch=85, rounds=12, amount=.2, scope=global_, fit=Learner.fit_drops, drops=(2/3,5/6), wd=1e-4, eval_every=100)
 _resnet = dict(data=partial(cifar10, bs=128, augment=True), model=resnet_20, opt_func=sgd, levels=(4,6,7,8,10),
                cost=_on_cpu(29_835, 1.7, 23))
 
-# %% ../nbs/37_presets.ipynb #62ab180b
+# %% ../nbs/37_presets.ipynb #ba8c2e69
 _resnet_high = Preset(
     'resnet-20',
     about=_resnet_is+'.1, ÷10 at 20K and 25K. Paper: dense 90.5 %, no winning ticket',
@@ -137,7 +135,7 @@ _resnet_high = Preset(
     cb=_resnet_cb,
     **_resnet)
 
-# %% ../nbs/37_presets.ipynb #e53e2bd3
+# %% ../nbs/37_presets.ipynb #6e932348
 _resnet_low = Preset(
     'resnet-20-low-lr',
     about=_resnet_is+'.01. Paper: 89.5 % at 41.7–21.9 % of the weights (rounds 4–7)',
@@ -146,7 +144,7 @@ _resnet_low = Preset(
     cb=_resnet_cb,
     **_resnet)
 
-# %% ../nbs/37_presets.ipynb #93b0b3bb
+# %% ../nbs/37_presets.ipynb #71a50c8d
 _resnet_warmup = Preset(
     'resnet-20-warmup',
     about=_resnet_is+'.03 after 20K iterations of warm-up. '
@@ -156,7 +154,7 @@ _resnet_warmup = Preset(
     cb=_resnet_cb,
     **_resnet)
 
-# %% ../nbs/37_presets.ipynb #13c658dd
+# %% ../nbs/37_presets.ipynb #fc100184
 _resnet_rewind = Preset(
     'resnet-20-rewind',
     about=_resnet_is+'.1, rewound to iteration 500. Paper: better than dense where a rewind to 0 is not',
@@ -166,13 +164,13 @@ _resnet_rewind = Preset(
     **_resnet)
 _convs += [_resnet_high, _resnet_low, _resnet_warmup, _resnet_rewind]
 
-# %% ../nbs/37_presets.ipynb #0f316def
+# %% ../nbs/37_presets.ipynb #c6481389
 _vgg_is = "VGG-19 on CIFAR-10, 160 epochs (the paper's 112,000 iterations), LR "
 _vgg_s = dict(n_epoch=160, amount=.2, scope=global_, fit=Learner.fit_drops, drops=(.5,.75), wd=1e-4, eval_every=100)
 _vgg_data = partial(cifar10, bs=64, augment=True)
 _vgg = dict(data=_vgg_data, model=partial(vgg, 19), opt_func=sgd, levels=(4,12,15,17,19), cost=_on_cpu(112_480, .54, 31))
 
-# %% ../nbs/37_presets.ipynb #a0be8467
+# %% ../nbs/37_presets.ipynb #89f09237
 _vgg_high = Preset(
     'vgg-19',
     about=_vgg_is+'.1, ÷10 at epochs 80 and 120. Paper: no winning ticket',
@@ -181,7 +179,7 @@ _vgg_high = Preset(
     cb=dict(exclude='fc'),
     **_vgg)
 
-# %% ../nbs/37_presets.ipynb #9be64d1b
+# %% ../nbs/37_presets.ipynb #775862bb
 _vgg_low = Preset(
     'vgg-19-low-lr',
     about=_vgg_is+'.01. Paper: within a point of dense down to 3.5 % (round 15)',
@@ -190,7 +188,7 @@ _vgg_low = Preset(
     cb=dict(exclude='fc'),
     **_vgg)
 
-# %% ../nbs/37_presets.ipynb #babdc23a
+# %% ../nbs/37_presets.ipynb #426e9b07
 _vgg_warmup = Preset(
     'vgg-19-warmup',
     about=_vgg_is+'.1 after 10K iterations of warm-up. Paper: above dense down to 1.5 % (round 19)',
@@ -199,7 +197,7 @@ _vgg_warmup = Preset(
     cb=dict(exclude='fc'),
     **_vgg)
 
-# %% ../nbs/37_presets.ipynb #1e261112
+# %% ../nbs/37_presets.ipynb #7243685a
 _vgg_rewind = Preset(
     'vgg-19-rewind',
     about=_vgg_is+'.1, rewound to iteration 100. Paper: better than dense where a rewind to 0 is not',
@@ -209,7 +207,7 @@ _vgg_rewind = Preset(
     **_vgg)
 _convs += [_vgg_high, _vgg_low, _vgg_warmup, _vgg_rewind]
 
-# %% ../nbs/37_presets.ipynb #366382d8
+# %% ../nbs/37_presets.ipynb #f0b20294
 _convs += [Preset(
     'vgg-16',
     about="VGG-16 on CIFAR-10, 160 epochs, LR .1, ÷10 at 80 and 120: is a ticket's start better than a random one? "
@@ -223,7 +221,7 @@ _convs += [Preset(
     opt_func=sgd,
     cb=dict(exclude='fc'))]
 
-# %% ../nbs/37_presets.ipynb #ec83f259
+# %% ../nbs/37_presets.ipynb #ca824d71
 _convs += [Preset(
     'vgg-16-forum',
     about='VGG-16 on CIFAR-10, 20 epochs of one-cycle, 20 % of each layer three times: '
@@ -238,7 +236,7 @@ _convs += [Preset(
     opt_func=Adam,
     lotteries=dict(dense_again=dict(amount=0), dense_on=dict(amount=0, reset='keep')))]
 
-# %% ../nbs/37_presets.ipynb #770f303a
+# %% ../nbs/37_presets.ipynb #8ce047cd
 def _stability_of(p, k):
     "Of the ticket of round `k` of the experiment `p`"
     what = p.about.split('. Paper')[0]
@@ -253,7 +251,7 @@ def _stability_of(p, k):
 _convs += [_stability_of(p, 8) for p in (_resnet_high, _resnet_low, _resnet_warmup)]
 _convs += [_stability_of(p, 17) for p in (_vgg_high, _vgg_warmup)]
 
-# %% ../nbs/37_presets.ipynb #e74893c2
+# %% ../nbs/37_presets.ipynb #ce8e2331
 def _fashion_32(**kw):
     "Fashion-MNIST as (3,32,32), for nets of CIFAR-10"
     dls = fashion_mnist(bs=128, **kw)
@@ -272,7 +270,7 @@ _convs += [replace(
     controls={},
     measures=dict(transfer=partial(ticket_transfer, data=_fashion_32, model=resnet_20, exclude='fc')))]
 
-# %% ../nbs/37_presets.ipynb #f98f443c
+# %% ../nbs/37_presets.ipynb #322c56c5
 def _supermask_of(p, n):
     "Of Conv-`n`, which the experiment `p` trains"
     by_rule = partial(heuristic_supermasks, prunes=24, amount=.2, scope=p.settings['scope'])
