@@ -87,20 +87,19 @@ def role(n, mod, p):
 keep_zeros = parametrizations._WeightNorm,parametrizations._SpectralNorm    # a 0 before them is a 0 behind them
 
 def behind(n, mods):
-    "For a tensor kept by `torch.nn.utils.parametrize`: layer, name of what is made of it, what makes it, its number; else None"
-    if not (g := re.fullmatch(r'((?:.*\.)?)parametrizations\.(\w+)\.original(\d*)', n)): return None
-    return mods[g[1].rstrip('.')], g[1]+g[2], list(mods[f'{g[1]}parametrizations.{g[2]}']), g[3]
+    "For a tensor of `torch.nn.utils.parametrize`: layer, name of what is made of it, what makes it, its number (None: a part of that)"
+    if not (g := re.fullmatch(r'((?:.*\.)?)parametrizations\.(\w+)\.(?:original(\d*)|(\d+)\..+)', n)): return None
+    by = list(mods[f'{g[1]}parametrizations.{g[2]}'])
+    return mods[g[1].rstrip('.')], g[1]+g[2], [by[int(g[4])]] if g[4] else by, g[3]
 
 def role_among(n, mods, p):
     "`role` of any parameter, given all modules by name"
     if isinstance(p, nn.parameter.UninitializedParameter):
         raise ValueError(f"{n!r} has no shape yet: send one batch through the model first")
-    if not p.is_floating_point(): return 'not floating point'
-    if not p.numel(): return 'empty'
-    if not (made := behind(n, mods)): return role(n, mods[n.rpartition('.')[0]], p)
-    layer,name,by,number = made
-    if bad := [type(o).__name__.strip('_') for o in by if not isinstance(o, keep_zeros)]: return f"parametrized: {', '.join(bad)}"
-    return 'gain' if number=='0' else role(name, layer, p)
+    if not (p.is_floating_point() and p.numel()): return 'empty' if p.is_floating_point() else 'not floating point'
+    layer,name,by,number = behind(n, mods) or (mods[n.rpartition('.')[0]], n, (), '')
+    bad = [type(o).__name__.strip('_') for o in by if number is None or not isinstance(o, keep_zeros)]
+    return f"parametrized: {', '.join(bad)}" if bad else 'gain' if number=='0' else role(name, layer, p)
 
 # %% ../nbs/00_core.ipynb #72539f77
 def of_types(mod, types): return isinstance(mod, types) or isinstance(getattr(mod, 'module', None), types)
