@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fast_events', 'last_lr', 'Round']
 
-# %% ../nbs/13_fits.ipynb #08ffd868
+# %% ../nbs/13_fits.ipynb #0593e362
 import itertools,math,random,time
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
@@ -13,12 +13,15 @@ from copy import deepcopy
 from dataclasses import dataclass,field
 from functools import partial
 import inspect
+from operator import itemgetter
 from types import MethodType
 import pandas as pd
 import torch
 from fastcore.basics import patch,store_attr
+from fastcore.xtras import modify_exception
 from fastcore.foundation import L
-from fastai.callback.core import Callback,CancelEpochException,event
+from fastai.callback.core import *
+from fastai.callback.core import Callback,event
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
@@ -34,7 +37,7 @@ from .checkpoints import *
 from .callback import *
 from .callback import lottery_of
 
-# %% ../nbs/13_fits.ipynb #a584e862
+# %% ../nbs/13_fits.ipynb #2b7f2601
 lookers = (Recorder, ProgressCallback, ShowGraphCallback, CSVLogger, ParamScheduler, TrackerCallback, LotteryCallback)
 _passing = 'dl iter n_iter xb yb pred loss loss_grad training'.split()
 
@@ -59,7 +62,7 @@ def as_it_was(learn, dl):
             dl.rng = rng
             rng.setstate(at)
 
-# %% ../nbs/13_fits.ipynb #dd3d0abd
+# %% ../nbs/13_fits.ipynb #06befe7d
 def _is_amp(cb):
     "Is `cb` a mixed precision that no fit has started?"
     return any(t.__module__=='fastai.callback.fp16' for t in type(cb).__mro__) and getattr(cb, 'autocast', None) is None
@@ -74,7 +77,7 @@ def has_valid(learn):
     "Has `learn` a validation set with anything in it?"
     return len(learn.dls.loaders)>1 and len(learn.dls.valid)>0
 
-# %% ../nbs/13_fits.ipynb #670e3147
+# %% ../nbs/13_fits.ipynb #6c5366d3
 @patch
 def evaluate(self:Learner,
     dl=None # A `DataLoader`, the validation set by default
@@ -101,7 +104,7 @@ def _look_through(learn, dl, mets):
         for m in mets: m.accumulate(learn)
     learn('after_validate')
 
-# %% ../nbs/13_fits.ipynb #1031d1be
+# %% ../nbs/13_fits.ipynb #2d01fbae
 def tests_of(learn, dl):
     "Figures on the test data `dl`, by their names in a report"
     return {} if dl is None else {f'test_{k.removeprefix("valid_")}':v for k,v in learn.evaluate(dl).items()}
@@ -133,16 +136,37 @@ class Watch(Callback):
         self.best = row['valid_loss']
         self.seen = {f'es_{k}':v for k,v in {'iteration':self.n, **row, **tests_of(self.learn, self.test_dl)}.items()}
 
-# %% ../nbs/13_fits.ipynb #c85a7307
-def _defines(cb, ev):
-    "Has `cb` something to do at the event `ev`?"
-    return ev in cb.__dict__ or hasattr(type(cb), ev) or type(cb).__call__ is not Callback.__call__
+# %% ../nbs/13_fits.ipynb #778f81b7
+_inner = 'before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_step after_cancel_batch after_batch'.split()
+_cancels = (CancelBatchException,CancelBackwardException,CancelEpochException,CancelFitException,CancelStepException,CancelTrainException,CancelValidException)
+
+def _kind(t):
+    "Has the callback class `t` fastai's own `__call__`, and no `training` of its own?"
+    return t.__call__ is Callback.__call__ and not hasattr(t, 'training')
+
+def _call(learn, cb, ev, plain):
+    "`cb(ev)` as in fastai's `Callback`, without a search for `training` through the Learner and the model"
+    if not plain or 'training' in cb.__dict__: return cb(ev)
+    if not cb.run or ev in _inner and not (cb.run_train if learn.training else cb.run_valid): return
+    try: getattr(cb, ev)()
+    except _cancels: raise
+    except Exception as e:
+        says = f'Exception occured in `{type(cb).__name__}` when calling event `{ev}`:\n\t{e.args[0]}'
+        raise modify_exception(e, says, replace=True)
 
 def _call_one(self, ev):
     "As in `Learner`, but only for callbacks that define `ev`"
     if ev=='after_fit' or not hasattr(event, ev): return type(self)._call_one(self, ev)    # `after_fit` sets `run` in all of them
-    for cb in sorted([o for o in self.cbs if _defines(o, ev)], key=lambda o: getattr(o, 'order', 0)): cb(ev)
+    knows,todo = self.__dict__.setdefault('_knows', {}),[]
+    for cb in self.cbs:
+        t = type(cb)
+        if (t,ev) not in knows: knows[t,ev] = _kind(t),hasattr(t, ev)
+        plain,has = knows[t,ev]
+        if has or not plain or ev in cb.__dict__: todo.append((cb.order,cb,plain))
+    if len(todo)>1: todo.sort(key=itemgetter(0))
+    for _,cb,plain in todo: _call(self, cb, ev, plain)
 
+# %% ../nbs/13_fits.ipynb #94eaebd4
 def _with_events(self, f, event_type, ex, final=noop):
     "As in `Learner`, straight to `_call_one`"
     try:
@@ -152,24 +176,23 @@ def _with_events(self, f, event_type, ex, final=noop):
     self._call_one(f'after_{event_type}')
     final()
 
-_plain = {f:getattr(Learner, f.__name__) for f in (_call_one,_with_events)}
+_as_fastai = {f:getattr(Learner, f.__name__) for f in (_call_one,_with_events)}
 
-# %% ../nbs/13_fits.ipynb #61af025f
-def _is_plain(learn, f, old): return getattr(getattr(learn, f.__name__), '__func__', None) is old
+def _is_fastais(learn, f, old): return getattr(getattr(learn, f.__name__), '__func__', None) is old
 
 @contextmanager
 def fast_events(
     learn:Learner # A Learner; what a subclass or somebody else has changed in its event calls is left alone
 ):
     "While active, `learn` calls only the callbacks that define an event"
-    fs = [f for f,old in _plain.items() if type(learn).__call__ is Learner.__call__ and _is_plain(learn, f, old)]
+    fs = [f for f,old in _as_fastai.items() if type(learn).__call__ is Learner.__call__ and _is_fastais(learn, f, old)]
     try:
         for f in fs: setattr(learn, f.__name__, MethodType(f, learn))
         yield learn
     finally:
-        for f in fs: learn.__dict__.pop(f.__name__, None)
+        for n in (*[f.__name__ for f in fs], *['_knows']*bool(fs)): learn.__dict__.pop(n, None)
 
-# %% ../nbs/13_fits.ipynb #cc42ed48
+# %% ../nbs/13_fits.ipynb #11c6056d
 class _Rest:
     "The batches of `dl` but the first `k`"
     def __init__(self, dl, k): store_attr()
@@ -195,7 +218,7 @@ class _GoOn(Callback):
         self.learn.train_iter,self.learn.pct_train = self.k,self.k/(n*self.learn.n_epoch)
         self.learn.dl = _Rest(self.learn.dl, self.k%n)
 
-# %% ../nbs/13_fits.ipynb #35f0388b
+# %% ../nbs/13_fits.ipynb #affe5e6a
 def _play_epochs(learn, first, save):
     "fastai's loop over epochs, from `first` on; `save` is called between them"
     for learn.epoch in range(first, learn.n_epoch):
@@ -222,7 +245,7 @@ def _epochs(learn, first=0, done=None, save=None):
     try: yield
     finally: del learn._do_fit
 
-# %% ../nbs/13_fits.ipynb #5641c24a
+# %% ../nbs/13_fits.ipynb #5e46b137
 class _AtEnd(Callback):
     "Keep all schedules at their last value"
     order,run_valid = ParamScheduler.order-1,False
@@ -239,7 +262,7 @@ def last_lr(
     _fit.__name__,_fit.__signature__ = f'last_lr({name_of(fit)})',inspect.signature(fit)
     return _fit
 
-# %% ../nbs/13_fits.ipynb #91ab9d55
+# %% ../nbs/13_fits.ipynb #039bd379
 @dataclass
 class Round:
     "What one training under one mask showed"
@@ -260,7 +283,7 @@ class Round:
         return Ticket(self.masks, self.start, {**self.meta, **self.row}, self.held)
     def __getitem__(self, k): return self.row[k]
 
-# %% ../nbs/13_fits.ipynb #b4e706e4
+# %% ../nbs/13_fits.ipynb #54991ae9
 def _own_generators(dl): return getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)
 
 def seed_all(learn, seed):
@@ -279,7 +302,7 @@ def quiet(learn):
         es.enter_context(learn.removed_cbs(learn._grab_cbs((ProgressCallback,ShowGraphCallback))))
         yield
 
-# %% ../nbs/13_fits.ipynb #77badc30
+# %% ../nbs/13_fits.ipynb #d5e8db37
 def level_ranks(learn):
     "Every process gets the state of rank 0: each has batch norm statistics of its own"
     if n_ranks()>1: load_(learn.model, of_rank0(lambda: state(learn.model)))
@@ -295,7 +318,7 @@ def counted(learn, lot):
     kept = n-sum(_n_pruned(w, lot.masks[o], held.get(o)) for o,w in ws.items())
     return dict(density=kept/n, kept=kept, prunable=n)
 
-# %% ../nbs/13_fits.ipynb #c8e4b4cb
+# %% ../nbs/13_fits.ipynb #83d4fef5
 @dataclass(frozen=True)
 class Training:
     "How one training goes"
@@ -316,7 +339,7 @@ def _check_best(track):
         if cb.best is not None and not math.isfinite(cb.best) and not getattr(cb, 'every_epoch', False):
             raise FloatingPointError(f"{cb.monitor} was never finite, so {type(cb).__name__} has no best model")
 
-# %% ../nbs/13_fits.ipynb #0b1bfbe8
+# %% ../nbs/13_fits.ipynb #e37a5177
 def _keeper(learn, save, t0):
     "A function that gives `save` a checkpoint of `learn` in its fit `i`"
     def keep(i):
@@ -350,7 +373,7 @@ def fit_once(learn, how, begin=0, seed=None, tick=noop, done=None, save=None):
     row.update(iterations=watch.n-begin, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
     return of_rank0(lambda: row),pd.DataFrame(watch.curve) if watch.curve else None
 
-# %% ../nbs/13_fits.ipynb #6a1a5a8c
+# %% ../nbs/13_fits.ipynb #9f8998fa
 def _figures(learn, watch, test_dl):
     "Losses and metrics at the end of a training"
     row,rec = learn.evaluate(),getattr(learn, 'recorder', None)

@@ -34,6 +34,8 @@ from .statistics import *
 from .experiments import *
 from .claims import *
 from .fits import last_lr
+from .experiments import usual_controls
+from .claims import have_figures
 
 # %% ../nbs/36_presets.ipynb #4c68974b
 _lenet = dict(amount=.2, scope={'out':.5}, fit=Learner.fit, lr=1.2e-3)

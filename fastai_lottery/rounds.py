@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/16_rounds.ipynb #04660694
+# %% ../nbs/16_rounds.ipynb #3fb75bf2
 import warnings
 from contextlib import ExitStack,contextmanager
 import pandas as pd
@@ -28,12 +28,12 @@ from .settings import *
 from .settings import Settings,checked,check_fit,monitor_of,worse_by,say,at_least,is_near
 from .runs import *
 from .runs import Folder,Journal,Live,report_of
-from .runs import LotteryCallback
 
-# %% ../nbs/16_rounds.ipynb #0c36e31c
+# %% ../nbs/16_rounds.ipynb #ba2d13bf
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
+    if s.takes_all(lot.masks.n_kept): return False
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
     new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.numel))
     if s.rounds is None and s.amount>0 and new.n_kept==lot.masks.n_kept: return _at_bottom(s, new)
@@ -52,7 +52,7 @@ def play_rounds(learn, s, run):
     run.settle()
     return run.rounds
 
-# %% ../nbs/16_rounds.ipynb #c3fcd017
+# %% ../nbs/16_rounds.ipynb #0a0cc4f9
 def _at_bottom(s, masks):
     "Nothing more can go: fine where a rule has no density to reach, or where that is met but for the rounding of layers"
     if s.to is None or is_near(s, masks.n_kept, masks.numel, len(masks)): return False
@@ -71,7 +71,7 @@ def _own_words(rounds):
         n = len(rounds())
         raise FloatingPointError(f"round {n}: {own(e)}. The {n} rounds before it are kept, see learn.lottery.report()") from None
 
-# %% ../nbs/16_rounds.ipynb #49644b5a
+# %% ../nbs/16_rounds.ipynb #f9c87681
 def load_outside_(l,s): pass
 def start_over(learn, lot):
     "The net as it was before any training that this callback saw: a second lottery knows nothing of the first"
@@ -107,7 +107,7 @@ def play(learn, s, path):
         if folder: folder.end()
         return res
 
-# %% ../nbs/16_rounds.ipynb #0cd535bd
+# %% ../nbs/16_rounds.ipynb #e20b4d68
 @patch
 def fit_lottery(self:Learner,
     n_epoch:int, # Epochs of each round
@@ -135,7 +135,7 @@ def fit_lottery(self:Learner,
     s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, eval_every, test_dl, kwargs)
     return play(self, checked(self, lottery_of(self), s), path)
 
-# %% ../nbs/16_rounds.ipynb #49ac4afd
+# %% ../nbs/16_rounds.ipynb #937453c4
 _no_rounds = "there are no rounds yet: learn.fit_lottery(...) plays them"
 
 @patch
@@ -168,7 +168,7 @@ def best(self:LotteryCallback,
     if not ok: raise ValueError(f"no round is within tol={tol:g} of the dense net's {m}={dense[m]:g}: `tol` should be at least 0, and the dense figure a number")
     return min(ok, key=lambda r: r['density']).ticket
 
-# %% ../nbs/16_rounds.ipynb #75db0dd1
+# %% ../nbs/16_rounds.ipynb #10a1d46a
 def _of_lottery(lot, ticket):
     "Is `ticket` one of the lottery that this callback has played, so that its initial weights are known?"
     start = lot.rounds[0].start if lot.rounds else {}
@@ -195,7 +195,7 @@ def _held(lot, ticket, masks, hold, w_k, gen):
         raise ValueError(f"`hold`={name_of(f)!r} needs {miss[0]!r}, {why}; known are {have}")
     return by_name(f, list(masks), **known)
 
-# %% ../nbs/16_rounds.ipynb #36d9b403
+# %% ../nbs/16_rounds.ipynb #091a0880
 def _check_ticket(learn, ticket, how, reset):
     "Where a training of `ticket` goes on; `ValueError` or `TypeError` for what does not fit"
     if not isinstance(ticket, Ticket): raise TypeError(f"`ticket` should be a Ticket, such as Ticket.load('mnist'); got {ticket!r}")
@@ -220,7 +220,7 @@ def _put_on_ticket(learn, ticket, masks, reset, hold, seeds):
     lot.set_masks(masks, held)
     lot.fresh_opt()
 
-# %% ../nbs/16_rounds.ipynb #5c3d495a
+# %% ../nbs/16_rounds.ipynb #414fbf6c
 @patch
 def fit_ticket(self:Learner,
     ticket:Ticket, # A ticket of this model's architecture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/14_settings.ipynb #5cbfa9fb
+# %% ../nbs/14_settings.ipynb #7c6e3107
 import hashlib,inspect,math,re,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
@@ -34,7 +34,7 @@ from .callback import as_criterion,as_reset,as_action
 from .fits import *
 from .fits import Training,iterations_an_epoch,has_valid
 
-# %% ../nbs/14_settings.ipynb #c0558206
+# %% ../nbs/14_settings.ipynb #db23a5c2
 _lower = 'loss error perplexity rmse mse mae msle rmspe hamming brier'.split()
 
 def monitor_of(learn, monitor):
@@ -50,7 +50,7 @@ def worse_by(new, old, monitor, lower=None):
     d = (new-old) if lower else (old-new)
     return math.inf if math.isnan(d) else d
 
-# %% ../nbs/14_settings.ipynb #d42222fe
+# %% ../nbs/14_settings.ipynb #937381a8
 @dataclass(frozen=True)
 class Settings:
     "What a lottery was asked for: the arguments of `fit_lottery`"
@@ -84,7 +84,7 @@ class Settings:
         "Does a round begin at the rewind point, with the schedule of that moment?"
         return base_state(self.reset)=='w_k'
 
-# %% ../nbs/14_settings.ipynb #6adcad50
+# %% ../nbs/14_settings.ipynb #584b9af3
 def at_least(s, numel):
     "Weights that a density of `s.to` leaves"
     return 0 if s.to is None else round(s.to*numel)
@@ -109,7 +109,7 @@ def _is_worse(s, rounds):
     "Is the last of `rounds` outside the tolerance?"
     return s.tol is not None and worse_by(rounds[-1][s.monitor], rounds[0][s.monitor], s.monitor, s.lower)>s.tol
 
-# %% ../nbs/14_settings.ipynb #3bbe7486
+# %% ../nbs/14_settings.ipynb #2a9b1752
 @patch
 def most(self:Settings):
     "How many prunes at most; none where a rule alone decides"
@@ -130,6 +130,11 @@ def least(self:Settings, numel):
     return at_least(self, numel)
 
 @patch
+def takes_all(self:Settings, kept):
+    "Would a prune of `kept` weights leave none, where a rule decides how far it goes?"
+    return self.rounds is None and self.to is None and kept-round(self.amount*kept)<=0
+
+@patch
 def keeps(self:Settings, rounds):
     "Which of `rounds` the Learner holds at the end: the last, or the one before where the last is outside the tolerance"
     return -2 if _is_worse(self, rounds) else -1
@@ -142,7 +147,7 @@ def expected(self:Settings, numel):
     if self.most() is not None or self.amount==0: return 5
     return min(100, math.ceil(math.log(max(numel,2))/-math.log(1-self.amount)))
 
-# %% ../nbs/14_settings.ipynb #f3ef5162
+# %% ../nbs/14_settings.ipynb #52472d77
 def _check_rule(s):
     "Are the rules that end a lottery ones?"
     if s.rounds is not None: check_whole('rounds', s.rounds, 0)
@@ -168,7 +173,7 @@ def _check_valid(learn, s):
             raise ValueError(f"`{k}`={getattr(s, k)!r} goes by validation figures, and this Learner has no validation set: "
                              f"leave `{k}` out, or give the DataLoaders some data to validate on")
 
-# %% ../nbs/14_settings.ipynb #15dbb94e
+# %% ../nbs/14_settings.ipynb #0e776520
 def check_fit(learn, how, to):
     "Is `how.fit` a way to fit, with these arguments, that reaches the rewind point `to`?"
     fit,n_epoch,n = how.fit,how.n_epoch,iterations_an_epoch(learn)
@@ -198,7 +203,7 @@ def checked(learn, lot, s):
     for cb in [*learn.cbs, *L(s.kwargs.get('cbs'))]: about_callback(cb)    # before it trains
     return s
 
-# %% ../nbs/14_settings.ipynb #3a424b87
+# %% ../nbs/14_settings.ipynb #033ee099
 def _consts(c):
     "The code object `c` and those within it, as plain data"
     return c.co_code,c.co_names,[_consts(x) if hasattr(x,'co_code') else x for x in c.co_consts]
@@ -221,15 +226,20 @@ def _say_partial(o):
     args = [*map(say, o.args), *(f"{k}={say(v)}" for k,v in o.keywords.items())]
     return f'partial({say(o.func)}, {", ".join(map(str, args))})'
 
-# %% ../nbs/14_settings.ipynb #466ef2ad
+# %% ../nbs/14_settings.ipynb #82b1f3c3
 def _say_distribution(o):
     "A distribution of torch by its parameters, such as that of MixUp"
-    return f'{type(o).__name__}({", ".join(f"{k}={say(getattr(o, k))}" for k in o.arg_constraints if k in vars(o))})'
+    given = {k:getattr(o, k) for k in o.arg_constraints if k!='logits' or 'logits' in vars(o)}
+    return f'{type(o).__name__}({", ".join(f"{k}={say(v)}" for k,v in given.items())})'
+
+def _say_array(o):
+    "Numbers as they are, many of them by a digest"
+    return say(o.tolist()) if math.prod(o.shape)<=1000 else f'{tuple(o.shape)} {short_hash(repr(_text(torch.as_tensor(o))))}'
 
 # How things of a kind are said; the first that fits counts
 _ways = [((int,float,str,bool,type(None)), lambda o: o), (partial, _say_partial), ((list,tuple,L), lambda o: [say(x) for x in o]),
          (dict, lambda o: {str(k):say(v) for k,v in o.items()}), (type, lambda o: o.__name__), (Enum, str), (Distribution, _say_distribution),
-         (slice, lambda o: f'slice({say(o.start)}, {say(o.stop)}, {say(o.step)})'), ((np.ndarray,np.generic,torch.Tensor), lambda o: say(o.tolist()))]
+         (slice, lambda o: f'slice({say(o.start)}, {say(o.stop)}, {say(o.step)})'), ((np.ndarray,np.generic,torch.Tensor), _say_array)]
 
 def say(o):
     "A setting as text that tells it from another: functions of one's own by their code, objects by their class and plain attributes"
@@ -251,7 +261,7 @@ def _made(o):
     plain = {k:say(v) for k,v in sorted(has.items()) if k in asked and isinstance(v, (int,float,str,bool,torch.Tensor))}
     return f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
 
-# %% ../nbs/14_settings.ipynb #77de573e
+# %% ../nbs/14_settings.ipynb #2217ddca
 _plain = (int,float,str,bool,Enum,Distribution,np.ndarray,np.generic,torch.Tensor)
 _moving = 'learn run order best new_best wait impr idx'.split()    # what fastai's own change
 _first_seen = WeakKeyDictionary()
@@ -272,7 +282,7 @@ def about_callback(cb):
         _first_seen[cb] = f'{type(cb).__name__}({", ".join(f"{k}={say(v)!r}" for k,v in _numbers(cb).items())})'
     return _first_seen[cb]
 
-# %% ../nbs/14_settings.ipynb #b7550c64
+# %% ../nbs/14_settings.ipynb #9272d4fa
 def _tensor_text(o):
     "A tensor by its shape and content, floats by four sums"
     o = o.detach().as_subclass(torch.Tensor).cpu()
@@ -303,7 +313,7 @@ def _sample(dl):
         except Exception: return None
     return a if a==b else None
 
-# %% ../nbs/14_settings.ipynb #fea63679
+# %% ../nbs/14_settings.ipynb #27272d24
 def _shapes(ts): return hashlib.sha256(repr([(n,tuple(t.shape)) for n,t in ts.items()]).encode()).hexdigest()[:16]
 
 def about_run(learn, lot, s):
@@ -315,7 +325,7 @@ def about_run(learn, lot, s):
     net = dict(rewind_to=str(lot.rewind_to), bias=lot.bias, batches=len(learn.dls.train), model=_shapes(learn.model.state_dict()), prunable=_shapes(ws))
     return {**{k:say(v) for k,v in {**asked, **rule, **s.kwargs}.items()}, **net}
 
-# %% ../nbs/14_settings.ipynb #ff4498a8
+# %% ../nbs/14_settings.ipynb #b77afc8d
 _address = r' at 0x[0-9a-fA-F]+'
 _loggers = ['fastai.distributed', *(f'fastai.callback.{o}' for o in 'wandb tensorboard neptune comet azureml captum'.split())]
 _silent = (Recorder, ProgressCallback, ShowGraphCallback, CSVLogger, TrainEvalCallback, LotteryCallback)
