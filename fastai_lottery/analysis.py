@@ -23,8 +23,9 @@ from .masks import *
 from .resets import state
 from .tickets import *
 from .rounds import *
-from .fits import as_it_was
+from .looks import as_it_was
 from .core import check_whole
+from .signals import unwatched
 
 # %% ../nbs/26_analysis.ipynb #40140c35
 def _tensors(m):
@@ -41,7 +42,7 @@ def _put_back(learn):
     "Put weights, buffers, modes, callbacks and random numbers of `learn` back at the end"
     old = {n:t.detach().clone() for n,t in _tensors(learn.model).items()}
     try:
-        with as_it_was(learn, learn.dls.train): yield
+        with as_it_was(learn, learn.dls.train), unwatched(learn): yield
     finally: _put_(_tensors(learn.model), old)
 
 @contextmanager
