@@ -28,6 +28,7 @@ from .rounds import *
 from .supermask import *
 from .transfer import *
 from .analysis import *
+from .analysis import same_order
 from .fits import Round,fast_events,quiet,seed_all
 from .core import check_whole
 from .runs import LotteryCallback
