@@ -51,17 +51,22 @@ def ms_of(f):
         return ms[0]
     return g
 
+def prune(w, masks): return make_masks(scores('large_final', list(w), w_f=w), masks, .2)
+def prunes(w, dense, half):
+    "ms of a global prune, beside what torch needs to find the threshold alone"
+    flat = torch.cat([o.abs() for o in w.values()])
+    k = len(flat)//5
+    arms = {'torch.kthvalue':lambda: flat.kthvalue(k), 'torch.topk (a fifth)':lambda: flat.topk(k),
+            'make_masks, dense':lambda: prune(w, dense), 'make_masks, half pruned':lambda: prune(w, half)}
+    return interleave({k:ms_of(f) for k,f in arms.items()}, 2)
+
 def bench_global_prune():
     n,g = sized(100_000_000, 100_000),torch.Generator().manual_seed(0)
     w = {f'{i}':torch.randn(n//10, generator=g) for i in range(10)}
-    dense,flat = Masks.ones(w),torch.cat([o.abs() for o in w.values()])
+    dense = Masks.ones(w)
     half = Masks({n:torch.rand(m.shape, generator=g)<.5 for n,m in dense.items()})
-    def prune(masks): return make_masks(scores('large_final', list(w), w_f=w), masks, .2)
-    arms = {'torch.kthvalue':lambda: flat.kthvalue(n//5), 'torch.topk (a fifth)':lambda: flat.topk(n//5),
-            'make_masks, dense':lambda: prune(dense), 'make_masks, half pruned':lambda: prune(half)}
-    show(f'global prune of {n/1e6:g} M weights', interleave({k:ms_of(f) for k,f in arms.items()}, 2), 'torch.kthvalue')
-    del flat,arms
+    show(f'global prune of {n/1e6:g} M weights', prunes(w, dense, half), 'torch.kthvalue')
     for what,m in (('dense',dense),('half pruned',half)):
-        with Peak() as p: new = prune(m)
+        with Peak() as p: new = prune(w, m)
         print(f'  peak memory, {what}: {(p.peak-p.base)/(4*n):.2f} × the bytes of the weights')
     assert new.n_kept==half.n_kept-round(.2*half.n_kept)

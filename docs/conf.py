@@ -43,7 +43,8 @@ def mathml(display):
         try: s = convert(node.astext(), display=display)
         except Exception as e: s,bad = '', f'{type(e).__name__} {e}'
         else: bad = (re.search(r'<m\w+[^>]*>(\\[A-Za-z]+)<', s) or [0,''])[1]
-        if bad: logging.getLogger(__name__).warning('math: latex2mathml cannot read %s in %s', bad, node.astext(), location=node)
+        log = logging.getLogger(__name__)
+        if bad: log.warning('math: latex2mathml cannot read %s in %s', bad, node.astext(), location=node)
         self.body.append(f'<div class="math">{s}</div>\n' if display=='block' else s)
         raise nodes.SkipNode
     return visit

@@ -20,7 +20,8 @@ from .core import check_whole
 from .masks import *
 from .resets import state
 from .tickets import *
-from .fits import as_it_was,has_valid
+from .signals import unwatched
+from .looks import as_it_was,has_valid
 from .rounds import *
 
 # %% ../nbs/26_analysis.ipynb #40140c35
@@ -39,7 +40,7 @@ def _put_back(learn):
     "Put weights, buffers, modes, callbacks and random numbers of `learn` back at the end"
     old = {n:t.detach().clone() for n,t in _tensors(learn.model).items()}
     try:
-        with as_it_was(learn, learn.dls.train): yield
+        with as_it_was(learn, learn.dls.train), unwatched(learn): yield
     finally: _put_(_tensors(learn.model), old)
 
 @contextmanager
@@ -71,7 +72,7 @@ def _state_of(model, s, name):
     if bad := _misfit(s, state(model)): raise ValueError(f"`{name}` is of another architecture: {bad}")
     return s
 
-# %% ../nbs/26_analysis.ipynb #7925b0e6
+# %% ../nbs/26_analysis.ipynb #84ef1da2
 def _alphas(alphas):
     "Points of the walk, both ends among them"
     if isinstance(alphas, (int,np.integer)):
@@ -129,7 +130,7 @@ def barrier(
         raise ValueError(f"the path should have both ends, `alpha` 0 and 1; it has {a.tolist()}")
     return float(e.max()-(e[a==0][0]+e[a==1][0])/2)
 
-# %% ../nbs/26_analysis.ipynb #0d5a75d2
+# %% ../nbs/26_analysis.ipynb #ccfd4904
 def _check_walk(learn, by, dl):
     "Is there something to measure `by`, and something to measure it on?"
     if by not in ('error','loss'): raise ValueError(f"`by` should be 'error' or 'loss'; got {by!r}")
@@ -272,7 +273,7 @@ def overlap_table(
     names,ms = masks_of_all(masks)
     return _square(names, ms, lambda i,j: 1. if i==j else overlap(ms[i], ms[j]))
 
-# %% ../nbs/26_analysis.ipynb #baca11a3
+# %% ../nbs/26_analysis.ipynb #5397284c
 def random_overlap(
     masks # As in `overlap_table`
 )->pd.DataFrame: # As in `overlap_table`; on the diagonal, what two random masks of this one's densities share

@@ -29,9 +29,9 @@ from .supermask import *
 from .transfer import *
 from .analysis import *
 from .analysis import same_order
-from .fits import Round,fast_events,quiet,seed_all
+from .looks import fast_events
+from .fits import Round,quiet,seed_all
 from .core import check_whole
-from .runs import LotteryCallback
 
 # %% ../nbs/32_arms.ipynb #8f634c0d
 @dataclass
@@ -44,39 +44,48 @@ class Run:
     seed:int = 0
     data:object = None # Folder of the data sets, where the arms read others
     more:dict = field(default_factory=dict, repr=False) # Trainings in other data orders, which several measures share
-    def fit(self, ticket, order=None, **kwargs):
-        "Train `ticket` as the lottery does, in the data order of round `order`, by default the ticket's own; a `Round`"
-        k,meta = ticket.meta.get('round', 0),ticket.meta if order is None else {**ticket.meta, 'round':order}
-        r = self.learn.fit_ticket(replace(ticket, meta=meta), **{**self.settings, **kwargs}, seed=self.seed, test_dl=self.learn.dls[2])
-        r.row['round'] = r.meta['round'] = k
-        return r
     def ticket(self, k):
         "The ticket of round `k`"
         return self.rounds[k].ticket
+    def fit(self, ticket, order=None, **kwargs):
+        "Train `ticket` as the lottery does, in the data order of round `order`, by default the ticket's own; a `Round`"
+        k = ticket.meta.get('round', 0)
+        if order is not None: ticket = replace(ticket, meta={**ticket.meta, 'round':order})
+        r = self.learn.fit_ticket(ticket, **{**self.settings, **kwargs}, seed=self.seed, test_dl=self.learn.dls[2])
+        r.row['round'] = r.meta['round'] = k
+        return r
 
 # %% ../nbs/32_arms.ipynb #ee41f1d7
+def _drop(scores, m):
+    "A mask like `m` that keeps the highest scores"
+    return drop_lowest(dict(o=scores.cpu()), dict(o=torch.ones_like(m)), int((~m).sum()))['o']
+
 def masks_like(
     masks:Masks, # How many to keep in each layer
     scores:dict # Score by name, of the same shapes
 )->Masks:
     "The highest scores, as many in each layer as `masks` keep; of equal ones the first go"
-    return Masks({n: drop_lowest({n:scores[n].cpu()}, {n:torch.ones_like(m)}, int((~m).sum()))[n] for n,m in masks.to('cpu').items()})
+    return Masks({n:_drop(scores[n], m) for n,m in masks.to('cpu').items()})
 
+# %% ../nbs/32_arms.ipynb #e080e171
 def one_shot(
     run:Run, # A played lottery
     k:int # Round whose density is to be met, layer by layer
 )->Ticket:
     "The largest weights of the dense net, as many in each layer as round `k` kept (1803.03635, one-shot pruning)"
     w,t = run.trained(0),run.ticket(k)
-    return Ticket(masks_like(t.masks, {n:w[n].abs() for n in t.masks}), run.rounds[0].start, {**t.meta, 'how':'one-shot'})
+    masks = masks_like(t.masks, {n:w[n].abs() for n in t.masks})
+    return Ticket(masks, run.rounds[0].start, {**t.meta, 'how':'one-shot'})
 
 def unmasked(
     run:Run, # A played lottery
     k:int # Round whose ticket is let go
 )->Ticket:
-    "The start of round `k`'s ticket with no mask on it: what was pruned begins at zero and trains. A control: no weight is pruned in the end"
+    """The start of round `k`'s ticket with no mask on it: what was pruned begins at zero and trains.
+    A control: no weight is pruned in the end"""
     t = run.ticket(k)
-    return Ticket(Masks.ones(t.masks), {n:v*t.masks[n] if n in t.masks else v for n,v in t.weights.items()}, {**t.meta, 'how':'unmasked'})
+    start = {n:v*t.masks[n] if n in t.masks else v for n,v in t.weights.items()}
+    return Ticket(Masks.ones(t.masks), start, {**t.meta, 'how':'unmasked'})
 
 # %% ../nbs/32_arms.ipynb #4922247d
 @contextmanager
@@ -99,7 +108,7 @@ def beside(
 
 # %% ../nbs/32_arms.ipynb #4948afd6
 def _amount_for(masks, n, d, scope):
-    "The fraction which, taken `n` times, leaves a density of `d` or just below: layers may have rates of their own"
+    "The fraction which, taken `n` times, leaves a density of `d` or just below"
     gen = torch.Generator().manual_seed(0)
     s = {k:torch.rand(m.shape, generator=gen) for k,m in masks.items()}
     lo,hi = 0.,.9999
@@ -107,22 +116,46 @@ def _amount_for(masks, n, d, scope):
     for _ in range(20): lo,hi = (lo,a) if left(a := (lo+hi)/2)<=d else (a,hi)
     return hi
 
+def _like(l, dls, model, cb):
+    "A Learner that trains as `l` does"
+    return Learner(dls, model, opt_func=l.opt_func, loss_func=l.loss_func, metrics=l.metrics, cbs=cb)
+
+def _another(run):
+    "A Learner like that of the run, at its initial weights, with a lottery of its own"
+    learn,lot = run.learn,run.learn.lottery
+    m = deepcopy(unwrap(learn.model))
+    load_(m, lot.w_i)
+    cb = LotteryCallback(str(lot.rewind_to), lot.include, lot.exclude, lot.types, lot.bias, lot.frozen, lot.init)
+    return _like(learn, learn.dls, m, cb)
+
+# %% ../nbs/32_arms.ipynb #53c47907
 def searched(
     run:Run, # A played lottery
     k:int, # Round whose density is to be met
     n:int, # Prunes that lead there, all of the same fraction
-    **kwargs # Settings of `fit_lottery`: the lottery's own `scope` and `criterion` where they are not the defaults, or `reset='keep'`, which goes on from trained weights so that only the ticket is rewound
+    **kwargs # Settings of `fit_lottery`: the lottery's own `scope` and `criterion` where they are not the defaults
 )->Ticket: # From the same start
-    "A ticket as sparse as that of round `k`, found in `n` prunes: other rates, and the second strategy of 1803.03635"
-    learn,lot,d = run.learn,run.learn.lottery,run.ticket(k).masks.density
-    m = deepcopy(unwrap(learn.model))
-    load_(m, lot.w_i)
-    cb = LotteryCallback(str(lot.rewind_to), lot.include, lot.exclude, lot.types, lot.bias, lot.frozen, lot.init)
-    other = Learner(learn.dls, m, opt_func=learn.opt_func, loss_func=learn.loss_func, metrics=learn.metrics, cbs=cb)
-    with beside(learn), other.no_bar(), other.no_logging(): rs = other.fit_lottery(**{**run.settings, **kwargs}, rounds=n, amount=_amount_for(run.ticket(k).masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
-    return Ticket(rs[-1].masks, run.rounds[0].start, {**run.ticket(k).meta, 'how':f'{n} prunes'})
+    """A ticket as sparse as that of round `k`, found in `n` prunes: other rates. With `reset='keep'` it goes on from trained weights,
+    so that only the ticket is rewound: the second strategy of 1803.03635"""
+    t,other = run.ticket(k),_another(run)
+    d = t.masks.density
+    asked = dict(rounds=n, amount=_amount_for(t.masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
+    with beside(run.learn), other.no_bar(), other.no_logging():
+        rs = other.fit_lottery(**{**run.settings, **kwargs}, **asked)
+    return Ticket(rs[-1].masks, run.rounds[0].start, {**t.meta, 'how':f'{n} prunes'})
 
 # %% ../nbs/32_arms.ipynb #d51aa438
+def _on_target(run, data, model, exclude):
+    "A Learner on the target task, which trains as that of the run does"
+    dls = data(seed=run.seed, device=run.learn.dls.device, **({} if run.data is None else {'path':run.data}))
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(run.seed, 'target'))
+        m = model()
+    return _like(run.learn, dls, m, LotteryCallback(exclude=exclude))
+
+# %% ../nbs/32_arms.ipynb #0d65174c
+_starts = 'trained','initial','fresh'
+
 def transferred(
     run:Run, # A played lottery: the source
     k:int, # Round whose mask is carried
@@ -133,29 +166,28 @@ def transferred(
     dense:bool=False # Without the mask
 )->Round: # Trained on the target, in the settings of the lottery
     "A ticket carried to another task (1905.07785)"
-    if start not in (ok := ('trained','initial','fresh')): raise ValueError(f"`start` should be one of {', '.join(ok)}; got {start!r}")
-    dls = data(seed=run.seed, device=run.learn.dls.device, **({} if run.data is None else {'path':run.data}))
-    with torch.random.fork_rng():
-        torch.manual_seed(derive(run.seed, 'target'))
-        m = model()
-    t = transfer(run.ticket(k), m, run.trained(0) if start=='trained' else None, exclude)
+    if start not in _starts: raise ValueError(f"`start` should be one of {', '.join(_starts)}; got {start!r}")
+    learn = _on_target(run, data, model, exclude)
+    t = transfer(run.ticket(k), learn.model, run.trained(0) if start=='trained' else None, exclude)
     if dense: t = replace(t, masks=Masks.ones(t.masks))
-    learn = Learner(dls, m, opt_func=run.learn.opt_func, loss_func=run.learn.loss_func, metrics=run.learn.metrics, cbs=LotteryCallback(exclude=exclude))
-    with quiet(learn): r = learn.fit_ticket(t, **{**run.settings, 'reset':'random_reinit' if start=='fresh' else 'rewind'}, seed=run.seed, test_dl=dls[2])
+    how = {**run.settings, 'reset':'random_reinit' if start=='fresh' else 'rewind'}
+    with quiet(learn): r = learn.fit_ticket(t, **how, seed=run.seed, test_dl=learn.dls[2])
     r.row['round'] = k
     return r
+
+# %% ../nbs/32_arms.ipynb #dd8ff975
+_carried = 'density accuracy test_accuracy es_iteration es_accuracy es_test_accuracy'.split()
 
 def ticket_transfer(
     run:Run, # A played lottery: the source
     k:int, # Round whose mask is carried
     **kwargs # `data=`, `model=` and `exclude=` as in `transferred`
-)->list: # A dict for each start under the mask, and for the dense net from a fresh draw: `start`, `mask`, `density`, and figures on the target
+)->list: # A dict for each start under the mask, and for the dense net from a fresh draw: `start`, `mask`, `density`, and figures
     "A mask on another task, from all starts of 1905.07785"
     def one(start, dense):
         row = transferred(run, k, start=start, dense=dense, **kwargs).row
         return dict(start=start, mask='none' if dense else 'ticket', **{c:row[c] for c in _carried if c in row})
-    return [one(*o) for o in (('trained',False),('initial',False),('fresh',False),('fresh',True))]
-_carried = 'density accuracy test_accuracy es_iteration es_accuracy es_test_accuracy'.split()
+    return [*[one(s, False) for s in _starts], one('fresh', True)]
 
 # %% ../nbs/32_arms.ipynb #d15fe50d
 def _orders(k, n):
@@ -175,45 +207,65 @@ def _again(run, t, order):
     return run.more[key]
 
 def _random(run, k):
+    "The ticket of round `k` under a random mask"
     t = run.ticket(k)
     return replace(t, masks=shuffle_mask(t.masks, generator(run.seed, 'mask', k, 0)))
 
 # %% ../nbs/32_arms.ipynb #5f2a77d7
 def _mean(ds): return {k:sum(float(d[k]) for d in ds)/len(ds) for k in ds[0]}
+
 def _between(masks, a, b):
     t = stability(masks, a, b).loc['total']
     return dict(l2=t.distance, angle=t.angle)
-def _accs(rows): return _mean([{k:r[k] for k in ('test_accuracy','es_test_accuracy') if k in r} for r in rows])
 
+def _tests(row): return {k:row[k] for k in ('test_accuracy','es_test_accuracy') if k in row}
+
+def _distances(run, t, k, orders, mask):
+    "Two dicts of figures: how far apart trainings of `t` end, and how far from the dense net"
+    rs = {o:_again(run, t, o) for o in _orders(k, orders)}
+    pairs = [_between(t.masks, a[1], b[1]) for a,b in combinations(rs.values(), 2)]
+    rows,(row,w) = [_tests(r) for r,_ in rs.values()],rs[0]
+    return [dict(what='data order', mask=mask, **_mean(pairs), **_mean(rows), pairs=len(pairs)),
+            dict(what='pruning', mask=mask, **_between(t.masks, w, run.trained(0)), **_tests(row), pairs=1)]
+
+# %% ../nbs/32_arms.ipynb #d9b738c6
 def ticket_stability(
     run:Run, # A played lottery
     k:int, # Round of the ticket
     orders:int=3 # Data orders: the mean is of all pairs
-)->list: # Four dicts: `what` is 'data order' or 'pruning', `mask` 'ticket' or 'random'; `l2`, `angle` (degrees), mean test accuracy of the trainings, number of `pairs`
-    "How far apart trainings of the ticket end, and of a random mask (1903.01611, section 4). Trains `orders` times the random mask, one time less the ticket"
+)->list: # Four dicts, with the number of `pairs`
+    """How far apart trainings of the ticket end, and of a random mask (1903.01611, section 4): `what` is 'data order' or 'pruning',
+    `mask` 'ticket' or 'random', figures are `l2`, `angle` (degrees) and the mean test accuracy of the trainings.
+    Trains `orders` times the random mask, one time less the ticket"""
     check_whole('k', k, 1)
-    def of(mask, t):
-        rs = {o:_again(run, t, o) for o in _orders(k, orders)}
-        pairs = [_between(t.masks, a[1], b[1]) for a,b in combinations(rs.values(), 2)]
-        return [dict(what='data order', mask=mask, **_mean(pairs), **_accs([r for r,_ in rs.values()]), pairs=len(pairs)),
-                dict(what='pruning', mask=mask, **_between(t.masks, rs[0][1], run.trained(0)), **_accs([rs[0][0]]), pairs=1)]
-    with beside(run.learn): return of('ticket', run.ticket(k))+of('random', _random(run, k))
+    with beside(run.learn):
+        return _distances(run, run.ticket(k), k, orders, 'ticket')+_distances(run, _random(run, k), k, orders, 'random')
 
 # %% ../nbs/32_arms.ipynb #60d75c50
+def _barrier(run, a, b, alphas):
+    "How the error rises between the weights `a` and `b`"
+    p = instability(run.learn, a, b, alphas, dl=run.learn.dls[2]).path
+    ends = dict(error_1=p.error.iloc[-1], error_2=p.error.iloc[0], error_max=p.error.max())
+    return dict(barrier_pp=100*barrier(p), barrier_loss=barrier(p, 'loss'), **ends)
+
+def _barriers(run, t, k, orders, alphas, mask):
+    "A dict for each pair of data orders"
+    rs = [(o,_again(run, t, o)[1]) for o in _orders(k, orders)]
+    return [dict(mask=mask, order_1=i, order_2=j, **_barrier(run, a, b, alphas)) for (i,a),(j,b) in combinations(rs, 2)]
+
 def ticket_instability(
     run:Run, # A played lottery
     k:int, # Round of the ticket; 0 is the dense net
     orders:int=2, # Data orders: a row for each pair
     alphas:int=30, # Points on the line
     random:bool=False # A random mask of the same density as well?
-)->list: # A dict a pair: `mask`, data orders, `barrier_pp` (percentage points of test error), `barrier_loss`, test errors at both ends and the highest
-    "Instability of the ticket to the data order, from the start (1912.05671). Trains `orders`-1 times, and what `ticket_stability` trained not again"
-    def of(mask, t):
-        rs = [(o,_again(run, t, o)[1]) for o in _orders(k, orders)]
-        ps = [((a,b),instability(run.learn, u, v, alphas, dl=run.learn.dls[2]).path) for (a,u),(b,v) in combinations(rs, 2)]
-        return [dict(mask=mask, order_1=a, order_2=b, barrier_pp=100*barrier(p), barrier_loss=barrier(p, 'loss'),
-                     error_1=p.error.iloc[-1], error_2=p.error.iloc[0], error_max=p.error.max()) for (a,b),p in ps]
-    with beside(run.learn): return of('ticket' if k else 'dense', run.ticket(k))+(of('random', _random(run, k)) if random and k else [])
+)->list: # A dict a pair
+    """Instability of the ticket to the data order, from the start (1912.05671): `mask`, data orders, `barrier_pp` (percentage points
+    of test error), `barrier_loss`, test errors at both ends and the highest. Trains `orders`-1 times, and what `ticket_stability` trained
+    not again"""
+    with beside(run.learn):
+        own = _barriers(run, run.ticket(k), k, orders, alphas, 'ticket' if k else 'dense')
+        return own+(_barriers(run, _random(run, k), k, orders, alphas, 'random') if random and k else [])
 
 # %% ../nbs/32_arms.ipynb #6f8ddfcf
 _by = 'large_final large_final_same_sign magnitude_increase magnitude_increase_same_sign'.split()
@@ -231,6 +283,11 @@ def _levels(masks, w, n, amount, scope):
     s = {n:w[n].abs() for n in masks}
     return [masks := make_masks(s, masks, amount, scope) for _ in range(n)]
 
+def _rules(run, w_f, criteria):
+    "Scores of all weights by each of the `criteria`"
+    w_i,names = _cpu(run.learn.lottery.w_i),list(run.rounds[0].masks)
+    return {getattr(c,'__name__',c):scores(c, names, w_i=w_i, w_f=w_f) for c in criteria}
+
 # %% ../nbs/32_arms.ipynb #4367e587
 def heuristic_supermasks(
     run:Run, # A played lottery
@@ -239,18 +296,20 @@ def heuristic_supermasks(
     amount:float=.2, # Rate of such a prune
     scope=global_, # And who competes
     criteria=_by # What chooses the masks, besides chance: names or functions of `w_i`, `w_f`
-)->list: # A dict for each density, mask and base: `density`, `prunes`, `mask`, `base` ('init' or 'signed constant'), `accuracy`, `test_accuracy`, losses
-    "Accuracy of masks over untrained weights (1905.01067, section 4); trains nothing"
-    w_i,w_f = _cpu(run.learn.lottery.w_i),run.trained(0)
-    names = list(run.rounds[0].masks)
-    ss = {getattr(c,'__name__',c):scores(c, names, w_i=w_i, w_f=w_f) for c in criteria}
+)->list: # A dict for each density, mask and base
+    """Accuracy of masks over untrained weights (1905.01067, section 4); trains nothing. In a dict are `density`, `prunes`, `mask`,
+    `base` ('init' or 'signed constant'), `accuracy`, `test_accuracy` and losses"""
+    w_f,w_i = run.trained(0),_cpu(run.learn.lottery.w_i)
+    ss = _rules(run, w_f, criteria)
+    def masks(i, like):
+        yield 'random',shuffle_mask(like, generator(run.seed, 'mask', i, 0))
+        if prunes is None: yield 'ticket',like
+        for c,s in ss.items(): yield c,masks_like(like, s)
+    def row(i, c, m, b): return dict(prunes=i, density=m.density, mask=c, base=b, **_figures(run, untrained(m, w_i, _bases[b])))
     with beside(run.learn):
-        likes = {k:run.ticket(k).masks} if prunes is None else dict(enumerate(_levels(run.rounds[0].masks.to('cpu'), w_f, prunes, amount, scope), 1))
-        rows = []
-        for i,like in likes.items():
-            ms = dict(random=shuffle_mask(like, generator(run.seed, 'mask', i, 0)), **({'ticket':like} if prunes is None else {}), **{c:masks_like(like, s) for c,s in ss.items()})
-            rows += [dict(prunes=i, density=m.density, mask=c, base=b, **_figures(run, untrained(m, w_i, f))) for c,m in ms.items() for b,f in _bases.items()]
-    return rows
+        likes = {k:run.ticket(k).masks}
+        if prunes is not None: likes = dict(enumerate(_levels(run.rounds[0].masks.to('cpu'), w_f, prunes, amount, scope), 1))
+        return [row(i, c, m, b) for i,like in likes.items() for c,m in masks(i, like) for b in _bases]
 
 # %% ../nbs/32_arms.ipynb #984923ed
 def best_by_valid(
@@ -263,9 +322,10 @@ def best_by_valid(
 # %% ../nbs/32_arms.ipynb #af786040
 def _learn_masks(run, n_epoch, lr, bs, **kwargs):
     "A model with trained supermasks over the run's initial weights"
-    model,dls = load_(deepcopy(run.learn.model), run.learn.lottery.w_i),run.learn.dls
-    if bs is not None: dls = DataLoaders(dls.train.new(bs=bs), dls.valid)
-    l = Learner(dls, add_supermask(model, seed=run.seed, **kwargs), loss_func=run.learn.loss_func, opt_func=partial(SGD, mom=.9, wd=0.), metrics=list(run.learn.metrics))
+    model,l = load_(deepcopy(run.learn.model), run.learn.lottery.w_i),run.learn
+    dls = l.dls if bs is None else DataLoaders(l.dls.train.new(bs=bs), l.dls.valid)
+    l = Learner(dls, add_supermask(model, seed=run.seed, **kwargs), loss_func=l.loss_func,
+                opt_func=partial(SGD, mom=.9, wd=0.), metrics=list(l.metrics))
     seed_all(l, derive(run.seed, 'supermask'))
     with quiet(l), fast_events(l): l.fit(n_epoch, lr=lr)
     return l.model
@@ -277,8 +337,9 @@ def learned_supermasks(
     lr:float=100., # Learning rate of SGD with momentum .9
     bs:int=None, # Items a batch, 250 in the paper; those of the lottery by default
     samples:int=10 # Draws of the mask to average over
-)->list: # A dict for each of four arms: `base`, `rescale`, `density`, `accuracy`, `test_accuracy`, losses, `test_accuracy_rounded` (each weight more likely than not)
-    "Supermasks trained by Bernoulli draws, straight through (1905.01067, section 5)"
+)->list: # A dict for each of four arms
+    """Supermasks trained by Bernoulli draws, straight through (1905.01067, section 5). In a dict are `base`, `rescale`, `density`,
+    `accuracy`, `test_accuracy`, losses, and `test_accuracy_rounded`: each weight that is more likely than not"""
     def arm(b, r):
         m = _learn_masks(run, n_epoch, lr, bs, base=_bases[b], rescale=r)
         ts = [supermask_ticket(m, sample=i) for i in [*range(samples),None]]

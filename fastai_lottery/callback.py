@@ -6,250 +6,55 @@
 __all__ = ['LotteryCallback', 'lottery_of', 'new_masks']
 
 # %% ../nbs/11_callback.ipynb #bc84cf2e
-import contextlib,hashlib,random,warnings,weakref
 from copy import deepcopy
+import pandas as pd
 import torch
-from torch import nn
 from fastcore.basics import patch,store_attr
 from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
-from fastai.torch_core import set_seed
 from .core import *
 from .masks import *
-from .criteria import large_final,scores
-from .scopes import global_,make_masks,check_amount,EmptyLayerWarning
-from .resets import state,load_,fresh,check_draw,reset_state,rewind,resets_menu,actions_menu,hold_zero
-from .criteria import criteria_menu
-from .signals import flow_grads,hessian_grads,loss_grads
-from .core import pick
-
-# %% ../nbs/11_callback.ipynb #f96f4465
-class _AfterLoad:
-    "Zero pruned weights after `load_state_dict`"
-    def __init__(self, cb): self.cb = weakref.ref(cb)
-    def __call__(self, m, keys):
-        cb = self.cb()
-        if cb is not None and cb.learn is not None and unwrap(cb.learn.model) is m: cb.hold()
-    def __reduce__(self): return getattr, (contextlib.nullcontext(), '__exit__')    # a callable that does nothing
+from .masks import Watch
+from .criteria import large_final
+from .scopes import global_
+from .resets import state,load_,rewind,misfit,zeros_of
+from .signals import Known,unwatched,said,check_alone,as_criterion,as_reset,as_action,one_more,outside_state,load_outside_
 
 # %% ../nbs/11_callback.ipynb #20025214
-class LotteryCallback(Callback):
+class LotteryCallback(Known, Callback):
     "Record the rewind point and keep pruned weights at zero after every step (1803.03635)"
     order = 80 # after all that moves weights, `SaveModelCallback` included
-    _stateattrs,_hold = ('_hold',),None # views of weights: not for pickles and copies
+    # views of weights, hooks and what else is of this process alone: not for pickles and copies
+    _stateattrs = ('_hold','_watch','_others','paused','_exports')
+    _hold = _watch = None
+    _others = _exports = False
     def __init__(self,
-        rewind_to:str='init', # Rewind point: `'init'`, or after n iterations (`'500it'`) or epochs (`'2ep'`) (1903.01611)
-        include=None, # Glob(s) or module(s) to prune: see `prunable`
-        exclude=None, # Glob(s) or module(s) to leave alone
-        types:tuple=weight_types, # Modules whose weights can be pruned
+        rewind_to='init', # Rewind point: `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`) or a share of the planned iterations (`'1%'`) (1903.01611)
+        include=None, # Name(s), glob(s), module(s) or parameter(s) to prune: see `competing`
+        exclude=None, # Name(s), glob(s), module(s) or parameter(s) to leave alone
+        types=None, # Classes of modules whose weights can be pruned; any by default
         bias:bool=False, # Prune biases as well?
         frozen:bool=False, # Prune layers that are frozen at the time?
         init=None # `init(model)`, which initialises in place, for `random_reinit`; by default each layer does it itself
     ):
-        self.rewind_to = point(rewind_to)
+        self.rewind_to = self.asked = point(rewind_to)    # a share of the iterations becomes a number where they are known
+        self.told = False
         store_attr('include,exclude,types,bias,frozen,init')
-        self.w_i = self.w_k = self.hypers = self.held = self.at_fit = None
-        self.masks,self.rounds,self.n_pruned = None,L(),0
+        self.blank()
 
-    def __deepcopy__(self, memo):
-        memo[id(self)] = new = type(self).__new__(type(self))
-        new.__dict__.update(deepcopy(self.__getstate__(), memo))
-        m = None if self.learn is None else memo.get(id(unwrap(self.learn.model)))
-        if m is not None: m.register_load_state_dict_post_hook(_AfterLoad(new))
-        return new
-
-    def names(self):
-        "Names of the weights that can be pruned"
-        return prunable(self.learn.model, types=self.types, include=self.include, exclude=self.exclude, bias=self.bias)
-
-# %% ../nbs/11_callback.ipynb #fff5f1f5
-@patch
-def __call__(self:LotteryCallback, event_name):
-    "Handle an event, at once where there is nothing to do"
-    if event_name=='after_step' and self.run: return self.hold()
-    if event_name=='before_batch' and self.w_k is not None: return
-    if event_name in self.__dict__ or hasattr(type(self), event_name) or event_name=='after_fit': return super(LotteryCallback, self).__call__(event_name)
-
-# %% ../nbs/11_callback.ipynb #ce0c8876
-@patch
-def remember(self:LotteryCallback):
-    "Record the initial weights, once; also the rewind point if that is `'init'`"
-    if self.w_i is None:
-        self.w_i = of_rank0(lambda: state(self.learn.model))
-        if n_ranks()>1: load_(self.learn.model, self.w_i)    # as `DistributedDataParallel` will, but its turn comes with the fit
-        if self.rewind_to.n==0: self.w_k = self.w_i
-    if self.masks is None: self.set_masks(Masks.ones(named_weights(self.learn.model, self.names())))
-
-@patch
-def before_train(self:LotteryCallback):
-    "Take the snapshot, if this is a training and there is none; `ValueError` if the rewind point is never reached"
-    if hasattr(self.learn, 'lr_finder'): return
-    self.remember()
-    if self.hypers is None: self.hypers = self.at_fit
-    k,n = self.rewind_to.step(len(self.learn.dl)),len(self.learn.dl)*self.learn.n_epoch
-    if self.w_k is None and k>=n: raise ValueError(f"the rewind point {str(self.rewind_to)!r} is iteration {k}, but this training has only {n} ({self.learn.n_epoch} epochs of {len(self.learn.dl)}): choose an earlier one")
-
-@patch
-def before_batch(self:LotteryCallback):
-    "Take the snapshot of a later rewind point when training gets there"
-    if self.w_k is None and self.learn.training and self.w_i is not None and not hasattr(self.learn, 'lr_finder'):
-        if self.learn.train_iter==self.rewind_to.step(self.learn.n_iter): self.w_k = of_rank0(lambda: state(self.learn.model))
-
-# %% ../nbs/11_callback.ipynb #b8e16405
-@patch
-def set_masks(self:LotteryCallback,
-    masks:Masks, # Masks of the model's weights
-    held:dict=None # Values that pruned weights are held at, by name; 0 by default
-):
-    "Put `masks` on: check them, move them to the weights' devices and zero what they prune, or hold it at `held`"
-    ws = masks.check(self.learn.model)
-    self.masks = Masks({n:m.to(ws[n].device) for n,m in masks.items()})
-    self.held = {n:v.to(ws[n].device) for n,v in held.items()} if held else None
-    self._listen()
-    self.hold()
-
-@patch
-def _listen(self:LotteryCallback):
-    "Look up the weights again, and have torch tell us of loads into this model"
-    m = unwrap(self.learn.model)
-    ws = self.masks.check(m)
-    if any(o.device!=ws[n].device for n,o in self.masks.items()): self.masks = Masks({n:o.to(ws[n].device) for n,o in self.masks.items()})
-    part = [n for n,o in self.masks.items() if not o.all()]
-    self._hold = Hold([ws[n] for n in part], [self.masks[n] for n in part], [(self.held or {}).get(n) for n in part])
-    if not any(isinstance(h,_AfterLoad) and h.cb() is self for h in m._load_state_dict_post_hooks.values()): m.register_load_state_dict_post_hook(_AfterLoad(self))
-
-@patch
-def hold(self:LotteryCallback):
-    "Make pruned weights exactly 0 now, or what they are held at; `after_step` does it while you train"
-    if self._hold is None and self.masks is not None and self.learn is not None: self._listen()
-    if self._hold is not None: self._hold()
-
-@patch
-def before_fit(self:LotteryCallback):
-    "Look the weights up again, and zero what is pruned"
-    self.at_fit = None if self.learn.opt is None else [{k:v for k,v in h.items() if k!='params'} for h in self.learn.opt.hypers]    # before anything schedules them
-    if self.masks is not None:
-        self._listen()
-        self.hold()
-
-# a callback may cancel between the step and our turn, and Ctrl-C may come anywhere: the next event makes up for it
-for o in 'after_step after_cancel_batch after_cancel_train before_validate after_cancel_epoch after_cancel_fit after_fit'.split(): setattr(LotteryCallback, o, LotteryCallback.hold)
-
-# %% ../nbs/11_callback.ipynb #a73a64f9
-def lottery_of(learn):
-    if not (cbs := learn._grab_cbs(LotteryCallback)): learn.add_cb(LotteryCallback())
-    return learn._grab_cbs(LotteryCallback)[0]
-
-@patch
-def known(self:LotteryCallback,
-    names, # Names of prunable weights
-    asked, # Words that are needed: `w_n` costs a fresh draw, `g` a batch
-    gen, # Private generator
-    masks=None # Masks under which gradients are taken; those that are on by default
-)->dict: # By word, as criteria and resets take it
-    "Everything that criteria and resets may ask for"
-    ws = {n:p.detach() for n,p in named_weights(self.learn.model, names).items()}
-    res = dict(w_i=self.w_i, w_k=self.w_k, w_f=ws, m=self.masks, gen=gen)
-    m,masks = unwrap(self.learn.model),self.masks if masks is None else masks
-    if 'g' in asked: res['g'] = loss_grads(m, self._batches(), self.learn.loss_func, names, masks, self.held)
-    if 'hg' in asked: res['hg'] = hessian_grads(m, self._batches(), self.learn.loss_func, names, masks, self.held)
-    if 'r' in asked: res['r'] = flow_grads(m, b[0][0] if (b := self._batches()) else (), names, masks, self.held)
-    if 'w_n' in asked:
-        res['w_n'] = fresh(self.learn.model, gen, self.init, self.w_i, names)
-        check_draw(res['w_n'], self.w_i, names)
-    return res
-
-# %% ../nbs/11_callback.ipynb #f96ccc0f
-@patch
-def _batches(self:LotteryCallback, n=1):
-    "`n` training batches in a random order that is always the same, on the model's device, as inputs and targets: in the data's own order a batch might be of one class"
-    learn,dl = self.learn,self.learn.dls.train
-    if type(dl).__name__=='DistributedDL': dl = dl.dl    # this may run in one process alone
-    with same_rng():
-        set_seed(0)    # for transforms that are random
-        if hasattr(dl, 'new'):
-            dl = dl.new(shuffle=getattr(dl, 'indexed', True))
-            dl.rng = random.Random(0)
-        bs = [learn._set_device(b) for b,_ in zip(dl, range(n))]
-    def n_inp(b): return getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
-    return [(tuple(b[:n_inp(b)]),tuple(b[n_inp(b):])) for b in bs]
-
-# %% ../nbs/11_callback.ipynb #7a886e8b
-def new_masks(learn, *args, **kwargs):
-    "Masks after one more prune, as rank 0 has them: data and random numbers of other processes differ"
-    lottery_of(learn).remember()
-    return of_rank0(lambda: _one_more(learn, *args, **kwargs))
-
-def _one_more(learn, amount, criterion, scope, seed=None, least=0):
-    "Masks after one more prune, which is cut so that `least` weights stay; nothing is put on"
-    lot = lottery_of(learn)
-    free = [n for n,p in named_weights(learn.model, lot.masks).items() if lot.frozen or p.requires_grad]
-    if not free: raise ValueError("all prunable layers are frozen: unfreeze some, or use LotteryCallback(frozen=True)")
-    gen = generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)
-    f = as_criterion(criterion)
-    check_amount(amount)
-    old,steps = Masks({n:lot.masks[n] for n in free}),getattr(f, 'steps', 1)
-    def scored(cur):
-        "Scores under the masks `cur`; what is pruned by now is lowest"
-        s = scores(f, free, **lot.known(free, needs(f), gen, Masks({**lot.masks, **cur})))
-        return {n: torch.where(old[n]&~cur[n].to(old[n].device), torch.finfo(v.dtype).min, v) for n,v in s.items()} if cur is not old else s
-    n0,n1,cur = old.n_kept,old.n_kept-round(amount*old.n_kept),old
-    for i in range(1, steps):    # some criteria prune in many small steps, each of the same factor
-        if (n := round(n0*(n1/n0)**(i/steps)))<cur.n_kept: cur = make_masks(scored(cur), old, 1-n/n0, scope)
-    s,least = scored(cur),min(least, lot.masks.n_kept)
-    def at(a): return Masks({**lot.masks, **make_masks(s, old, a, scope)})
-    return at(amount) if not least else _cut(at, amount, least, lot.masks.n_kept, n0, len(free))
-
-def _cut(at, amount, least, have, n0, layers):
-    "Masks at `amount`, or at the largest that leaves `least` weights"
-    def kept(a):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', EmptyLayerWarning)    # of a try
-            try: return at(a)
-            except ValueError: return None    # more than the scope can take
-    new = kept(amount)
-    if new is not None and (new.n_kept==least or new.n_kept>least+layers): return at(amount)
-    best,lo,hi,a = 0.,0.,min(1.1*amount, .999),(have-least)/n0    # exact where all layers have the same rate
-    for _ in range(50):
-        new = kept(a)
-        n = -1 if new is None else new.n_kept
-        if n>=least: best = a
-        if n==least: break
-        lo,hi = (a,hi) if n>least else (lo,a)
-        a = (lo+hi)/2
-    return at(best)
-
-@patch
-def values(self:LotteryCallback,
-    new:Masks, # The next masks
-    hold=None, # Mask-0 action for the weights that go now: a function of `w_i`, `w_f` ..., or its name (see `actions_menu`); 0 by default
-    seed:int=None # For actions that draw random numbers
-)->dict: # By name; None where all are 0
-    "What pruned weights are held at under `new`: those that go now by `hold`, the others as before (1905.01067)"
-    f,old = as_action(hold),self.held or {}
-    if f is hold_zero and not old: return None
-    ws = named_weights(self.learn.model, list(new))
-    now = of_rank0(lambda: by_name(f, list(new), **self.known(list(new), needs(f), generator(torch.initial_seed() if seed is None else seed, 'hold'))))
-    return {n:_join(n, w.detach(), now[n], self.masks[n].to(w.device)&~new[n].to(w.device), new[n].to(w.device), old.get(n)) for n,w in ws.items()}
-
-def _join(n, w, v, go, m, old):
-    "Values at which the weights `go` of `n` are held now, and those of the ones held before"
-    if not torch.is_tensor(v) or v.shape!=w.shape: raise ValueError(f"what `hold` gives for {n!r} should be a tensor of shape {tuple(w.shape)}; got {tuple(v.shape) if torch.is_tensor(v) else v!r}")
-    v,zero = v.to(w),torch.zeros_like(w)
-    if not torch.isfinite(v[go]).all(): raise ValueError(f"`hold` gives values for {n!r} that are not finite")
-    return torch.where(go, v, zero if old is None else torch.where(m, zero, old.to(w)))
-
+# %% ../nbs/11_callback.ipynb #d06d9b08
 @patch
 def prune(self:Learner,
     amount:float=.2, # Fraction of the surviving weights to remove
     criterion=large_final, # Function of `w_i`, `w_f` ... (see `criteria`), or its name: the lowest scores go
     scope=global_, # `global_`, `local`, a dict of glob → rate, or a function (see `scopes`)
     seed:int=None, # For criteria that draw random numbers; a new one each time by default
-    hold=None # Mask-0 action, what the weights that go are held at: `hold_init`, `hold_init_or_zero` or a function (1905.01067); 0 by default
+    hold=None # Mask-0 action, what those that go are held at: `hold_init`, `hold_init_or_zero`, a function (1905.01067); 0 by default
 )->Masks: # The new masks
-    "Mask the worst of the weights that are left; they are 0 from now on (or as `hold` says), whatever trains them. Raises `ValueError` for a wrong amount"
+    """Mask the worst of the weights that are left; they are 0 from now on (or as `hold` says), whatever trains them.
+    Raises `ValueError` for a wrong amount"""
     lot = lottery_of(self)
     as_action(hold)
     new = new_masks(self, amount, criterion, scope, seed)
@@ -257,66 +62,300 @@ def prune(self:Learner,
     lot.n_pruned += 1
     return lot.masks
 
-# %% ../nbs/11_callback.ipynb #c68824f6
-def as_criterion(o): return pick(o, criteria_menu(), 'criterion')
-def as_reset(o): return pick(o, resets_menu(), 'reset')
-def as_action(o): return hold_zero if o is None else pick(o, actions_menu(), 'hold')
-
-# %% ../nbs/11_callback.ipynb #8f1b2a7d
-@patch
-def fresh_opt(self:LotteryCallback):
-    "Forget the optimizer's moments and gradients; keep param groups, freezing and hyper-parameters"
-    opt = self.learn.opt
-    for p in self.learn.model.parameters(): p.grad = None
-    if opt is None: return
-    opt.clear_state()
-    if self.hypers is not None and len(self.hypers)==len(opt.hypers):
-        for k in self.hypers[0]: opt._set_hyper(k, [h[k] for h in self.hypers])
-
-# %% ../nbs/11_callback.ipynb #a405664f
-@patch
-def start(self:LotteryCallback,
-    reset, # Function of the vocabulary, or its name
-    masks, # Masks of the training to come
-    w_k, # State at the rewind point
-    seed=None # For resets that draw random numbers
-)->dict: # A whole state, dense
-    "Where a training starts from, by `reset`, as rank 0 has it; nothing is changed"
-    return of_rank0(lambda: self._start(reset, masks, w_k, seed))
-
-@patch
-def _start(self:LotteryCallback, reset, masks, w_k, seed):
-    reset,names = as_reset(reset),list(masks)
-    gen = generator(torch.initial_seed() if seed is None else seed, 'rewind', self.n_pruned if seed is None else 0)
-    known = dict(self.known(names, needs(reset), gen), w_k=w_k, m=masks)
-    if 'w_f' in needs(reset): known['w_f'] = state(self.learn.model)
-    new,ws = reset_state(reset, names, **known),named_weights(self.learn.model)
-    by_id = {id(ws[n]):new[n] for n in names}
-    return {k: by_id.get(id(ws.get(k)), v) for k,v in new.items()}    # a tied weight has several names
-
-@patch
-def forget(self:LotteryCallback):
-    "Forget snapshots, masks and rounds: the weights as they are now become the initial ones, say after `learn.load`"
-    if self.masks is not None: self.set_masks(Masks.ones(self.masks))
-    self.w_i = self.w_k = self.masks = self._hold = self.hypers = self.held = None
-    self.rounds,self.n_pruned = L(),0
-
 # %% ../nbs/11_callback.ipynb #8413c4e1
 @patch
 def rewind(self:Learner,
     reset=rewind, # Function of `w_k`, `w_n` ... (see `resets`), or its name
     seed:int=None # For resets that draw random numbers; a new one each time by default
 ):
-    "Put the surviving weights back to the rewind point, or where `reset` says; pruned ones stay 0. Raises `ValueError` before the point was reached"
+    """Put the surviving weights back to the rewind point, or where `reset` says; pruned ones stay 0.
+    Raises `ValueError` before the point was reached"""
     lot = lottery_of(self)
-    if lot.w_k is None: raise ValueError(f"there is nothing to rewind to yet: the rewind point {str(lot.rewind_to)!r} is recorded by training. Train first")
+    if lot.w_k is None: raise ValueError(lot.why_nothing())
     load_(self.model, lot.start(reset, lot.masks, lot.w_k, seed))
+    load_outside_(self, lot.outside_for(reset))
     for cb in self._grab_cbs(TrackerCallback): cb.best = None   # the best of another training is no model of the next
     lot.hold()
     lot.fresh_opt()
 
+# %% ../nbs/11_callback.ipynb #c0b60bb2
 @patch
 def unprune(self:Learner):
     "Take the masks off: all weights may move again, from where they are (pruned ones from 0)"
     lot = lottery_of(self)
     if lot.masks is not None: lot.set_masks(Masks.ones(lot.masks))
+
+@patch
+def forget(self:LotteryCallback):
+    """Forget snapshots, masks and rounds: the weights as they are now become the initial ones, say after `learn.load`,
+    or with a model that was put in place of another"""
+    self.let_go()
+    self.blank()
+
+@patch
+def blank(self:LotteryCallback):
+    "Nothing is known yet"
+    self.w_i = self.w_k = self.masks = self.hypers = self.held = self.at_fit = None
+    self.b_i,self.b_k = {},{}    # what trains outside the model
+    self.rounds,self.n_pruned,self.exported,self.held_here = L(),0,False,False
+    self.passed = [0,0]    # iterations and epochs of training on the way to the rewind point
+    self.trained,self.keep,self.path,self.place = {},'best',None,None    # trained nets of rounds; where late ones go on
+
+# %% ../nbs/11_callback.ipynb #e6a7a924
+@patch
+def keep_zeros(self:Learner)->dict: # Number of weights that it took, by name; the others were pruned before
+    """Take competing weights that are exactly 0 for pruned, say after `learn.load` or a `load_state_dict` of what another tool
+    has pruned: they stay 0 from now on. Warns where there is none, and where a layer is left empty"""
+    lot = lottery_of(self)
+    lot.remember()
+    new,took = of_rank0(lambda: zeros_of(self.model, lot.masks))
+    lot.set_masks(new, lot.values(new))
+    return took
+
+# %% ../nbs/11_callback.ipynb #101b8faa
+@patch
+def competing(self:LotteryCallback)->pd.DataFrame: # A row a parameter: `shape`, `numel`, `share` of all, `competes`, and `why` or why not
+    "Which parameters compete, and why. Masks that are on decide, where they were made by another rule"
+    df = competing(self.net(), self.types, self.include, self.exclude, self.bias)
+    if self.masks is not None:
+        other = df.competes!=df.index.isin(list(self.masks))
+        df.loc[other,'competes'],df.loc[other,'why'] = ~df.competes[other],'by the masks that are on'
+    return df
+
+@patch
+def names(self:LotteryCallback):
+    "Names of the weights that can be pruned"
+    return prunable(self.net(), types=self.types, include=self.include, exclude=self.exclude, bias=self.bias)
+
+@patch
+def how_much(self:LotteryCallback)->str:
+    "How much of the model competes, as a line of text"
+    df = self.competing()
+    n = int(df.numel[df.competes].sum())
+    return f"{n:,} weights compete, {df.share[df.competes].sum():.1%} of all, in {df.competes.sum()} of {len(df)} parameters"
+
+# %% ../nbs/11_callback.ipynb #71110410
+_export = getattr(Learner.export, '__wrapped__', Learner.export)
+@patch
+def export(self:Learner,
+    fname='export.pkl', # File in `learn.path`
+    *args, # As in fastai
+    **kwargs # As in fastai
+):
+    "fastai's `export`, of a Learner for inference: snapshots and rounds of a lottery stay here, masks go along"
+    lots = self._grab_cbs(LotteryCallback)
+    for o in lots: o.let_go(exports=True)
+    try: return _export(self, fname, *args, **kwargs)
+    finally:
+        for o in lots: o.let_go()
+        for o in lots: o.hold()
+Learner.export.__wrapped__ = _export
+
+# %% ../nbs/11_callback.ipynb #d8f2fa95
+@patch
+def __getstate__(self:LotteryCallback):
+    d = super(LotteryCallback, self).__getstate__()
+    if not self._exports: return d
+    gone = dict.fromkeys(['w_i','w_k','masks','hypers','held','at_fit'])
+    small = dict(b_i={}, b_k={}, rounds=L(), exported=True, held_here=bool(self.held), init=None)
+    packed = {n:(s,torch.from_numpy(b)) for n,(s,b) in self.masks.pack().items()} if self.masks else None    # or pickle adds a half
+    return {**d, **gone, **small, 'packed':packed}
+
+@patch
+def __setstate__(self:LotteryCallback, d):
+    packed = d.get('packed')
+    super(LotteryCallback, self).__setstate__({k:v for k,v in d.items() if k!='packed'})
+    if packed: self.masks = unpack({n:(s,b.cpu().numpy()) for n,(s,b) in packed.items()})
+
+@patch
+def why_nothing(self:LotteryCallback, rounds=False):
+    "What to say where there is nothing to rewind to, or where there are no rounds"
+    if self.exported: return ("this Learner was exported, which leaves rounds and snapshots behind. Keep a ticket before that, "
+                              "learn.lottery.ticket().save('mnist'); or pickle the Learner")
+    if rounds: return "there are no rounds yet: learn.fit_lottery(...) plays them"
+    return f"there is nothing to rewind to yet: the rewind point {str(self.rewind_to)!r} is recorded by training. Train first"
+
+# %% ../nbs/11_callback.ipynb #291d2a82
+def _set_learn(self, new):
+    if new is not None: check_alone(self, new)
+    if new is not self.learn: self.let_go()
+    self.__dict__['learn'] = new
+LotteryCallback.learn = property(lambda self: self.__dict__.get('learn'), _set_learn)
+
+# %% ../nbs/11_callback.ipynb #8d98b294
+@patch
+def net(self:LotteryCallback):
+    "The Learner's model; `ValueError` for a callback that is on no Learner"
+    if self.learn is not None: return self.learn.model
+    raise ValueError(f"{said(self)} is on no Learner: add it by Learner(..., cbs=...) or learn.add_cb(...)")
+
+@patch
+def check_model(self:LotteryCallback):
+    "Raises `ValueError` where masks and snapshots are for another model"
+    if (why := misfit(self.net(), self.w_i, self.masks)) is None: return
+    raise ValueError(f"the model was replaced after this lottery began: {why}. Masks, snapshots and rounds are for the other one: "
+                     "put that back, or begin anew with this model by learn.lottery.forget()")
+
+def lottery_of(learn):
+    "The callback of `learn`, whose masks fit its model; a new one where there is none"
+    if not learn._grab_cbs(LotteryCallback): learn.add_cb(LotteryCallback())
+    lot = learn._grab_cbs(LotteryCallback)[0]
+    lot.check_model()
+    return lot
+
+# %% ../nbs/11_callback.ipynb #7831c4aa
+@patch
+def remember(self:LotteryCallback):
+    "Record the initial weights, once; also the rewind point if that is `'init'`"
+    m = self.net()
+    if self.w_i is None:
+        self.w_i,self.b_i = of_rank0(lambda: (state(m),outside_state(self.learn)))
+        if n_ranks()>1:    # as `DistributedDataParallel` will, but its turn comes with the fit
+            load_(m, self.w_i)
+            load_outside_(self.learn, self.b_i)
+        if self.rewind_to.n==0: self.w_k,self.b_k = self.w_i,self.b_i
+    if self.masks is None: self.set_masks(Masks.ones(named_weights(m, self.names())))
+
+# %% ../nbs/11_callback.ipynb #ce0c8876
+@patch
+def before_train(self:LotteryCallback):
+    "Take the snapshot, if this is a training and there is none"
+    self._others = any(_after_steps(cb) for cb in self.learn.cbs if cb is not self and cb.order<=self.order)
+    if hasattr(self.learn, 'lr_finder'): return
+    self.remember()
+    if self.hypers is None: self.hypers = self.at_fit
+    if self.rewind_to.unit=='%': self.rewind_to = self.rewind_to.fixed(len(self.learn.dl)*self.learn.n_epoch)
+
+@patch
+def before_batch(self:LotteryCallback):
+    "Take the snapshot of a later rewind point when training gets there"
+    if self.w_k is not None or self.w_i is None or not self.learn.training or hasattr(self.learn, 'lr_finder'): return
+    to = self.rewind_to
+    if (self.passed[1] if to.unit=='ep' else self.passed[0]+self.learn.train_iter)<to.n: return
+    self.w_k,self.b_k = of_rank0(lambda: (state(self.learn.model),outside_state(self.learn)))
+
+def _counts(lot):
+    "Is this a training on its way to the rewind point?"
+    return lot.w_k is None and lot.w_i is not None and lot.learn.training and not hasattr(lot.learn, 'lr_finder')
+
+@patch
+def after_train(self:LotteryCallback):
+    "Count the epochs on the way to the rewind point"
+    if _counts(self): self.passed[1] += 1
+
+@patch
+def after_fit(self:LotteryCallback):
+    "Count the iterations of a fit that is over: the rewind point may lie in a later one"
+    if self.w_k is None and self.w_i is not None and not hasattr(self.learn, 'lr_finder'): self.passed[0] += self.learn.train_iter
+    self.hold()
+
+# %% ../nbs/11_callback.ipynb #0d83edfe
+@patch
+def set_masks(self:LotteryCallback,
+    masks:Masks, # Masks of the model's weights
+    held:dict=None # Values that pruned weights are held at, by name; 0 by default
+):
+    "Put `masks` on: check them, move them to the weights' devices and zero what they prune, or hold it at `held`"
+    ws = masks.check(self.net())
+    self.masks = masks.near(ws)
+    self.held = {n:v.to(ws[n].device) for n,v in held.items()} if held else None
+    self._listen()
+    self.hold()
+
+@patch
+def _listen(self:LotteryCallback):
+    "Look up the weights again, and have torch tell us what is done with them"
+    self.check_model()
+    ws = self.masks.check(self.net())
+    self.masks = self.masks.near(ws)
+    if self.held_here: self.held = {n:torch.where(o, 0., ws[n].detach()) for n,o in self.masks.items()}
+    self.held_here = False
+    self._hold = self.masks.holder(ws, self.held)
+    self._watch = self._watch or Watch()
+    self._watch.on(self, self.learn.model, self.learn.opt, bool(self._hold.ws))
+
+# %% ../nbs/11_callback.ipynb #b8e16405
+@patch
+def hold(self:LotteryCallback):
+    "Make pruned weights exactly 0 now, or what they are held at; after each step it is done for you"
+    if self._hold is None and self.masks is not None:
+        self.net()
+        self._listen()
+    if self._hold is not None: self._hold()
+
+# %% ../nbs/11_callback.ipynb #636bd8eb
+@patch
+def after_opt_step(self:LotteryCallback, *args):
+    if self.run and self.learn is not None: self.hold()
+
+@patch
+def after_load(self:LotteryCallback, m, keys):
+    if self.learn is not None and unwrap(self.learn.model) is m: self.hold()
+
+@patch
+def before_forward(self:LotteryCallback, m, args):
+    if self.paused or not self.run or self.learn is None: return
+    if m is not self.learn.model and m is not unwrap(self.learn.model): return
+    if self._hold is None: self.hold()
+    else: self._hold.check(m.training)
+
+# %% ../nbs/11_callback.ipynb #495ef5c3
+@patch
+def let_go(self:LotteryCallback, exports=False):
+    "Take all hooks off; they come back with the next hold"
+    if self._watch is not None: self._watch.off()
+    self._hold,self._exports = None,exports
+
+# %% ../nbs/11_callback.ipynb #ddb8c46b
+@patch
+def __deepcopy__(self:LotteryCallback, memo):
+    memo[id(self)] = new = type(self).__new__(type(self))
+    new.__dict__.update(deepcopy(self.__getstate__(), memo))
+    m,opt = (None,None) if self.learn is None else (memo.get(id(self.learn.model)),memo.get(id(self.learn.opt)))
+    if m is None: return new
+    new.__dict__['_watch'] = Watch()
+    new._watch.on(new, m, opt, self.masks is not None and self.masks.n_kept<self.masks.numel)
+    return new
+
+# %% ../nbs/11_callback.ipynb #2e3aedef
+def _after_steps(cb): return 'after_step' in vars(cb) or hasattr(type(cb), 'after_step')
+
+@patch
+def __call__(self:LotteryCallback, event_name):
+    "Handle an event, at once where there is nothing to do"
+    if event_name=='after_step': return self.after_step() if self.run else None
+    if event_name=='before_batch' and self.w_k is not None: return
+    known = event_name in self.__dict__ or hasattr(type(self), event_name) or event_name=='after_fit'
+    if known: return super(LotteryCallback, self).__call__(event_name)
+
+# %% ../nbs/11_callback.ipynb #fff5f1f5
+@patch
+def before_fit(self:LotteryCallback):
+    "Look the weights up again, and zero what is pruned"
+    opt = self.learn.opt    # its hyper-parameters before anything schedules them
+    self.at_fit = None if opt is None else [{k:v for k,v in h.items() if k!='params'} for h in opt.hypers]
+    if self.masks is None: return
+    self._listen()
+    self.hold()
+
+@patch
+def after_step(self:LotteryCallback):
+    "Hold, where the step was not followed by it, or where others may have written since"
+    h = self._hold
+    if h is not None and h.fresh and not self._others: return
+    if h is not None: self._watch.on(self, self.learn.model, self.learn.opt, bool(h.ws))    # the optimizer may be a new one
+    self.hold()
+
+# %% ../nbs/11_callback.ipynb #b8a688b1
+for o in ('after_cancel_batch', 'after_cancel_train', 'before_validate', 'after_cancel_epoch', 'after_cancel_fit'):
+    setattr(LotteryCallback, o, LotteryCallback.hold)
+
+# %% ../nbs/11_callback.ipynb #a73a64f9
+def new_masks(learn, amount, criterion, scope, seed=None, least=0):
+    """Masks after one more prune, which is cut so that `least` weights stay; nothing is put on. As rank 0 has them: data and
+    random numbers of other processes differ"""
+    lot = lottery_of(learn)
+    lot.remember()
+    lot.tell_left_out()
+    f,gen = as_criterion(criterion),generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)
+    return of_rank0(lambda: one_more(lot, f, amount, scope, gen, least))

@@ -68,7 +68,7 @@ def taylor(w_f, g):
     "First-order Taylor expansion of the loss (1611.06440, 1906.10771)"
     return (g*w_f)**2
 
-# score w * Hg: to first order, half of what |g|^2 loses with the weight; the paper prunes where its negative is highest
+# score w * Hg: to first order, half of what |g|^2 loses with the weight. The paper prunes where its negative is highest
 def grasp(w_f, hg):
     "Weights matter that carry the gradient's flow (GraSP, 2002.07376)"
     return w_f*hg
@@ -99,7 +99,9 @@ def scores(
     res = by_name(pick(criterion, criteria_menu(), 'criterion'), names, **known)
     for n,s in res.items():
         w = next(v[n] for k,v in known.items() if k!='gen' and v is not None)
-        if not (torch.is_tensor(s) and s.shape==w.shape): raise ValueError(f"the criterion's score of {n!r} should be a tensor of shape {tuple(w.shape)}; got {tuple(getattr(s,'shape',())) if torch.is_tensor(s) else s!r}")
+        if torch.is_tensor(s) and s.shape==w.shape: continue
+        got = tuple(s.shape) if torch.is_tensor(s) else s
+        raise ValueError(f"the criterion's score of {n!r} should be a tensor of shape {tuple(w.shape)}; got {got!r}")
     return res
 
 # %% ../nbs/02_criteria.ipynb #1ae3de32
@@ -111,7 +113,8 @@ def _signed(f, same):
         return torch.where(p>0 if same else p<0, s, torch.finfo(s.dtype).min)
     _f.__name__ = f"{f.__name__}_{'same' if same else 'diff'}_sign"
     _f.__doc__ = f"`{f.__name__}` of weights that {'kept' if same else 'changed'} their sign, the others lowest (1905.01067)"
-    _f.__signature__ = inspect.Signature([inspect.Parameter(k, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in dict.fromkeys(ns+['w_i','w_f'])])
+    ps = [inspect.Parameter(k, inspect.Parameter.POSITIONAL_OR_KEYWORD) for k in dict.fromkeys(ns+['w_i','w_f'])]
+    _f.__signature__ = inspect.Signature(ps)
     if hasattr(f, 'steps'): _f.steps = f.steps
     return _f
 

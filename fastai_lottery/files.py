@@ -12,8 +12,20 @@ from contextlib import contextmanager,suppress
 from pathlib import Path
 import numpy as np,pandas as pd
 import torch
+from filelock import FileLock,Timeout
 from safetensors import safe_open,SafetensorError
 from safetensors.torch import save_file
+
+# %% ../nbs/06_files.ipynb #5afc7229
+_umask = os.umask(0)
+os.umask(_umask)
+
+def _cannot_write(path, e):
+    return OSError(e.errno, f"cannot write {str(path)!r}: {e.strerror}. Choose a folder that you can write to")
+
+def _no_room(path, e):
+    says = f"cannot write {str(path)!r}: {getattr(e,'strerror',None) or e}. What was finished before is on the disk; make room and go on"
+    return OSError(e.errno, says) if getattr(e, 'errno', None) else OSError(says)    # safetensors' error has no number
 
 # %% ../nbs/06_files.ipynb #2d813960
 @contextmanager
@@ -21,12 +33,13 @@ def atomic(
     path, # File to write
     sync=True # Wait until it is on the disk? A crash of the machine, not of the program, could else leave it empty
 ): # The temporary file to write to, a `Path`
-    "Write to a temporary file, which takes the place of `path` only once it is whole and on the disk. Raises `OSError`, and leaves what was there"
+    """Write to a temporary file, which takes the place of `path` only once it is whole and on the disk.
+    Raises `OSError`, and leaves what was there"""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name, suffix='.tmp')
-    except OSError as e: raise OSError(e.errno, f"cannot write {str(path)!r}: {e.strerror}. Choose a folder that you can write to") from None
+    except OSError as e: raise _cannot_write(path, e) from None
     try:
         os.close(fd)
         yield Path(tmp)
@@ -34,17 +47,16 @@ def atomic(
             with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.chmod(tmp, 0o666&~_umask)
         os.replace(tmp, path)
-    except (OSError,SafetensorError) as e:
-        says = f"cannot write {str(path)!r}: {getattr(e,'strerror',None) or e}. What was finished before is on the disk; make room and go on"
-        raise (OSError(e.errno, says) if getattr(e, 'errno', None) else OSError(says)) from None    # safetensors' error has no number
+    except (OSError,SafetensorError) as e: raise _no_room(path, e) from None
     finally: Path(tmp).unlink(missing_ok=True)
 
-# %% ../nbs/06_files.ipynb #5afc7229
-_umask = os.umask(0)
-os.umask(_umask)
-_format = 'fastai_lottery ticket 1'
+# %% ../nbs/06_files.ipynb #3192bc7d
+def atomic_text(path, s):
+    with atomic(path) as tmp: tmp.write_text(s)
 
 # %% ../nbs/06_files.ipynb #c4cecbef
+_format = 'fastai_lottery ticket 1'
+
 def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 def _digest(tensors, meta):
@@ -68,6 +80,9 @@ def save_tensors(
     with atomic(path) as tmp: save_file(tensors, tmp, dict(format=_format, meta=js, sha256=_digest(tensors, js)))
     return path
 
+# %% ../nbs/06_files.ipynb #14694b0f
+_unreadable = SafetensorError,ValueError,RuntimeError,OverflowError,OSError
+
 def load_tensors(
     path # File that `save_tensors` wrote
 )->tuple: # Tensors by name, on the CPU; plain data
@@ -76,15 +91,22 @@ def load_tensors(
     if not path.exists(): raise FileNotFoundError(f"no file {str(path)!r}")
     try:
         with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
-    except (SafetensorError,ValueError,RuntimeError,OverflowError,OSError) as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {e}") from None
-    if head.get('format')!=_format: raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {head.get('format')!r}")
-    if head.get('sha256')!=_digest(ts, head.get('meta','')): raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
+    except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {e}") from None
+    if (kind := head.get('format'))!=_format:
+        raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {kind!r}")
+    if head.get('sha256')!=_digest(ts, head.get('meta','')):
+        raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
     return ts,json.loads(head['meta'])
 
-# %% ../nbs/06_files.ipynb #0b980447
-def atomic_text(path, s):
-    with atomic(path) as tmp: tmp.write_text(s)
+# %% ../nbs/06_files.ipynb #40c7beaf
+def read_label(f):
+    "The plain data in a file of tensors, whose size is checked, and the digest not"
+    f = tensor_file(f)
+    try:
+        with safe_open(f, 'pt') as o: return json.loads(o.metadata()['meta'])
+    except (*_unreadable,TypeError,KeyError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {e}") from None
 
+# %% ../nbs/06_files.ipynb #0b980447
 _exact = {} if int(pd.__version__.split('.')[0])>=3 else dict(float_precision='round_trip')    # pandas 3 always reads what it wrote
 
 def read_table(f, need=()):
@@ -95,36 +117,22 @@ def read_table(f, need=()):
         return df
     except (ValueError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {e}") from None
 
-def records(df): return [dict(zip(df, o)) for o in zip(*(df[c].tolist() for c in df))]    # quicker than pandas' own for a few rows
-
-def numbered(d, what):
-    "Folders `what`_NN in `d` by their number"
-    return {int(m[1]):o for o in sorted(Path(d).glob(f'{what}_*')) if (m := re.fullmatch(rf'{what}_(\d+)', o.name)) and o.is_dir()}
-
-# %% ../nbs/06_files.ipynb #40c7beaf
-def read_label(f):
-    "The plain data in a file of tensors, whose size is checked, and the digest not"
-    try:
-        with safe_open(tensor_file(f), 'pt') as o: return json.loads(o.metadata()['meta'])
-    except (SafetensorError,ValueError,TypeError,KeyError,RuntimeError,OverflowError,OSError) as e: raise ValueError(f"{str(tensor_file(f))!r} is missing or damaged: {e}") from None
-
-def short_hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
+def records(df): return df.to_dict('records')
 
 # %% ../nbs/06_files.ipynb #7f6d440b
-def row_digest(o): return 'x'+short_hash(repr(sorted((k, float(v) if isinstance(v, (int,float,np.number)) and not isinstance(v, bool) else str(v)) for k,v in o.items() if k not in ('digest','seed') and v==v and v is not None)))[:8]
+def short_hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-def append_rows(f, rows, new):
-    "Write `rows` with the `new` ones, each with a digest"
-    rows += new
-    with atomic(f) as tmp: pd.DataFrame([dict(o, digest=row_digest(o)) for o in rows]).to_csv(tmp, index=False)
-    count_rows(f, rows)
+def _as_read(v):
+    "A number of a table as a float, whatever kind it was before it was written; anything else as text"
+    number = isinstance(v, (int,float,np.number)) and not isinstance(v, bool)
+    return float(v) if number else str(v)
 
-def count_rows(f, rows):
-    "Note how many rows the table `f` has, so that one that lost some does not pass for one that is not finished"
-    t = f.parent/'tables.json'
-    old = read_json(t)
-    if rows and old.get(f.name)!=len(rows): atomic_text(t, json.dumps({**old, f.name:len(rows)}))
+def row_digest(o):
+    "A digest of a row, `seed` and empty places left out"
+    said = {k:_as_read(v) for k,v in o.items() if k not in ('digest','seed') and v==v and v is not None}
+    return 'x'+short_hash(repr(sorted(said.items())))[:8]
 
+# %% ../nbs/06_files.ipynb #34bba162
 def read_json(f):
     "The dict in a file, empty where there is none"
     try:
@@ -132,29 +140,66 @@ def read_json(f):
         return d
     except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to go on with what the folder holds") from None
 
-def read_rows(f, *need, drop=('made','of')):
-    "The rows that `append_rows` wrote. Raises `ValueError` for one that is not what was written, or that lacks its fellows"
-    df,again = read_table(f, ('arm','round',*need)),"Put it back from a copy; or remove the file, and its trainings are played again"
-    rows = records(df) if 'digest' in df else []
+def count_rows(f, rows):
+    "Note how many rows the table `f` has, so that one that lost some does not pass for one that is not finished"
+    t = f.parent/'tables.json'
+    old = read_json(t)
+    if rows and old.get(f.name)!=len(rows): atomic_text(t, json.dumps({**old, f.name:len(rows)}))
+
+def append_rows(f, rows, new):
+    "Write `rows` with the `new` ones, each with a digest"
+    rows += new
+    with atomic(f) as tmp: pd.DataFrame([dict(o, digest=row_digest(o)) for o in rows]).to_csv(tmp, index=False)
+    count_rows(f, rows)
+
+# %% ../nbs/06_files.ipynb #47b9d580
+_again = "Put it back from a copy; or remove the file, and its trainings are played again"
+
+def _check_rows(f, rows):
+    "Is each of `rows` what was written, and are all of those there that were written with it?"
     n = Counter((o['round'],o['arm']) for o in rows)
     for i,o in enumerate(rows):
-        if o['digest']!=row_digest(o): raise ValueError(f"{str(f)!r} is damaged: line {i+2} is not what was written. {again}")
+        if o['digest']!=row_digest(o): raise ValueError(f"{str(f)!r} is damaged: line {i+2} is not what was written. {_again}")
     for o in rows:
         k,a,of = o['round'],o['arm'],o.get('of', math.nan)
-        if of==of and of!=n[k,a]: raise ValueError(f"{str(f)!r} is damaged: it has {n[k,a]} of {of:.0f} rows of {a!r} in round {k}. {again}")
+        if of==of and of!=n[k,a]:
+            raise ValueError(f"{str(f)!r} is damaged: it has {n[k,a]} of {of:.0f} rows of {a!r} in round {k}. {_again}")
+
+# %% ../nbs/06_files.ipynb #57e23e46
+def read_rows(f, *need, drop=('made','of')):
+    "The rows that `append_rows` wrote. Raises `ValueError` for one that is not what was written, or that lacks its fellows"
+    df = read_table(f, ('arm','round',*need))
+    if 'digest' in df: _check_rows(f, records(df))
     return df.drop(columns=['digest',*drop], errors='ignore')
 
 def read_written(f, *need):
     "The rows in the table `f`, none where nothing was finished. Raises `ValueError` where there were more once"
-    n,df = read_json(f.parent/'tables.json').get(f.name, 0),read_rows(f, *need) if f.exists() else pd.DataFrame()
-    if len(df)<n: raise ValueError(f"{str(f)!r} is missing or damaged: of {n} rows it has {len(df)}. Put it back from a copy; or go on with the run, which plays what is missing again")
+    n = read_json(f.parent/'tables.json').get(f.name, 0)
+    df = read_rows(f, *need) if f.exists() else pd.DataFrame()
+    if len(df)<n:
+        raise ValueError(f"{str(f)!r} is missing or damaged: of {n} rows it has {len(df)}. Put it back from a copy; "
+                         "or go on with the run, which plays what is missing again")
     return df
 
-# %% ../nbs/06_files.ipynb #510043d1
-try: import fcntl
-except ImportError: fcntl = None    # Windows: see `locked`
-_mine = set()
+# %% ../nbs/06_files.ipynb #5c1fb23d
+def numbered(d, what):
+    "Folders `what`_NN in `d` by their number"
+    named = {o:re.fullmatch(rf'{what}_(\d+)', o.name) for o in sorted(Path(d).glob(f'{what}_*'))}
+    return {int(m[1]):o for o,m in named.items() if m and o.is_dir()}
 
+# %% ../nbs/06_files.ipynb #510043d1
+_mine = set()    # (process, lock): a child that was forked holds nothing
+_no_locks = errno.ENOSYS,errno.ENOLCK,errno.ENOTSUP,errno.EOPNOTSUPP,errno.EINVAL
+
+def _in_use(path, who): return RuntimeError(f"{str(path)!r} is in use by {who}: wait for it, stop it, or choose another folder")
+
+def _holder(f):
+    "Who has the lock `f`, by what stands in it"
+    with suppress(OSError,ValueError):
+        if (pid := f.read_text()).isdecimal(): return 'this process' if int(pid)==os.getpid() else f'process {pid}'
+    return 'process ?'
+
+# %% ../nbs/06_files.ipynb #bd3ffcfa
 @contextmanager
 def locked(
     path, # Folder
@@ -162,31 +207,18 @@ def locked(
 ):
     "Hold the folder for this process. Raises `RuntimeError`, naming the other process, where one has it"
     f = Path(path)/f'.{what}.lock'
-    busy = RuntimeError(f"{str(path)!r} is in use{{}}: wait for it, stop it, or choose another folder")
-    if (key := os.path.realpath(f)) in _mine: raise RuntimeError(busy.args[0].format(' by this process'))
+    if (me := (os.getpid(),os.path.realpath(f))) in _mine: raise _in_use(path, 'this process')
+    lock = FileLock(f, blocking=False, thread_local=False, fallback_to_soft=False)    # a soft lock would outlive a kill
     try:
         f.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(f, os.O_RDWR|os.O_CREAT, 0o666)
-    except OSError as e: raise OSError(e.errno, f"cannot write {str(f)!r}: {e.strerror}. Choose a folder that you can write to") from None
+        lock.acquire()
+    except Timeout: raise _in_use(path, _holder(f)) from None
+    except OSError as e:
+        if e.errno not in _no_locks: raise _cannot_write(f, e) from None
+    _mine.add(me)
     try:
-        try: fcntl.lockf(fd, fcntl.LOCK_EX|fcntl.LOCK_NB) if fcntl else _lock_windows(fd)
-        except OSError as e:
-            if e.errno not in (errno.EACCES,errno.EAGAIN,errno.EDEADLK):    # a file system without locks
-                yield
-                return
-            raise RuntimeError(busy.args[0].format(f' by process {os.read(fd, 20).decode() or "?"}')) from None
-        with suppress(OSError):    # on a full disk nobody learns our number
-            if fcntl:
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, str(os.getpid()).encode(), 0)
-        _mine.add(key)
-        try: yield
-        finally:
-            _mine.discard(key)
-            with suppress(OSError):
-                if fcntl: os.ftruncate(fd, 0)
-    finally: os.close(fd)
-
-def _lock_windows(fd):
-    import msvcrt
-    msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        with suppress(OSError): f.write_text(str(os.getpid()))    # on a full disk nobody learns our number
+        yield
+    finally:
+        _mine.discard(me)
+        lock.release()

@@ -6,7 +6,7 @@
 __all__ = ['Masks', 'unpack', 'hold_', 'Hold']
 
 # %% ../nbs/01_masks.ipynb #38bfeffd
-import contextlib,hashlib,weakref
+import contextlib,hashlib,warnings,weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -80,6 +80,14 @@ def __eq__(self:Masks, o):
     return isinstance(o, Masks) and list(self)==list(o) and all(torch.equal(m.cpu(), o[n].cpu()) for n,m in self.items())
 Masks.__hash__ = None
 
+# %% ../nbs/01_masks.ipynb #0491d879
+@patch
+def to(self:Masks,
+    device # Where to
+)->Masks:
+    "These masks on `device`"
+    return Masks({n:m.to(device) for n,m in self.items()})
+
 # %% ../nbs/01_masks.ipynb #784a3dd1
 @patch
 def pack(self:Masks)->dict: # `{name: (shape, bytes)}`
@@ -103,7 +111,7 @@ def hash(self:Masks)->str: # 16 hexadecimal digits
         h.update(b.tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_masks.ipynb #354f085d
+# %% ../nbs/01_masks.ipynb #360bfc20
 _ints = {1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 
 def _bits(w, m, chunk=2**18):
@@ -119,7 +127,7 @@ def _values(w, m, v):
     if v is None: return [None]*len(_bits(w, m))
     return [b for b,_ in _bits(torch.where(m, torch.zeros_like(w), v.to(w)), m)]
 
-
+# %% ../nbs/01_masks.ipynb #354f085d
 def hold_(
     weights:list, # Weights, changed in place
     masks:list, # As many bool tensors of the same shapes and devices, `True` where kept
@@ -134,6 +142,7 @@ def hold_(
 # %% ../nbs/01_masks.ipynb #5807bd8d
 class Hold:
     "`hold_` for every step: call it, as often as you like"
+    fresh = False # Was it called, and has nothing been taken on trust since?
     def __init__(self,
         weights, # Weights, changed in place at each call
         masks, # As many bool tensors, `True` where kept
@@ -150,9 +159,9 @@ class Hold:
             if self.wide: a.bitwise_and_(b)
             else: a.mul_(b if s is None else s.copy_(b))
             if v is not None: a.add_(v)
-        self.seen = [w._version for w in self.ws]
+        self.seen,self.fresh = [w._version for w in self.ws],True
 
-# %% ../nbs/01_masks.ipynb #b04c29c1
+# %% ../nbs/01_masks.ipynb #1a330750
 @patch
 @torch.inference_mode(False)    # or nobody could write to these views outside of it
 def _plan(self:Hold):
@@ -163,10 +172,19 @@ def _plan(self:Hold):
     def wider(a, b): return bufs[a.dtype][:b.numel()].view(b.shape) if a.device.type=='cpu' else None
     return [(a, b, wider(a, b), v) for a,b,v in ps]
 
+# %% ../nbs/01_masks.ipynb #7a8d9585
 @patch
 def moved(self:Hold)->bool:
     "Did a weight change since the last call, as far as torch can tell? It counts writes, but not those through `.data`"
     return [w._version for w in self.ws]!=self.seen or [w.data_ptr() for w in self.ws]!=[p for p,_ in self.at]
+
+@patch
+def check(self:Hold,
+    once:bool # Is the next check not to take this one on trust? A training may write through `.data` meanwhile
+):
+    "Hold again, unless nothing has changed since it was done"
+    if not self.fresh or self.moved(): self()
+    self.fresh = not once
 
 @patch(as_prop=True)
 def nbytes(self:Hold)->int:
@@ -188,13 +206,6 @@ def check(self:Masks,
     return {n:ws[n] for n in self}
 
 @patch
-def to(self:Masks,
-    device # Where to
-)->Masks:
-    "These masks on `device`"
-    return Masks({n:m.to(device) for n,m in self.items()})
-
-@patch
 def apply_(self:Masks,
     model, # A model, or its weights by name; pruned weights become 0 in place
     held=None # Values that pruned weights are held at, by name; 0 where there is none
@@ -204,7 +215,44 @@ def apply_(self:Masks,
     hold_(list(ws.values()), [m.to(ws[n].device) for n,m in self.items()], [(held or {}).get(n) for n in self])
     return model
 
-# %% ../nbs/01_masks.ipynb #12b7de75
+# %% ../nbs/01_masks.ipynb #3f2abeea
+@patch
+def near(self:Masks, weights):
+    "These masks, each on the device of its weight"
+    return self if all(m.device==weights[n].device for n,m in self.items()) else Masks({n:m.to(weights[n].device) for n,m in self.items()})
+
+@patch
+def holder(self:Masks, weights, held=None):
+    "A `Hold` of what is pruned; layers that are dense are left out"
+    part = [n for n,m in self.items() if not m.all()]
+    return Hold([weights[n] for n in part], [self[n] for n in part], [(held or {}).get(n) for n in part])
+
+# %% ../nbs/01_masks.ipynb #bfb90d34
+def _or_none(at):
+    "`at`, with None for an amount that is more than the scope can take, and without a word about empty layers"
+    def _at(a):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')    # of a try
+            try: return at(a)
+            except ValueError: return None
+    return _at
+
+def cut_prune(at, amount, least, have, n0, layers):
+    "Masks `at(amount)`, or at the largest amount that leaves `least` of the `have` weights; `n0` of them, in `layers`, may go"
+    tried = _or_none(at)
+    new = tried(amount)
+    if new is not None and (new.n_kept==least or new.n_kept>least+layers): return at(amount)
+    best,lo,hi,a = 0.,0.,min(1.1*amount, .999),(have-least)/n0    # exact where all layers have the same rate
+    for _ in range(50):
+        new = tried(a)
+        n = -1 if new is None else new.n_kept
+        if n>=least: best = a
+        if n==least: break
+        lo,hi = (a,hi) if n>least else (lo,a)
+        a = (lo+hi)/2
+    return at(best)
+
+# %% ../nbs/01_masks.ipynb #9f14e150
 class Hook:
     "Calls `method` of an owner that is still there; a copy or a pickle does nothing"
     def __init__(self, method): self.method = weakref.WeakMethod(method)
@@ -226,7 +274,7 @@ def on_model(
     res = [] if after_load is None else [m.register_load_state_dict_post_hook(Hook(after_load))]
     return res+([] if before_forward is None else [m.register_forward_pre_hook(Hook(before_forward))])
 
-# %% ../nbs/01_masks.ipynb #f62d975b
+# %% ../nbs/01_masks.ipynb #07c52412
 class After:
     "`obj.name`, followed by `method` of an owner that is still there; a copy of `obj` gets its plain method"
     def __init__(self, obj, name, method):
@@ -244,7 +292,7 @@ class After:
         if self.was is None: delattr(obj, self.name)
         else: setattr(obj, self.name, self.was)
 
-# %% ../nbs/01_masks.ipynb #6fac9467
+# %% ../nbs/01_masks.ipynb #8d0b6a2d
 def optimizers_in(opt)->list:
     "`opt`, and the optimizers that it holds inside"
     res,todo = [],[opt]
@@ -272,3 +320,23 @@ def on_steps(
         names = ['train','eval'] if torchs else ['step','train','eval']
         res += [After(o, n, method) for n in names if callable(getattr(type(o), n, None))]
     return res
+
+# %% ../nbs/01_masks.ipynb #2b0f1219
+def _ref(o): return (lambda: None) if o is None else weakref.ref(o)
+
+class Watch:
+    "Hooks on a model and its optimizer that call an owner's `after_load`, `before_forward` and `after_opt_step`"
+    def __init__(self): self.hooks,self.at = [],None
+    def on(self, owner, m, opt, pruned):
+        "Where they are there already, nothing is done"
+        if self.at is not None and self.at[0]==pruned and all(r() is o for r,o in zip(self.at[1:], (m,opt))): return
+        self.off()
+        inner,forward = unwrap(m),owner.before_forward if pruned else None
+        hooks = on_model(inner, owner.after_load, forward)
+        # hooks of what is inside are silent under `torch.compile`
+        if pruned and m is not inner and any('_orig_mod' in n for n,_ in m.named_modules()): hooks += on_model(m, None, forward)
+        if pruned and opt is not None: hooks += on_steps(opt, owner.after_opt_step)
+        self.hooks,self.at = hooks,(pruned,_ref(m),_ref(opt))
+    def off(self):
+        for h in self.hooks: h.remove()
+        self.hooks,self.at = [],None

@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['rewind', 'random_reinit', 'keep', 'permute', 'reshuffle', 'constant', 'reinit_keep_sign', 'reshuffle_keep_sign',
            'constant_keep_sign', 'noisy', 'hold_zero', 'hold_init', 'hold_init_or_zero', 'rewind_or_zero', 'state',
-           'load_', 'fresh', 'check_draw', 'resets_menu', 'actions_menu', 'base_state', 'reset_state']
+           'load_', 'untouched', 'fresh', 'check_draw', 'resets_menu', 'actions_menu', 'base_state', 'reset_state']
 
 # %% ../nbs/05_resets.ipynb #d42a7107
-import warnings
+import inspect,warnings
+from contextlib import contextmanager
+from functools import partial
 import torch
 from torch import nn
 from .core import *
 from .core import menu_of,pick
+from .masks import *
 
 # %% ../nbs/05_resets.ipynb #3d346950
 def rewind(w_k):
@@ -84,6 +87,16 @@ def rewind_or_zero(w_k, w_i, w_f):
     "The rewind, but survivors that training moved towards 0 start at 0 (1905.01067, variant 2, with `hold_init_or_zero`)"
     return torch.where(w_f.abs()<w_i.abs(), torch.zeros_like(w_k), w_k)
 
+# %% ../nbs/05_resets.ipynb #8478a447
+def held_at(n, w, v, go, kept, old=None):
+    "Where weight `n` is held, a tensor of the shape of `w`: the weights `go` at `v`, those that went before at `old`"
+    if not torch.is_tensor(v) or v.shape!=w.shape:
+        got = tuple(v.shape) if torch.is_tensor(v) else repr(v)
+        raise ValueError(f"what `hold` gives for {n!r} should be a tensor of shape {tuple(w.shape)}; got {got}")
+    v,zero = v.to(w),torch.zeros_like(w)
+    if not torch.isfinite(v[go]).all(): raise ValueError(f"`hold` gives values for {n!r} that are not finite")
+    return torch.where(go, v, zero if old is None else torch.where(kept, zero, old.to(w)))
+
 # %% ../nbs/05_resets.ipynb #a75554e7
 def state(
     model:nn.Module # A model
@@ -100,6 +113,94 @@ def load_(
     def name(k, v): return first.setdefault(id(v) if torch.is_tensor(v) else k, clean_name(k))
     m.load_state_dict({k: state[name(k,v)] for k,v in m.state_dict(keep_vars=True).items()})
     return m
+
+# %% ../nbs/05_resets.ipynb #876f86e0
+def misfit(model, state, masks):
+    "What tells `model` from the one that `state` (may be None) and `masks` are of; None where nothing does"
+    ws,has = named_weights(model),{clean_name(k) for k in unwrap(model).state_dict()}
+    shapes = {n:v.shape for n,v in (state or {}).items() if torch.is_tensor(v)}
+    want = {**{n:shapes[n] for n in ws if n in shapes}, **{n:m.shape for n,m in (masks or {}).items()}}
+    for n,shape in want.items():
+        if n not in ws: return f"it lacks {n!r}"
+        if ws[n].shape!=shape: return f"its {n!r} has shape {tuple(ws[n].shape)}, not {tuple(shape)}"
+    if more := [n for n in ws if shapes and n in has and n not in shapes]: return f"{more[0]!r} is new"
+
+# %% ../nbs/05_resets.ipynb #4812afbc
+def zeros_of(model, masks):
+    "`masks` without the weights of `model` that are exactly 0, and how many these are by name; warns where that is odd"
+    new = masks&Masks({n:w!=0 for n,w in named_weights(model, masks).items()})
+    took = {n:k for n,m in new.items() if (k := int(masks[n].sum()-m.sum()))}
+    on = [n for n in masks if n.endswith('_orig')]
+    why = ("" if not on else f" torch.nn.utils.prune is still on for {', '.join(on)}, and keeps its zeros beside the weights: "
+           "prune.remove(module, name) makes them the weights' own")
+    if not took: why = 'no weight that competes is exactly 0 beyond what is pruned already, so nothing was taken.'+why
+    if why: warnings.warn(why.strip(), stacklevel=5)
+    if empty := [n for n in took if not new[n].any()]:
+        warnings.warn(f"all weights of {', '.join(empty)} are exactly 0, so nothing passes there any more. If they only start at 0, "
+                      "leave them out: learn.unprune(), and LotteryCallback(exclude=...)", stacklevel=5)
+    return new,took
+
+# %% ../nbs/05_resets.ipynb #4e1b62cf
+@contextmanager
+def untouched(
+    m:nn.Module, # A model
+    *more # Other modules, such as a loss
+):
+    "Put gradients, buffers, modes, frozen flags and the global random numbers of `m` back at the end"
+    ms = (m,*more)
+    ps,old = [p for o in ms for p in o.parameters()],[state(o) for o in ms]
+    was,modes = [(p.grad,p.requires_grad) for p in ps],[(k,k.training) for o in ms for k in o.modules()]
+    try:
+        for p in ps: p.grad = None
+        with same_rng(): yield m
+    finally:
+        for o,s in zip(ms, old): load_(o, s)
+        for p,(g,r) in zip(ps, was):
+            p.grad = g
+            p.requires_grad_(r)
+        for o,t in modes: o.training = t
+
+# %% ../nbs/05_resets.ipynb #b13a0731
+def loss_module(
+    f # A loss function
+): # The module that it is or that it keeps, or None
+    "The module with the parameters of a loss"
+    while f is not None and not isinstance(f, nn.Module):
+        own = getattr(f, '__dict__', {})
+        if isinstance(f, partial): f = f.func
+        elif inspect.ismethod(f): f = f.__self__
+        else: f = own.get('func', own.get('old_lf'))
+    return f
+
+# %% ../nbs/05_resets.ipynb #35ffbd58
+def outside(
+    model:nn.Module, # A model
+    loss_func, # Its loss
+    trained # Parameters that the optimizer has
+)->dict: # Tensor by name: `loss_func.<its name there>`, and `opt.<number>` for all others
+    "Tensors that train outside `model`, no copies; `{}` where nothing does"
+    inside,all_ = {id(p) for p in model.parameters()},{id(p):p for p in trained}
+    if not inside&all_.keys(): return {}    # fastai's old mixed precision trains copies of all
+    free,loss = {k:p for k,p in all_.items() if k not in inside},loss_module(loss_func)
+    res = {} if loss is None else loss.state_dict(keep_vars=True)
+    if not any(id(v) in free for v in res.values()): res = {}    # the weights of classes, say, are constants
+    moves = {k:v for k,v in res.items() if torch.is_tensor(v) and (id(v) in free or not isinstance(v, nn.Parameter))}
+    own = {id(v) for v in moves.values()}
+    others = [p for k,p in free.items() if k not in own]
+    return {**{f'loss_func.{k}':v for k,v in moves.items()}, **{f'opt.{i}':p for i,p in enumerate(others)}}
+
+# %% ../nbs/05_resets.ipynb #a19d5cff
+def copy_into_(
+    has:dict, # Tensors by name, changed in place
+    state:dict # As many, of the same shapes; nothing happens where there are none
+):
+    "Put what trains outside a model back to `state`. Raises `ValueError` where something else trains there now"
+    if not state: return
+    if has.keys()!=state.keys() or any(has[n].shape!=v.shape for n,v in state.items()):
+        raise ValueError(f"the loss or the optimizer's other parameters were replaced: the rewind point has {', '.join(state)}, "
+                         f"and now there is {', '.join(has) or 'nothing'}. Put them back, or begin anew by learn.lottery.forget()")
+    with torch.no_grad():
+        for n,v in state.items(): has[n].copy_(v)
 
 # %% ../nbs/05_resets.ipynb #3934607a
 _norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)

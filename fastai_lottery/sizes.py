@@ -101,6 +101,7 @@ def ticket_size(
         return n*b, math.ceil(n/8)+k*b, k*(b+4)+(rows+1)*4, k*(b+8)
     if bad := [n for n in masks if n not in weights]: raise ValueError(f"`masks` should name weights; got {bad}")
     masks = dict(masks.items())
-    df = pd.DataFrame([row(w, masks.get(n)) for n,w in weights.items()], columns=['dense','bitmask','csr','coo'], index=pd.Index(list(weights), name='layer'))
+    rows = [row(w, masks.get(n)) for n,w in weights.items()]
+    df = pd.DataFrame(rows, columns=['dense','bitmask','csr','coo'], index=pd.Index(list(weights), name='layer'))
     df.loc['total'] = df.sum()
     return df

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from .core import *
+from .core import clean_name
 from .masks import *
 from .resets import state
 from .tickets import *
-from .callback import generator
 
 # %% ../nbs/20_supermask.ipynb #41370484
 # sign(w_i) * std(w_i), the standard deviation of the layer itself, not the estimate of a population's
@@ -36,19 +36,26 @@ def rescaled(
 )->torch.Tensor: # `w * numel/ones`, not masked
     "Dynamic weight rescaling (1905.01067)"
     mask = mask.to(torch.promote_types(w.dtype, torch.float))
-    signs = torch.where((mask<0).any(), mask.detach().sign(), 1.)    # not `abs`: in a mask of 0 and 1 zeros count in the gradient too, as in the paper's code
+    # Not `abs`: in a mask of 0 and 1 zeros count in the gradient too, as in the paper's code
+    signs = torch.where((mask<0).any(), mask.detach().sign(), 1.)
     return w*(mask.numel()/(mask*signs).sum().clamp(min=1))
 
 # %% ../nbs/20_supermask.ipynb #eb2281cd
 def _base(f, w_i):
     if f is None: return w_i
-    if not callable(f): raise TypeError(f"`base` should be a function of w_i such as signed_constant, or None for the initial weights; got {f!r}")
-    if (ns := needs(f))!=['w_i']: raise ValueError(f"`base` should ask for w_i alone; {getattr(f,'__name__',f)!r} asks for {', '.join(ns) or 'nothing'}")
+    if not callable(f):
+        raise TypeError(f"`base` should be a function of w_i such as signed_constant, or None for the initial weights; got {f!r}")
+    if (ns := needs(f))!=['w_i']:
+        raise ValueError(f"`base` should ask for w_i alone; {getattr(f,'__name__',f)!r} asks for {', '.join(ns) or 'nothing'}")
     res = f(w_i)
-    if not (torch.is_tensor(res) and res.shape==w_i.shape): raise ValueError(f"`base` should give a tensor of shape {tuple(w_i.shape)}; got {tuple(res.shape) if torch.is_tensor(res) else repr(res)}")
-    return res
+    if torch.is_tensor(res) and res.shape==w_i.shape: return res
+    got = tuple(res.shape) if torch.is_tensor(res) else res
+    raise ValueError(f"`base` should give a tensor of shape {tuple(w_i.shape)}; got {got!r}")
 
-def _name(f): return None if f is None else _name(f.func)+(str(f.keywords) if f.keywords else '') if isinstance(f, partial) else getattr(f, '__name__', repr(f))
+def _name(f):
+    if f is None: return None
+    if isinstance(f, partial): return _name(f.func)+(str(f.keywords) if f.keywords else '')
+    return getattr(f, '__name__', repr(f))
 
 # %% ../nbs/20_supermask.ipynb #f77c16e7
 def untrained(
@@ -60,7 +67,8 @@ def untrained(
     "A heuristic supermask (1905.01067). Raises `ValueError` where masks and weights do not match"
     ws = {n:_base(base, w.detach()) for n,w in masks.check(w_i).items()}
     if rescale: ws = {n:rescaled(w, masks[n].to(w.device)) for n,w in ws.items()}
-    return Ticket(masks, {**{k:v.clone() if torch.is_tensor(v) else v for k,v in w_i.items()}, **ws}, dict(supermask='heuristic', base=_name(base), rescale=rescale))
+    rest = {k:v.clone() if torch.is_tensor(v) else v for k,v in w_i.items()}
+    return Ticket(masks, {**rest, **ws}, dict(supermask='heuristic', base=_name(base), rescale=rescale))
 
 # %% ../nbs/20_supermask.ipynb #e1625e55
 def _through(hard, soft): return hard.to(soft.dtype)+(soft-soft.detach())
@@ -80,7 +88,8 @@ def edge_popup(
     density:float=.5 # Fraction of the layer to keep, in (0, 1]; `partial(edge_popup, density=.3)` sets it
 )->torch.Tensor: # 0 and 1, exactly `round(density*numel)` ones, with the gradient of |m|
     "Keep the top of |m| in each layer (1911.13299)"
-    if isinstance(density, bool) or not isinstance(density, (int,float)) or not 0<density<=1: raise ValueError(f"`density` should be in (0, 1], a fraction of each layer to keep; got {density!r}")
+    if isinstance(density, bool) or not isinstance(density, (int,float)) or not 0<density<=1:
+        raise ValueError(f"`density` should be in (0, 1], a fraction of each layer to keep; got {density!r}")
     a = m.detach().abs().reshape(-1)
     k = max(1, round(density*a.numel()))
     t = a.kthvalue(a.numel()-k+1).values
@@ -103,6 +112,10 @@ def _kaiming(w, gen):
     if w.ndim<2: return torch.rand(w.shape, generator=gen)*2-1
     return nn.init.kaiming_uniform_(torch.empty(w.shape), a=math.sqrt(5), generator=gen)
 
+class _Zero(nn.Module):
+    def forward(self, b): return torch.zeros_like(b)
+
+# %% ../nbs/20_supermask.ipynb #aa51d295
 class Supermask(nn.Module):
     "Parametrization of one weight: `base(w)*how(m)`; only the scores `m` train"
     def __init__(self, w, name, how, base, rescale, start, seed, sample):
@@ -131,19 +144,39 @@ class Supermask(nn.Module):
         w,mask = _base(self.base, w.detach()),self.mask()
         return rescaled(w*mask, mask) if self.rescale else w*mask
 
-class _Zero(nn.Module):
-    def forward(self, b): return torch.zeros_like(b)
-
 # %% ../nbs/20_supermask.ipynb #f927b09f
 def _draw(model, args):
     for o in model.modules():
         if isinstance(o, Supermask): o.draw()
 
-def _sites(m, p): return [(mod,pn) for mod in m.modules() for pn,o in mod.named_parameters(recurse=False, remove_duplicate=False) if o is p]
+def _sites(m, p):
+    "Each place that holds the parameter `p`: module and attribute"
+    def own(mod): return mod.named_parameters(recurse=False, remove_duplicate=False)
+    return [(mod,pn) for mod in m.modules() for pn,o in own(mod) if o is p]
+
 def _reachable(m, n):
     for mod,_ in _sites(m, named_weights(m)[n]):
         if isinstance(mod, nn.RNNBase) or isinstance(getattr(mod,'module',None), nn.RNNBase):
-            raise ValueError(f"{n!r} belongs to a {type(mod).__name__}, which keeps its weights in a list of its own that masks do not reach: leave it out by `exclude`")
+            raise ValueError(f"{n!r} belongs to a {type(mod).__name__}, which keeps its weights in a list of its own that masks "
+                             "do not reach: leave it out by `exclude`")
+
+def _biases(sites):
+    "Biases of the layers that masks are on"
+    mods = {mod:0 for s in sites.values() for mod,_ in s}       # each once, in order
+    return [(mod,pn) for mod in mods for pn,_ in mod.named_parameters(recurse=False) if 'bias' in pn]
+
+# %% ../nbs/20_supermask.ipynb #14fa2ae2
+def _fresh(m, how, kwargs, **settings):
+    "A supermask for each weight, tried out: errors of `how` and `base` come before anything has changed"
+    if not callable(how):
+        raise TypeError(f"`how` should be bernoulli_mask, edge_popup, signed_mask or a function of m (and u); got {how!r}")
+    names,ws = prunable(m, **kwargs),named_weights(m)
+    for n in names: _reachable(m, n)
+    new = {n:Supermask(ws[n].detach(), n, how, **settings) for n in names}
+    for n,o in new.items():
+        o(ws[n])
+        o.train(m.training)
+    return new
 
 # %% ../nbs/20_supermask.ipynb #4c60f70f
 def add_supermask(
@@ -160,16 +193,11 @@ def add_supermask(
     "Put learnable masks on `model` and freeze all else. Raises `ValueError` where there are masks already"
     m = unwrap(model)
     if hasattr(m, '_supermask'): raise ValueError("the model has supermasks already: `remove_supermask` takes them off")
-    if not callable(how): raise TypeError(f"`how` should be bernoulli_mask, edge_popup, signed_mask or a function of m (and u); got {how!r}")
-    names,ws = prunable(m, **kwargs),named_weights(m)
-    for n in names: _reachable(m, n)
-    new = {n:Supermask(ws[n].detach(), n, how, base, rescale, start, seed, sample) for n in names}
-    for n,o in new.items():
-        o(ws[n])                                    # errors of `how` and `base` come before anything has changed
-        o.train(m.training)
-    sites = {n:_sites(m, ws[n]) for n in names}
-    bias = [(mod,pn) for mod in {mod:0 for s in sites.values() for mod,_ in s} for pn,_ in mod.named_parameters(recurse=False) if 'bias' in pn] if zero_bias else []
-    m._supermask = dict(on=names, state=state(m), grad={n:p.requires_grad for n,p in ws.items()}, order=[(mod,list(mod._parameters)) for mod in m.modules()])
+    new,ws = _fresh(m, how, kwargs, base=base, rescale=rescale, start=start, seed=seed, sample=sample),named_weights(m)
+    sites = {n:_sites(m, ws[n]) for n in new}
+    bias = _biases(sites) if zero_bias else []
+    order = [(mod,list(mod._parameters)) for mod in m.modules()]
+    m._supermask = dict(on=list(new), state=state(m), grad={n:p.requires_grad for n,p in ws.items()}, order=order)
     for p in ws.values(): p.requires_grad_(False)
     for n,s in sites.items():
         for mod,pn in s: parametrize.register_parametrization(mod, pn, new[n])
@@ -182,9 +210,11 @@ def _on(model):
     "The model and its parametrized tensors, `(name, module, attribute, first parametrization)`"
     m = unwrap(model)
     if not hasattr(m, '_supermask'): raise ValueError("the model has no supermasks: `add_supermask` puts them on")
-    return m,[(clean_name(f'{mn}.{pn}' if mn else pn), mod, pn, pl[0]) for mn,mod in m.named_modules(remove_duplicate=False) if parametrize.is_parametrized(mod)
+    mods = [(mn,mod) for mn,mod in m.named_modules(remove_duplicate=False) if parametrize.is_parametrized(mod)]
+    return m,[(clean_name(f'{mn}.{pn}' if mn else pn), mod, pn, pl[0]) for mn,mod in mods
               for pn,pl in mod.parametrizations.items() if isinstance(pl[0], (Supermask,_Zero))]
 
+# %% ../nbs/20_supermask.ipynb #34b77fb0
 # torch takes a parametrization off the class, which copies of a model share
 def _own_class(c): return type(c.__name__, c.__bases__, {k:v for k,v in vars(c).items() if k not in ('__dict__','__weakref__')})
 
@@ -225,6 +255,7 @@ def _found(o, w, sample):
     w = torch.where(mask<0, -w, w)
     return mask!=0, rescaled(w, mask) if o.rescale else w.clone()
 
+# %% ../nbs/20_supermask.ipynb #27db424d
 @torch.no_grad()
 def supermask_ticket(
     model:nn.Module, # A model with supermasks
@@ -232,10 +263,13 @@ def supermask_ticket(
 )->Ticket: # Masks, and weights as used; biases are 0 if they were
     "The supermask that evaluation uses. Raises `ValueError` where the scores are not finite"
     m,sites = _on(model)
-    if miss := kwargs.keys()-{'sample'}: raise TypeError(f"supermask_ticket has no argument {miss.pop()!r}; it has `model` and `sample`")
-    found = {id(o):(o,*_found(o, mod.parametrizations[pn].original, kwargs.get('sample', o.sample))) for _,mod,pn,o in sites if isinstance(o, Supermask)}
+    if miss := kwargs.keys()-{'sample'}:
+        raise TypeError(f"supermask_ticket has no argument {miss.pop()!r}; it has `model` and `sample`")
+    on = [(o,mod.parametrizations[pn].original) for _,mod,pn,o in sites if isinstance(o, Supermask)]
+    found = {id(o):(o,*_found(o, w, kwargs.get('sample', o.sample))) for o,w in on}
     baked = {n:found[id(o)][2] if id(o) in found else getattr(mod, pn).detach().clone() for n,mod,pn,o in sites}
-    now = state(m)
-    o = next(v[0] for v in found.values())
-    return Ticket(Masks({v[0].name:v[1] for v in found.values()}), {k:baked[k] if k in baked else now[k] for k in m._supermask['state']},
-                  dict(supermask=_name(o.how), base=_name(o.base), rescale=o.rescale, seed=o.seed, sample=kwargs.get('sample', o.sample) if o.noisy else None))
+    now,o = state(m),on[0][0]
+    meta = dict(supermask=_name(o.how), base=_name(o.base), rescale=o.rescale, seed=o.seed,
+                sample=kwargs.get('sample', o.sample) if o.noisy else None)
+    weights = {k:baked[k] if k in baked else now[k] for k in m._supermask['state']}
+    return Ticket(Masks({v[0].name:v[1] for v in found.values()}), weights, meta)

@@ -17,6 +17,11 @@ from .resets import load_
 from .files import *
 
 # %% ../nbs/07_tickets.ipynb #94ad829f
+def _short(v):
+    "Text from a file in one line, a terminal's control characters escaped"
+    s = repr(str(v))[1:-1]
+    return s if len(s)<=60 else s[:57]+'...'
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Ticket:
     "Masks, starting weights (a whole `state_dict`, dense) and how the ticket was made"
@@ -24,6 +29,7 @@ class Ticket:
     weights:dict
     meta:dict = field(default_factory=dict)
     held:dict = None # Values of pruned weights by name, where they are not all 0 (1905.01067, mask-0 actions)
+    beside:dict = None # Starting values of what trains outside the model, by name, such as `'loss_func.weight'`
     def __post_init__(self):
         self.masks.check(self.weights)
         self.masks.check({n:(self.held or {}).get(n, m) for n,m in self.masks.items()})
@@ -31,9 +37,13 @@ class Ticket:
     def density(self):
         "Fraction of the prunable weights that is kept"
         return self.masks.density
-    def __repr__(self): return f'Ticket({self.masks!r}, {self.meta})'
+    def __repr__(self):
+        m,made = self.masks,self.meta
+        first = f"round {_short(made['round'])}: " if 'round' in made else ''
+        more = [f'{k} {_short(made[k])}' for k in ('rewind_to','how') if k in made]
+        return f"Ticket({first}{', '.join([f'{m.n_kept:,} of {m.numel:,} weights', f'density {m.density:.4g}', *more])})"
 
-# %% ../nbs/07_tickets.ipynb #5da43cdc
+# %% ../nbs/07_tickets.ipynb #9fd52625
 @patch
 def _label(self:Ticket):
     "What is measured off the masks"
@@ -45,9 +55,12 @@ def save(self:Ticket,
     path # File; `.safetensors` is added where it is missing
 )->Path: # The file written
     "Write masks, starting weights and label to one safetensors file: plain tensors and JSON, no pickle"
-    parts = {'mask':self.masks, 'weight':self.weights, 'held':self.held or {}}
-    return save_tensors(path, {f'{p}/{n}':t for p,d in parts.items() for n,t in d.items()},
-        {**self.meta, **self._label()})
+    parts = dict(mask=self.masks, weight=self.weights, held=self.held or {}, beside=self.beside or {})
+    tensors = {f'{p}/{n}':t for p,d in parts.items() for n,t in d.items()}
+    return save_tensors(path, tensors, {**self.meta, **self._label()})
+
+# %% ../nbs/07_tickets.ipynb #5da43cdc
+def _part(tensors, name): return {n.removeprefix(name+'/'):t for n,t in tensors.items() if n.startswith(name+'/')}
 
 @patch(cls_method=True)
 def load(cls:Ticket,
@@ -55,26 +68,31 @@ def load(cls:Ticket,
 )->Ticket:
     "Read a ticket and check it. Raises `FileNotFoundError`, or `ValueError` for a damaged file or one of another kind"
     ts,meta = load_tensors(path)
-    part = lambda p: {n[len(p):]:t for n,t in ts.items() if n.startswith(p)}
-    ms,ws = part('mask/'),part('weight/')
-    if not ms or sorted(ms)!=sorted(meta.get('names',())): raise ValueError(f"{str(path)!r} holds no ticket: it has {', '.join(list(ts)[:3])} ...")
-    try: res = cls(Masks({n:ms[n] for n in meta['names']}), ws, meta, part('held/') or None)
+    masks,weights,held,beside = (_part(ts, o) for o in ('mask','weight','held','beside'))
+    if not masks or sorted(masks)!=sorted(meta.get('names',())):
+        raise ValueError(f"{str(path)!r} holds no ticket: it has {', '.join(list(ts)[:3])} ...")
+    try: res = cls(Masks({n:masks[n] for n in meta['names']}), weights, meta, held or None, beside or None)
     except (TypeError,ValueError) as e: raise ValueError(f"{str(path)!r} holds no ticket: {e}") from None
     for k,v in res._label().items():
         if meta.get(k)!=v: raise ValueError(f"the label of {str(path)!r} says {k}={meta.get(k)!r}, but its masks measure {v!r}")
     return res
 
 # %% ../nbs/07_tickets.ipynb #2f0e5738
+_another = "the ticket is of another architecture"
+
 @patch
 def check(self:Ticket,
     model:nn.Module # A model of the ticket's architecture
 ):
     "Raise `ValueError`, naming what differs, where `model` is of another architecture than this ticket"
     has = {clean_name(k):v for k,v in unwrap(model).state_dict().items()}
-    for n in self.weights.keys()-has.keys(): raise ValueError(f"the ticket is of another architecture: the model has no {n!r}; it has {', '.join(has)}")
-    for n in has.keys()-self.weights.keys(): raise ValueError(f"the ticket is of another architecture: it has no {n!r}, which the model has")
+    for n in self.weights:
+        if n not in has: raise ValueError(f"{_another}: the model has no {n!r}; it has {', '.join(has)}")
+    for n in has:
+        if n not in self.weights: raise ValueError(f"{_another}: it has no {n!r}, which the model has")
     for n,w in self.weights.items():
-        if w.shape!=has[n].shape: raise ValueError(f"the ticket's {n!r} has shape {tuple(w.shape)}, the model's {tuple(has[n].shape)}")
+        if w.shape!=has[n].shape:
+            raise ValueError(f"the ticket's {n!r} has shape {tuple(w.shape)}, the model's {tuple(has[n].shape)}")
 
 @patch
 def apply_(self:Ticket,

@@ -14,22 +14,40 @@ from .masks import *
 from .resets import state
 from .tickets import *
 
+# %% ../nbs/21_transfer.ipynb #c5b6b953
+def shapes(got, want): return f'shape {tuple(got.shape)}, the target {tuple(want.shape)}'
+
+def misfits(own, ws, masks, behind):
+    "What of the weights `ws` and the `masks` does not fit the target's state `own`, each name once"
+    bad = {}
+    for k in own:
+        if behind(k): continue
+        if k not in ws: bad[k] = f'{k!r} is missing'
+        elif ws[k].shape!=own[k].shape: bad[k] = f'{k!r} has {shapes(ws[k], own[k])}'
+    for n,m in masks.items():
+        if n in bad or behind(n): continue
+        if n not in own: bad[n] = f'{n!r} is not in the target'
+        elif m.shape!=own[n].shape: bad[n] = f'the mask of {n!r} has {shapes(m, own[n])}'
+    return list(bad.values())
+
 # %% ../nbs/21_transfer.ipynb #4225c6fb
 def transfer(
     ticket:Ticket, # Found on the source task
     model:nn.Module, # A model for the target task: the same names and shapes, but for what stays behind
-    weights:dict=None, # What survivors start from: `state(model)` of the trained source net, or what `torch.save` kept of it; by default the ticket's own starting weights
-    exclude=() # Glob(s) or module(s) that stay behind, such as `'fc'`: they take the target model's own weights, and no mask
+    weights:dict=None, # Start of survivors, such as `state(model)` of the trained source net; by default the ticket's own
+    exclude=() # Glob(s) or module(s) that stay behind, such as `'fc'`: they take the target's own weights, and no mask
 )->Ticket: # For a model like `model`: `fit_ticket` trains it, `apply_` puts it on
     "Carry a ticket to another task (1905.07785). Raises `ValueError` where names or shapes differ, and names all of them"
-    own,ws = state(model),{clean_name(k):v for k,v in (ticket.weights if weights is None else weights).items()}
+    own,given = state(model),ticket.weights if weights is None else weights
+    ws = {clean_name(k):v for k,v in given.items()}
     behind = name_matcher(model, exclude, list(own))
-    gone = {k for k in own if behind(k)}
-    def wrong(k, o): return f'{k!r} is missing' if k not in o else f'{k!r} has shape {tuple(o[k].shape)}, the target {tuple(own[k].shape)}' if o[k].shape!=own[k].shape else None
-    bad = [w for k in own if k not in gone and (w := wrong(k, ws))]+[w for n in ticket.masks if n in own and n not in gone and (w := wrong(n, ticket.masks))]
-    bad += [f'{n!r} is not in the target' for n in ticket.masks if n not in own and not behind(n)]
-    if bad: raise ValueError(f"the ticket does not fit the target's model: {'; '.join(bad)}. Leave layers behind with `exclude=`, or use a model of the same shapes")
-    masks = Masks({n:m for n,m in ticket.masks.items() if n not in gone and n in own})
-    if not masks: raise ValueError(f"`exclude` should leave a pruned layer to carry; got {exclude!r}, and the ticket has {', '.join(ticket.masks)}")
-    new = {k:(v if k in gone else ws[k]).detach().to('cpu', v.dtype).clone() for k,v in own.items()}
-    return Ticket(masks, new, {**ticket.meta, 'rewind_to':'init', 'carried':'ticket' if weights is None else 'weights'}, {n:h for n,h in (ticket.held or {}).items() if n in masks})
+    if bad := misfits(own, ws, ticket.masks, behind):
+        raise ValueError(f"the ticket does not fit the target's model: {'; '.join(bad)}. Leave layers behind with `exclude=`, "
+                         "or use a model of the same shapes")
+    masks = Masks({n:m for n,m in ticket.masks.items() if n in own and not behind(n)})
+    if not masks:
+        raise ValueError(f"`exclude` should leave a pruned layer to carry; got {exclude!r}, and the ticket has "
+                         f"{', '.join(ticket.masks)}")
+    new = {k:(v if behind(k) else ws[k]).detach().to('cpu', v.dtype).clone() for k,v in own.items()}
+    meta = {**ticket.meta, 'rewind_to':'init', 'carried':'ticket' if weights is None else 'weights'}
+    return Ticket(masks, new, meta, {n:h for n,h in (ticket.held or {}).items() if n in masks})

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from nets import *
 from test_traps_masks import opts,later,dense_file,overflow,CpuAmp,_New
 from fastai_lottery.fits import last_lr
-from fastai_lottery.signals import *
+from fastai_lottery.signals import mixed_batches
 from fastai_lottery.files import _digest
 
 # --- the same, told a second time
@@ -467,7 +467,7 @@ def test_gradients_are_taken_with_held_values(kind, word):
     for n,g in zip(names, signal(kind, deepcopy(learn.model), batch, names)): torch.testing.assert_close(got[n].double(), g.double(), rtol=1e-4, atol=1e-6)
 
 def one_batch(learn):
-    (xb,yb), = learn.lottery._batches()
+    (xb,yb), = mixed_batches(learn)
     return (*xb,*yb)
 
 def test_batch_of_the_criteria_is_mixed_and_always_the_same():

@@ -7,15 +7,16 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 files = {p.stem:p.read_text(encoding='utf-8') for p in sorted((root/'bench').glob('*.py'))}
 trees = {k:ast.parse(s) for k,s in files.items()}
-benches = [(k,o.name) for k,t in trees.items() for o in t.body if isinstance(o, ast.FunctionDef) and o.name.startswith('bench_')]
+benches = [(k,n) for k,t in trees.items() for o in t.body if (n := getattr(o, 'name', '')).startswith('bench_')]
 
 @pytest.fixture(scope='module')
 def ran(tmp_path_factory):
     "What became of each, by file and name: what it printed, and its error if there was one"
     pytest.importorskip('fasterai', reason='needs fasterai, of the `bench` extra')
     xml = tmp_path_factory.mktemp('bench')/'report.xml'
-    args = ['-q','-p','no:cacheprovider','-o','python_functions=bench_*','-o','junit_logging=system-out','--junitxml',xml,'bench']
-    r = subprocess.run([sys.executable,'-m','pytest',*args], cwd=root, env={**os.environ,'LOTTERY_BENCH':'tiny'}, text=True, capture_output=True)
+    opts = [f'-o{o}' for o in ('python_functions=bench_*','junit_logging=system-out')]
+    cmd = [sys.executable,'-m','pytest','-q','-p','no:cacheprovider',*opts,'--junitxml',xml,'bench']
+    r = subprocess.run(cmd, cwd=root, env={**os.environ,'LOTTERY_BENCH':'tiny'}, text=True, capture_output=True)
     assert xml.exists(), r.stdout+r.stderr
     res = {}
     for o in ElementTree.parse(xml).iter('testcase'):

@@ -9,13 +9,15 @@ import numpy as np, pytest, torch
 from torch import nn
 from torchvision import datasets as tvd
 from torch.nn import functional as F
-from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, MSELossFlat, accuracy, load_learner, noop, set_seed
+from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, MSELossFlat
+from fastai.basics import accuracy, load_learner, noop, set_seed
 import fastai.callback.schedule # noqa: F401, patches `fit_one_cycle` and `lr_find` on `Learner`
 from fastai_lottery.data import *
 
 def rng_state(): return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 def order(dl): return torch.cat([x.flatten(1)[:,0] for x,*_ in dl]).int().tolist()
-def tiny(n=50, bs=8, **kw): return TensorDL(TensorDS(torch.arange(float(n))[:,None], torch.arange(n)%3, vocab=list('abc')), bs=bs, **kw)
+def tiny(n=50, bs=8, **kw):
+    return TensorDL(TensorDS(torch.arange(float(n))[:,None], torch.arange(n)%3, vocab=list('abc')), bs=bs, **kw)
 def mlp(n): return nn.Sequential(nn.Flatten(), nn.Linear(n,16), nn.ReLU(), nn.Linear(16,10))
 def quiet(learn, n=1):
     with learn.no_logging(), learn.no_mbar(): learn.fit(n)
@@ -43,7 +45,7 @@ def idx_root(request, tmp_path):
 
 @pytest.fixture
 def cifar_root(tmp_path, monkeypatch):
-    "A small CIFAR-10 in its own format. torchvision checks md5 sums before it unpickles, so it is told those of these files"
+    "A small CIFAR-10 in its own format. torchvision checks md5 sums before it unpickles: it is told those of these files"
     base = tmp_path/'cifar-10-batches-py'
     base.mkdir()
     def write(name, d):
@@ -51,7 +53,8 @@ def cifar_root(tmp_path, monkeypatch):
         (base/name).write_bytes(b)
         return hashlib.md5(b).hexdigest()
     batch = lambda i: {'data':images(20, 20*i, (3,32,32)).reshape(20,-1), 'labels':[j%10 for j in range(20)]}
-    monkeypatch.setattr(tvd.CIFAR10, 'train_list', [[f'data_batch_{i+1}', write(f'data_batch_{i+1}', batch(i))] for i in range(5)])
+    train = [[f'data_batch_{i+1}', write(f'data_batch_{i+1}', batch(i))] for i in range(5)]
+    monkeypatch.setattr(tvd.CIFAR10, 'train_list', train)
     monkeypatch.setattr(tvd.CIFAR10, 'test_list', [['test_batch', write('test_batch', batch(5))]])
     names = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
     monkeypatch.setattr(tvd.CIFAR10, 'meta', {**tvd.CIFAR10.meta, 'md5':write('batches.meta', {'label_names':names})})
@@ -99,7 +102,8 @@ def test_digits_split():
         assert (dl.dataset.y.bincount()-share).abs().max() <= 1.01
     # disjoint and complete: together they are scikit-learn's images, each once
     from sklearn.datasets import load_digits
-    got = torch.cat([torch.cat([raw_pixels(dl.dataset).flatten(1), dl.dataset.y.cpu().int()[:,None]], 1) for dl in dls]).tolist()
+    def rows(ds): return torch.cat([raw_pixels(ds).flatten(1), ds.y.cpu().int()[:,None]], 1)
+    got = torch.cat([rows(dl.dataset) for dl in dls]).tolist()
     d = load_digits()
     assert sorted(got) == sorted(np.concatenate([d.data, d.target[:,None]], 1).astype(int).tolist())
 
@@ -130,7 +134,8 @@ def test_cifar_split(cifar_root):
 def test_statistics_are_of_the_training_part_only(cifar_root):
     dls = cifar10(bs=16, path=cifar_root, n_valid=30, seed=0)
     x = np.concatenate([images(20, 20*i, (3,32,32)) for i in range(5)])[which(dls.train_ds)].astype(float)
-    assert np.allclose(dls.train_ds.stats[0], x.mean((0,2,3)), atol=1e-9) and np.allclose(dls.train_ds.stats[1], x.std((0,2,3)), atol=1e-9)
+    mean,std = dls.train_ds.stats
+    assert np.allclose(mean, x.mean((0,2,3)), atol=1e-9) and np.allclose(std, x.std((0,2,3)), atol=1e-9)
     assert dls.train_ds.x.mean((0,2,3)).abs().max() < 1e-5
     short = cifar10(bs=16, path=cifar_root, n_valid=30, n_train=20, seed=0)
     assert which(short.train_ds) == which(dls.train_ds)[:20]
@@ -218,7 +223,8 @@ def test_damaged_cifar_is_never_unpickled(cifar_root):
 
 def test_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv('FASTAI_LOTTERY_DATA', str(tmp_path/'env'))
-    assert data_root() == tmp_path/'env' and data_root(tmp_path/'arg') == tmp_path/'arg' and data_root('~/x') == Path.home()/'x'
+    assert data_root() == tmp_path/'env' and data_root(tmp_path/'arg') == tmp_path/'arg'
+    assert data_root('~/x') == Path.home()/'x'
     monkeypatch.delenv('FASTAI_LOTTERY_DATA')
     from fastai.data.external import fastai_path
     assert data_root() == fastai_path('data')
@@ -290,7 +296,9 @@ def test_global_rng_untouched():
     before = rng_state()
     digits(seed=1)
     split_order(100, np.arange(100)%3)
-    for dl in [*dls,aug]: list(dl), dl.one_batch(), dl.new(shuffle=True).one_batch(), dl.new(shuffle=False), deepcopy(dl)
+    for dl in [*dls,aug]:
+        list(dl), dl.one_batch(), deepcopy(dl)
+        dl.new(shuffle=True).one_batch(), dl.new(shuffle=False)
     dls.to('cpu')
     dls.new_empty()
     assert rng_state() == before
@@ -356,7 +364,8 @@ def test_same_batches_on_a_gpu():
 def test_to_moves_the_tensors():
     dls = digits(seed=0, device='cpu')
     dls.to('meta')
-    assert dls.device == 'meta' and all(dl.device.type == dl.dataset.x.device.type == dl.dataset.y.device.type == 'meta' for dl in dls)
+    assert dls.device == 'meta'
+    assert all(dl.device.type == dl.dataset.x.device.type == dl.dataset.y.device.type == 'meta' for dl in dls)
 
 # ---- augmentation
 
@@ -370,7 +379,8 @@ def test_flip_crop_picks_flipped_crops():
         assert len(hits) == 1
         seen.add(hits[0])
     assert len(seen) > 40 # of 50: samples are drawn one by one
-    assert out.equal(flip_crop(x, torch.Generator().manual_seed(0), pad=2)) and not out.equal(flip_crop(x, torch.Generator().manual_seed(1), pad=2))
+    again,other = (flip_crop(x, torch.Generator().manual_seed(i), pad=2) for i in (0,1))
+    assert out.equal(again) and not out.equal(other)
 
 def test_augmentation_is_for_training_only(cifar_root):
     plain,aug = (cifar10(bs=10, path=cifar_root, n_valid=30, augment=a, seed=0) for a in (False,True))
@@ -434,7 +444,8 @@ def test_export_and_load(tmp_path):
     assert [len(dl.dataset) for dl in again.dls] == [0,0,0] and again.dls.vocab == dls.vocab
     x = dls[2].dataset.x.cpu()
     assert torch.allclose(again.get_preds(dl=again.dls.test_dl(x))[0], learn.get_preds(2)[0], atol=1e-6)
-    assert torch.allclose(again.get_preds(dl=again.dls.test_dl(list(x[:5].numpy())))[0], learn.get_preds(2)[0][:5], atol=1e-6)
+    dl = again.dls.test_dl(list(x[:5].numpy()))
+    assert torch.allclose(again.get_preds(dl=dl)[0], learn.get_preds(2)[0][:5], atol=1e-6)
     name,i,probs = again.predict(x[0])
     assert name == dls.vocab[int(i)] and int(i) == int(probs.argmax())
 

@@ -34,12 +34,13 @@ def kind_of(source):
     "What a code cell is by its directives"
     marks = set(re.findall(r'^#\|\s*([\w-]+)', source, re.M))
     if marks & {'export','exports','exporti'}: return 'export'
-    return 'hidden' if marks & {'hide','default_exp'} or re.search(r'^#\|\s*(include|eval):\s*false', source, re.M) else 'lesson'
+    unseen = marks & {'hide','default_exp'} or re.search(r'^#\|\s*(include|eval):\s*false', source, re.M)
+    return 'hidden' if unseen else 'lesson'
 
 def seen(cell, source):
     "Does the site show an output of this cell?"
-    outs = [o for o in cell.get('outputs', ()) if o['output_type'] in ('display_data','execute_result') or o.get('name')=='stdout']
-    return bool(outs) and not re.search(r'^#\|\s*output:\s*false', source, re.M)
+    types = {o.get('name', o['output_type']) for o in cell.get('outputs', ())}
+    return bool(types & {'display_data','execute_result','stdout'}) and not re.search(r'^#\|\s*output:\s*false', source, re.M)
 
 def cells_of(nb, path):
     for i,c in enumerate(nb['cells']):
@@ -95,7 +96,8 @@ def statements_beside(piece):
     toks = list(tokenize.generate_tokens(io.StringIO(source).readline))
     for o,then in zip(toks, toks[1:]):
         ends = piece.kind=='lesson' and then.type in (tokenize.NEWLINE, tokenize.COMMENT)
-        if o.type==tokenize.OP and o.string==';' and not ends: yield o.start[0], f'two statements in a line: {o.line.strip()[:60]}'
+        beside = o.type==tokenize.OP and o.string==';' and not ends
+        if beside: yield o.start[0], f'two statements in a line: {o.line.strip()[:60]}'
 
 # --- functions
 
@@ -135,7 +137,8 @@ def over(name, f):
 
 def too_big(piece):
     for name,f in functions(parsed(piece) or ast.Module([],[])):
-        for k,v in over(f'{home(piece.path)}.{name}', f).items(): yield f.lineno, f'`{name}` has {v} {k}, of {limits[k]} at most'
+        beyond = over(f'{home(piece.path)}.{name}', f)
+        for k,v in beyond.items(): yield f.lineno, f'`{name}` has {v} {k}, of {limits[k]} at most'
 
 # --- expressions
 
@@ -144,7 +147,7 @@ def nested(o, comps=0, called=False, ifs=0):
     "Lines with a comprehension in a comprehension in a call, or with three conditional expressions in each other"
     comps += called and isinstance(o, Comp)
     ifs = ifs+1 if isinstance(o, ast.IfExp) else ifs if isinstance(o, ast.expr) else 0
-    if comps==2 and isinstance(o, Comp): yield o.lineno, 'a comprehension in a comprehension in a call: the inner one wants a name'
+    if comps==2 and isinstance(o, Comp): yield o.lineno, 'a comprehension in a comprehension in a call: name the inner one'
     elif ifs==3 and isinstance(o, ast.IfExp): yield o.lineno, 'three conditional expressions in each other'
     else:
         for k in ast.iter_child_nodes(o):
@@ -171,42 +174,70 @@ def of_self(o):
     stored = isinstance(o, ast.Attribute) and isinstance(o.ctx, ast.Store)
     return stored and isinstance(o.value, ast.Name) and o.value.id in ('self','cls')
 
-def defined(tree):
-    "Private names that code defines: of the module, of its classes, of their objects"
+def is_patch(o): return isinstance(o, Def) and bool(patched_on(o))
+def of_module(tree):
+    "Private names of a module: all of its own but what it patches"
     for o in ast.walk(tree):
-        if isinstance(o, (ast.Module,ast.ClassDef,ast.If,ast.Try)): yield from (n for s in o.body for n in bound(s) if private(n))
+        own = o.body if isinstance(o, (ast.Module,ast.If,ast.Try)) else ()
+        yield from (n for s in own if not is_patch(s) for n in bound(s) if private(n))
+
+def of_objects(tree):
+    "Private names of classes and their objects, those that are patched included"
+    for o in ast.walk(tree):
+        own = o.body if isinstance(o, ast.ClassDef) else [o] if is_patch(o) else ()
+        yield from (n for s in own for n in bound(s) if private(n))
         if of_self(o) and private(o.attr): yield o.attr
 
 @lru_cache(None)
-def defined_in(path, kinds=('code','export')): return {n for p,t in trees(path) if p.kind in kinds for n in defined(t)}
+def defined_in(path, kinds=('code','export')):
+    "Private names that code defines, of its module and of objects"
+    ts = [t for p,t in trees(path) if p.kind in kinds]
+    return {n for t in ts for n in of_module(t)}, {n for t in ts for n in of_objects(t)}
 
 @lru_cache(None)
 def owners():
-    "Private name → rooms that define it"
-    res = {}
+    "Private name → rooms that define it, for names of modules and for names of objects"
+    res = {},{}
     for r,p in rooms.items():
-        for n in defined_in(p): res.setdefault(n, []).append(r)
+        for into,ns in zip(res, defined_in(p)):
+            for n in ns: into.setdefault(n, []).append(r)
     return res
 
+def imports(tree):
+    "Names that an import binds, with what they stand for"
+    for o in ast.walk(tree):
+        home = f'{lib if o.level else ""}.{o.module or ""}.' if isinstance(o, ast.ImportFrom) else ''
+        for a in o.names if isinstance(o, (ast.Import,ast.ImportFrom)) else ():
+            name = a.name if home or a.asname else a.name.split('.')[0]
+            yield a.asname or name, f'{home}{name}'.strip('.'), o.lineno
+
+def first_name(o):
+    "`a` of `a.b.c`"
+    while isinstance(o, ast.Attribute): o = o.value
+    return getattr(o, 'id', None)
+
 def reached(o):
-    "Names that an expression takes from an object or a module"
-    if isinstance(o, ast.Attribute): return [o.attr]
+    "Names that an expression takes from an object or a module, and the first name of that"
+    if isinstance(o, ast.Attribute): return [(first_name(o), o.attr)]
     called = o.func.id if isinstance(o, ast.Call) and isinstance(o.func, ast.Name) else ''
     if called not in ('getattr','setattr','hasattr','delattr'): return []
-    return [a.value for a in o.args[1:2] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+    return [(first_name(o.args[0]), a.value) for a in o.args[1:2] if isinstance(getattr(a, 'value', None), str)]
 
 def reaches_over(tree, own, owners):
-    "Private names of other rooms, imported or reached"
+    "Private names of other rooms, imported or reached; what a class of one's own defines is one's own"
+    ours = set()
+    for nm,full,line in imports(tree):
+        if full.split('.')[0]!=lib: continue
+        ours.add(nm)
+        if private(full.split('.')[-1]): yield line, f'`{full}` is private'
+    of_modules,of_objects = owners
     for o in ast.walk(tree):
-        ours = isinstance(o, ast.ImportFrom) and (o.level or (o.module or '').split('.')[0]==lib)
-        for n in [a.name for a in o.names] if ours else []:
-            if private(n): yield o.lineno, f'`{n}` is private in {o.module}'
-        for n in reached(o):
-            if private(n) and n not in own and n in owners: yield o.lineno, f'`{n}` is private in {", ".join(owners[n])}'
+        for first,n in reached(o):
+            at = (first in ours and of_modules.get(n)) or (n not in own and of_objects.get(n))
+            if private(n) and at: yield o.lineno, f'`{n}` is private in {", ".join(at)}'
 
 def private_of_others(piece):
-    own = defined_in(piece.path, any_code)
-    if t := parsed(piece): yield from reaches_over(t, own, owners())
+    if t := parsed(piece): yield from reaches_over(t, defined_in(piece.path, any_code)[1], owners())
 
 # --- rooms
 
@@ -216,7 +247,7 @@ def about_cell(piece):
     return t, [f'{home(piece.path)}.{n}' for n,_ in functions(t) if '.' not in n or n.startswith('Learner.')]
 
 def cell_too_full(piece):
-    "One idea a cell, imports not counted; a function alone may be as long as a function may be, one of `wordy` as it is"
+    "One idea a cell, imports not counted; a function alone has a function's limit, one of `wordy` none"
     t,fs = about_cell(piece)
     lines = sum(not l.startswith('#|') for l in piece.source.strip().splitlines())
     n = lines-sum(o.end_lineno-o.lineno+1 for o in t.body if isinstance(o, (ast.Import,ast.ImportFrom)))
@@ -227,7 +258,7 @@ def late_lesson(pieces):
     first = next((p.cell for p in pieces if p.kind=='lesson' and p.shown), None)
     if first is None: yield 'no cell that a reader can run shows anything'
     elif first>=limits['before']:
-        yield f'the first cell that a reader can run, and that shows something, is cell {first}, of {limits["before"]-1} at most'
+        yield f'the first cell that one can run, and that shows something, is cell {first}, of {limits["before"]-1} at most'
 
 def imported(tree):
     "Modules of this package that code imports, wherever in it"
@@ -258,7 +289,7 @@ def wrong_storey(tree, floor):
     for o in ast.walk(tree):
         mods = [a.name for a in o.names] if isinstance(o, ast.Import) else [getattr(o, 'module', None) or '']
         if floor<10 and any(m.split('.')[0]=='fastai' for m in mods): yield o.lineno, 'a value knows nothing of fastai'
-        if floor<10 and isinstance(o, ast.Name) and o.id in ('Learner','Callback'): yield o.lineno, f'a value knows no {o.id}'
+        if floor<10 and getattr(o, 'id', '') in ('Learner','Callback'): yield o.lineno, f'a value knows no {o.id}'
         called = o.func.attr if isinstance(o, ast.Call) and isinstance(o.func, ast.Attribute) else ''
         if 40<=floor<90 and trains.fullmatch(called): yield o.lineno, f'nothing is trained here: `.{called}(`'
 
@@ -294,7 +325,7 @@ checks = dict(
     one_statement_a_line=(each(statements_beside, any_code), hand_written),
     functions=(each(too_big, any_code), hand_written),
     expressions=(each(too_deep, any_code), hand_written),
-    private_names=(each(private_of_others, any_code), [p for p in hand_written if p[:6]!='tests/']),       # tests may look inside
+    private_names=(each(private_of_others, any_code), [p for p in hand_written if p[:6]!='tests/']),   # those may look inside
     export_cells=(each(cell_too_full, ['export']), in_rooms),
     room_size=(room_size, in_rooms),
     lesson_first=(lessons, [p for k,p in rooms.items() if k!='all']),      # `all` collects the others
@@ -351,20 +382,27 @@ def test_a_rule_sees_what_breaks_it(check, bad, good):
     assert len(list(check(bad)))==1
     assert not list(check(good))
 
-@pytest.mark.parametrize('bad', ['from .core import _x', f'from {lib}.core import a,_x', f'from {lib} import _x',
-    f'import {lib}.core as c\nc._x', 'learn.lottery._x', 'self._x', "getattr(o, '_x')", 'o._x = 1'])
+@pytest.mark.parametrize('bad', ['from .core import _x', f'from {lib}.core import a,_x as y', f'from {lib} import _x',
+    f'import {lib}.core as c\nc._x', f'import {lib}.core\n{lib}.core._x', f'from {lib} import core\ncore._x',
+    'from . import core\ncore._x', 'learn.lottery._o', 'self._o', "getattr(a, '_o')", 'a._o = 1', f'from {lib}.core import A\nA()._o'])
 def test_private_names(bad):
-    def broken(s, own=()): return list(reaches_over(ast.parse(s), own, {'_x':['core']}))
+    def broken(s, own=()): return list(reaches_over(ast.parse(s), own, ({'_x':['core']},{'_o':['core']})))
     assert len(broken(bad))==1
-    if 'from' not in bad: assert not broken(bad, {'_x'}), 'a room may use what it defines'
-    others = 'from torch import _C', 'o._of_torch', "getattr(o, '_of_torch')"
-    for good in (bad.replace('_x','x'), bad.replace('_x','__x__'), *others): assert not broken(good), good
+    if '_o' in bad: assert not broken(bad, {'_o'}), 'a room may use what its classes define'
+    public,dunder = (re.sub(r'\b_([xo])\b', o, bad) for o in (r'\1',r'__\1__'))
+    others = 'from torch import _C', 'import a\na._x', 'self._x', "getattr(a, '_of_torch')"
+    for good in (public, dunder, *others): assert not broken(good), good
 
-@pytest.mark.parametrize('s', ['_x = 1', '_x,y = 1,2', 'def _x(): pass', 'class _x: pass', 'class A:\n    _x:int = 1',
-    'class A:\n    def f(self): self._x = 1', 'try: _x = 1\nexcept E: pass'])
-def test_private_names_have_owners(s):
-    assert set(defined(ast.parse(s)))=={'_x'}
-    assert not set(defined(ast.parse(s.replace('_x','x'))))
+@pytest.mark.parametrize('s', ['_x = 1','_x,y = 1,2','def _x(): pass','class _x: pass','try: _x = 1\nexcept E: pass'])
+def test_private_names_of_modules(s):
+    assert set(of_module(ast.parse(s)))=={'_x'} and not set(of_objects(ast.parse(s)))
+    assert not set(of_module(ast.parse(s.replace('_x','x'))))
+
+@pytest.mark.parametrize('s', ['class A:\n    _x:int = 1', 'class A:\n    def f(self): self._x = 1',
+    'class A:\n    def _x(self): pass', '@patch\ndef _x(self:Learner): pass'])
+def test_private_names_of_objects(s):
+    assert set(of_objects(ast.parse(s)))=={'_x'} and not set(of_module(ast.parse(s)))
+    assert not set(of_objects(ast.parse(s.replace('_x','x'))))
 
 toy_floors = dict(core=0, masks=1, callback=11, shrink=23, deploy=24, analysis=26, growth=22, plots=40, all=90)
 @pytest.mark.parametrize('mod,bad,good', [
@@ -381,7 +419,8 @@ def test_floor(mod, bad, good):
     assert len(broken(bad))==1 and not broken(good)
     assert not broken(f'from {lib}.{mod} import *', 'lesson')
 
-@pytest.mark.parametrize('floor,bad', [(0,'from fastai.learner import x'), (9,'import fastai.basics'), (5,'def f(l:Learner): pass'),
+@pytest.mark.parametrize('floor,bad', [
+    (0,'from fastai.learner import x'), (9,'import fastai.basics'), (5,'def f(l:Learner): pass'),
     (1,'class A(Callback): pass'), (40,'learn.fit(1)'), (42,'learn.fit_lottery(1)'), (40,'loss.backward()')])
 def test_storey(floor, bad):
     def broken(s, floor): return list(wrong_storey(ast.parse(s), floor))

@@ -8,7 +8,8 @@ from fastai_lottery.sizes import *
 from fastai_lottery.statistics import *
 from fastai_lottery.claims import *
 
-def half_masks(model): return {n:torch.arange(p.numel()).view_as(p)%2==0 for n,p in model.named_parameters() if p.ndim>1}
+def half_masks(model):
+    return {n:torch.arange(p.numel()).view_as(p)%2==0 for n,p in model.named_parameters() if p.ndim>1}
 
 # ---- weights
 
@@ -44,10 +45,12 @@ def test_zeros_are_measured():
     (nn.ConvTranspose2d(3,8,2,stride=2), (1,3,5,5), 2*3*25*8*4)], ids=str)
 def test_flops_equal_a_hand_count(layer, x, want):
     t = flops(layer, torch.rand(x))
-    assert t.index.tolist() == ['weight','total'] and t.loc['weight'].tolist() == [want,1,want] and t.loc['total','flops'] == want
+    assert t.index.tolist() == ['weight','total']
+    assert t.loc['weight'].tolist() == [want,1,want] and t.loc['total','flops'] == want
     t = flops(layer, torch.rand(x), half_masks(layer))
     n = layer.weight.numel()
-    assert t.loc['weight','flops'] == want and t.loc['weight','sparse_flops'] == t.loc['total','sparse_flops'] == round(want*-(-n//2)/n)
+    assert t.loc['weight','flops'] == want
+    assert t.loc['weight','sparse_flops'] == t.loc['total','sparse_flops'] == round(want*-(-n//2)/n)
 
 class Zoo(nn.Module):
     "Attention, recurrence, a bare parameter, a tied and an unused weight"
@@ -74,7 +77,8 @@ def test_flops_by_weight():
     assert t.loc['total','flops'] == sum(want.values())
 
 def test_flops_add_up_to_the_counter_of_pytorch():
-    model = nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8,8,3,groups=2), nn.Flatten(), nn.Linear(8*16,10)).eval()
+    body = nn.Conv2d(3,8,3),nn.BatchNorm2d(8),nn.ReLU(),nn.Conv2d(8,8,3,groups=2)
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(8*16,10)).eval()
     x = torch.rand(2,3,8,8)
     with FlopCounterMode(display=False) as c: model(x)
     assert flops(model, x).loc['total','flops'] == c.get_total_flops()
@@ -132,23 +136,28 @@ def test_ticket_size_equals_what_pytorch_stores(shape, keep, dtype):
     flat = (w*m).flatten(1) if w.ndim>1 else (w*m)[None]
     csr,coo = flat.to_sparse_csr(),flat.to_sparse_coo()
     want = [w.nbytes, len(np.packbits(m.numpy()))+w[m].nbytes,
-            csr.values().nbytes+csr.col_indices().int().nbytes+csr.crow_indices().int().nbytes, coo.values().nbytes+coo.indices().int().nbytes]
-    assert t.loc['w'].tolist() == want and t.loc['b'].tolist() == [12]*4 and t.loc['total'].tolist() == [o+12 for o in want]
+            csr.values().nbytes+csr.col_indices().int().nbytes+csr.crow_indices().int().nbytes,
+            coo.values().nbytes+coo.indices().int().nbytes]
+    assert t.loc['w'].tolist() == want and t.loc['b'].tolist() == [12]*4
+    assert t.loc['total'].tolist() == [o+12 for o in want]
 
 def test_ticket_size_names():
     with pytest.raises(ValueError, match=r"got \['v'\]"): ticket_size({'w':torch.ones(2)}, {'v':torch.ones(2).bool()})
 
 # ---- early stop
 
-@pytest.mark.parametrize('loss,want', [([3,1,2],200),([1,1,1],100),([2,1,1],200),([math.nan,5,4],300),([3,math.nan,4],100),([math.inf,2,math.nan],200)])
+nan,inf = math.nan,math.inf
+stops = [([3,1,2],200),([1,1,1],100),([2,1,1],200),([nan,5,4],300),([3,nan,4],100),([inf,2,nan],200)]
+@pytest.mark.parametrize('loss,want', stops)
 def test_early_stop(loss, want):
     got = early_stop(pd.DataFrame(dict(iteration=[100,200,300], valid_loss=loss), index=[7,7,9]))
     assert got == want and type(got) is int
 
 def test_early_stop_of_nothing():
-    for loss in ([], [math.nan]*2): assert math.isnan(early_stop(pd.DataFrame(dict(iteration=range(len(loss)), valid_loss=loss))))
-    with pytest.raises(ValueError, match=r"lacks \['err'\]"): early_stop(pd.DataFrame(dict(iteration=[1], valid_loss=[1])), 'err')
-    assert early_stop(pd.DataFrame(dict(iteration=[1,2], err=[2,1])), 'err') == 2
+    def curve(**kw): return pd.DataFrame(dict(iteration=range(1, 1+len(next(iter(kw.values())))), **kw))
+    for loss in ([], [nan]*2): assert math.isnan(early_stop(curve(valid_loss=loss)))
+    with pytest.raises(ValueError, match=r"lacks \['err'\]"): early_stop(curve(valid_loss=[1]), 'err')
+    assert early_stop(curve(err=[2,1]), 'err') == 2
 
 # ---- intervals
 
@@ -187,7 +196,7 @@ def test_geo_interval():
         with pytest.raises(ValueError, match=f'above 0; got {bad}'): geo_interval([1,bad])
 
 def test_summarise():
-    df = pd.DataFrame(dict(round=[1,0,1,0,1,2], arm=['t','t','t','t','r','t'], acc=[3.,1,5,2,9,7], stop=[30,10,50,20,90,70]))
+    df = pd.DataFrame(dict(round=[1,0,1,0,1,2], arm=list('ttttrt'), acc=[3.,1,5,2,9,7], stop=[30,10,50,20,90,70]))
     t = summarise(df, ['round','arm'], ['acc','stop'])
     assert list(t.columns) == ['round','arm','n','acc','acc_lo','acc_hi','stop','stop_lo','stop_hi']
     assert t[['round','arm','n','acc']].values.tolist() == [[1,'t',2,4],[0,'t',2,1.5],[1,'r',1,9],[2,'t',1,7]]
@@ -210,7 +219,8 @@ def test_paired():
     a = b+1+r.normal(0, .1, 8)
     p,ref = paired(a, b),stats.ttest_1samp(a-b, 0)
     assert (p.diff,p.n) == (pytest.approx((a-b).mean()),8) and (p.t,p.p) == pytest.approx((ref.statistic,ref.pvalue))
-    assert (p.lo,p.hi) == pytest.approx(tuple(ref.confidence_interval(.95))) and p.p < 1e-6 < stats.ttest_ind(a, b).pvalue
+    assert (p.lo,p.hi) == pytest.approx(tuple(ref.confidence_interval(.95)))
+    assert p.p < 1e-6 < stats.ttest_ind(a, b).pvalue
     q = paired(b, a)
     assert (q.diff,q.t,q.p) == pytest.approx((-p.diff,-p.t,p.p))
     one = paired([3], [1])
@@ -227,7 +237,8 @@ def test_holm():
     for _ in range(50):
         ps = r.rand(6)
         adj = holm(ps)
-        assert (adj >= ps).all() and (adj <= np.minimum(ps*6, 1)+1e-12).all() and (np.argsort(adj[np.argsort(ps)], kind='stable') == np.arange(6)).all()
+        assert (adj >= ps).all() and (adj <= np.minimum(ps*6, 1)+1e-12).all()
+        assert (np.argsort(adj[np.argsort(ps)], kind='stable') == np.arange(6)).all()
     for bad in (-.1,1.2,math.nan):
         with pytest.raises(ValueError, match='`ps` should be in'): holm([.1,bad])
 

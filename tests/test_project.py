@@ -12,34 +12,43 @@ project,nbdev = toml['project'],toml['tool']['nbdev']
 nbs = [root/p for p in notebooks]
 def version(): return re.search(r'^__version__ = "(.+)"', (root/lib/'__init__.py').read_text(), re.M)[1]
 def run(*args, cwd=root, **env):
-    r = subprocess.run(args, cwd=cwd, text=True, capture_output=True, env={**{k:v for k,v in os.environ.items() if k!='IN_TEST'}, **env})
+    outer = {k:v for k,v in os.environ.items() if k!='IN_TEST'}
+    r = subprocess.run(args, cwd=cwd, text=True, capture_output=True, env={**outer, **env})
     return r.returncode, r.stdout+r.stderr
 
 # --- settings
 
+def asked(reqs): return ' '.join(re.sub(r'\s','',o) for o in reqs)
+def as_ini():
+    "What settings.ini should say, by pyproject.toml"
+    p = project
+    stage = next(o for o in p['classifiers'] if o.startswith('Development Status'))
+    res = dict(lib_name=p['name'], repo=p['name'], version=version(), description=p['description'])
+    res.update(author=p['authors'][0]['name'], license={'Apache-2.0':'apache2'}[p['license']])
+    res.update(min_python=p['requires-python'].removeprefix('>='), status=re.search(r'\d', stage)[0])
+    res.update(keywords=' '.join(f'"{o}"' if ' ' in o else o for o in p['keywords']))
+    res.update(requirements=asked(p['dependencies']), dev_requirements=asked(p['optional-dependencies']['dev']))
+    res.update(console_scripts=' '.join(k+'='+v for k,v in p['scripts'].items()))
+    res.update(exec_profile=str(nbdev['exec_profile']))
+    for o in 'title','lib_path','nbs_path','doc_path': res[o] = nbdev[o]
+    for o in 'strip_libs','allowed_out_metadata_keys': res[o] = ' '.join(nbdev[o])
+    return res
+
 def test_settings_ini_agrees_with_pyproject():
     "`settings.ini` holds the settings of pyproject.toml, for those who look for them there"
-    cfg = ConfigParser()
+    from nbdev.config import get_config
+    cfg,want = ConfigParser(),as_ini()
     cfg.read(root/'settings.ini')
     ini = dict(cfg['DEFAULT'])
-    def reqs(os): return ' '.join(re.sub(r'\s','',o) for o in os)
-    want = dict(lib_name=project['name'], repo=project['name'], version=version(), description=project['description'],
-        author=project['authors'][0]['name'], license={'Apache-2.0':'apache2'}[project['license']], min_python=project['requires-python'].removeprefix('>='),
-        keywords=' '.join(f'"{o}"' if ' ' in o else o for o in project['keywords']), requirements=reqs(project['dependencies']),
-        dev_requirements=reqs(project['optional-dependencies']['dev']), console_scripts=' '.join(k+'='+v for k,v in project['scripts'].items()),
-        status=next(re.search(r'\d',o)[0] for o in project['classifiers'] if o.startswith('Development Status')))
-    for o in 'title','lib_path','nbs_path','doc_path': want[o] = nbdev[o]
-    for o in 'strip_libs','allowed_out_metadata_keys': want[o] = ' '.join(nbdev[o])
-    want['exec_profile'] = str(nbdev['exec_profile'])
     assert {k:ini.get(k) for k in want} == want
     # All others are nbdev's defaults, or say what pyproject.toml has no place for
-    from nbdev.config import get_config
     rest = {k:v for k,v in ini.items() if k not in want and k not in ('copyright','language','audience')}
     conf = get_config(root)
     assert {k:str(conf.d[k]) for k in rest} == rest
 
 def test_pyproject_promises():
-    assert project['dynamic']==['version'] and toml['tool']['setuptools']['dynamic']['version']=={'attr':f'{lib}.__version__'}
+    assert project['dynamic']==['version']
+    assert toml['tool']['setuptools']['dynamic']['version']=={'attr':f'{lib}.__version__'}
     deps,extras = project['dependencies'],project['optional-dependencies']
     assert {'torch>=2.4','fastai>=2.8'} <= set(deps) and project['requires-python']=='>=3.10'
     assert not [o for o in deps if '==' in o or '<' in o], 'a dependency that people install is pinned'
@@ -69,7 +78,8 @@ def test_modules_in_step_with_notebooks(tmp_path):
     for o in 'pyproject.toml','nbs': (shutil.copytree if (root/o).is_dir() else shutil.copy)(root/o, tmp_path/o)
     (tmp_path/lib).mkdir()
     shutil.copy(root/lib/'__init__.py', tmp_path/lib)
-    rc,log = run(sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()', cwd=tmp_path)
+    code = 'from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()'
+    rc,log = run(sys.executable, '-c', code, cwd=tmp_path)
     assert rc==0, log
     def files(d): return {p.name:p.read_text() for p in (d/lib).glob('*.py')}
     want,have = files(tmp_path),files(root)
@@ -87,14 +97,14 @@ def test_notebook_in_step_with_nbdev_clean(p, tmp_path):
     write_nb(nb, out)
     assert p.read_text(encoding='utf-8')==out.read_text(encoding='utf-8'), 'run `nbdev-clean`'
 
-# nbdev-test runs one notebook after another in a process: what one silences stays silent for the next, whose `test_warns` then fails
+# nbdev-test runs one notebook after another in a process: what one silences stays silent for the next,
+# whose `test_warns` then fails
 @pytest.mark.parametrize('p', nbs, ids=lambda p: str(p.relative_to(root/'nbs')))
 def test_notebook_names_the_warnings_it_silences(p):
-    for c in json.loads(p.read_text(encoding='utf-8'))['cells']:
-        if c['cell_type']!='code': continue
-        for l in ''.join(c['source']).splitlines():
-            m = re.match(r'warnings\.(?:filterwarnings|simplefilter)\((.*)', l)
-            assert not m or ',' in m[1].split('#')[0], f'{l!r} silences every warning of the notebooks that follow; name the message or the category'
+    cells = [''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
+    calls = [m for c in cells for m in re.findall(r'^warnings\.(?:filterwarnings|simplefilter)\((.*)', c, re.M)]
+    every = [o for o in calls if ',' not in o.split('#')[0]]
+    assert not every, 'it silences every warning of the notebooks that follow; name the message or the category'
 
 def test_readme_in_step_with_index():
     pytest.importorskip('nbconvert', reason='README.md is made with nbconvert, of the `docs` extra')
@@ -124,8 +134,9 @@ def test_all_hides_no_fastai_name(mod):
 # --- nothing of one person's machine
 
 # Spelled in pieces, so that this file passes too
-words = [r'(?<![\w.])/(?:home|Users)'+r'/\w', r'(?<![\w.])/root'+'/', r'(?<![\w.])/work'+'/', r'\.\./shared'+'/', r'\bshared'+r'/(?:hooks|data|prototypes|[A-Z]+\.md)',
-         'py'+r'pi\.org', 'python'+r'hosted\.org', 'npm'+r'js\.(?:org|com)', r'conda\.'+r'anaconda\.org', r'download\.py'+r'torch\.org', '--(?:extra-)?index'+'-url']
+words = [r'(?<![\w.])/(?:home|Users)'+r'/\w', r'(?<![\w.])/root'+'/', r'(?<![\w.])/work'+'/', r'\.\./shared'+'/',
+    r'\bshared'+r'/(?:hooks|data|prototypes|[A-Z]+\.md)', 'py'+r'pi\.org', 'python'+r'hosted\.org', 'npm'+r'js\.(?:org|com)',
+    r'conda\.'+r'anaconda\.org', r'download\.py'+r'torch\.org', '--(?:extra-)?index'+'-url']
 
 def tracked():
     if not (root/'.git').exists(): pytest.skip('not a git checkout: there is no list of tracked files')
@@ -144,6 +155,10 @@ def test_no_trace_of_a_machine():
     assert n>10
     assert not bad
 
+made = re.compile(r"""(^|/)(\.venv|__pycache__|_build|\.ipynb_checkpoints|[^/]*\.egg-info|lottery_runs)/
+    |\.(pth|pkl|pyc)$""", re.X)
 def test_nothing_generated_is_tracked():
     names = [p.relative_to(root).as_posix() for p in tracked()]
-    assert not [o for o in names if re.search(r'(^|/)(\.venv|__pycache__|_build|\.ipynb_checkpoints|[^/]*\.egg-info|lottery_runs)/|\.(safetensors|pth|pkl|pyc)$', o)]
+    assert not [o for o in names if made.search(o)]
+    tensors = [o for o in names if o.endswith('.safetensors')]
+    assert not [o for o in tensors if not o.startswith('tests/')], 'tickets that tests read stand in tests/; no others'

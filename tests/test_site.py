@@ -5,13 +5,11 @@ from types import SimpleNamespace
 from urllib.parse import unquote,urldefrag,urlsplit
 import pytest
 
-root = Path(__file__).resolve().parent.parent
+root,lib = Path(__file__).resolve().parent.parent,'fastai_lottery'
 chrome = next((p for o in ('chromium','chromium-browser','google-chrome') if (p := shutil.which(o))), None)
 try: from playwright.sync_api import sync_playwright
 except ImportError: sync_playwright = None
-pytestmark = [pytest.mark.slow,
-    pytest.mark.skipif(not chrome, reason='needs Chromium; none is found (Debian: apt-get install chromium)'),
-    pytest.mark.skipif(not sync_playwright, reason="needs playwright, of the `dev` extra")]
+pytestmark = pytest.mark.slow
 phone,desk = dict(width=390, height=844),dict(width=1280, height=900)
 limit = 1_500_000                               # bytes of a page and its images
 
@@ -23,16 +21,28 @@ def site(tmp_path_factory):
     if sys.version_info<(3,11): pytest.skip('there is no site: Sphinx 9, which builds it, needs Python 3.11 or newer')
     pytest.importorskip('myst_nb', reason='there is no site: what builds it is in the `docs` extra')
     out = tmp_path_factory.mktemp('site')/'html'
-    r = subprocess.run([sys.executable,root/'docs/build.py'], cwd=root, env={**os.environ,'OUT':str(out)}, text=True, capture_output=True)
+    env = {**os.environ,'OUT':str(out)}
+    r = subprocess.run([sys.executable,root/'docs/build.py'], cwd=root, env=env, text=True, capture_output=True)
     assert r.returncode==0, r.stdout+r.stderr
     return out
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
+def elsewhere(url): return re.compile(f'^(?!{re.escape(url)}|data:|blob:)')
+def watch(page, url, note):
+    "Write down whatever goes wrong on a page"
+    page.on('request', lambda r: note('request to another host', r.url) if elsewhere(url).match(r.url) else None)
+    page.on('requestfailed', lambda r: note('failed', f'{r.url} ({r.failure})'))
+    page.on('response', lambda r: note(f'answer {r.status}', r.url) if r.status>=400 else None)
+    page.on('console', lambda m: note('console', m.text) if m.type=='error' else None)
+    page.on('pageerror', lambda e: note('script', e))
+
 @pytest.fixture(scope='module')
 def web(site):
-    "The site on localhost, and one page of one browser that writes down what goes wrong and asks nothing of other hosts"
+    "The site on localhost, and one page of a browser, which writes down what goes wrong and asks nothing of other hosts"
+    if not chrome: pytest.skip('needs Chromium; none is found (Debian: apt-get install chromium)')
+    if not sync_playwright: pytest.skip('needs playwright, of the `dev` extra')
     srv = http.server.ThreadingHTTPServer(('127.0.0.1',0), functools.partial(Quiet, directory=str(site)))
     threading.Thread(target=srv.serve_forever, daemon=True).start()
     url,bad = f'http://127.0.0.1:{srv.server_port}/',[]
@@ -42,35 +52,44 @@ def web(site):
             browser = p.chromium.launch(executable_path=chrome, args=['--no-sandbox'])
             page = browser.new_page(viewport=phone, color_scheme='light')
             page.set_default_timeout(30_000)
-            page.route(re.compile(f'^(?!{re.escape(url)}|data:|blob:)'), lambda r: r.abort())
-            page.on('request', lambda r: None if r.url.startswith((url,'data:','blob:')) else note('request to another host', r.url))
-            page.on('requestfailed', lambda r: note('failed', f'{r.url} ({r.failure})'))
-            page.on('response', lambda r: note(f'answer {r.status}', r.url) if r.status>=400 else None)
-            page.on('console', lambda m: note('console', m.text) if m.type=='error' else None)
-            page.on('pageerror', lambda e: note('script', e))
+            page.route(elsewhere(url), lambda r: r.abort())
+            watch(page, url, note)
             yield SimpleNamespace(url=url, page=page, bad=bad)
             browser.close()
     finally:
         srv.shutdown()
         srv.server_close()
 
-look = r'''() => ({ids: [...document.querySelectorAll('[id],a[name]')].flatMap(o => [o.id, o.name]).filter(o => typeof o=='string' && o),
-    links: [...document.querySelectorAll('a[href]')].map(o => o.href),
-    noalt: [...document.images].filter(o => !(o.getAttribute('alt') || '').trim()).map(o => o.getAttribute('src')),
-    blank: [...document.images].filter(o => !o.complete || !o.naturalWidth).map(o => o.getAttribute('src')),
-    images: [...document.images].map(o => o.currentSrc || o.src),
-    unknown: [...document.querySelectorAll('*')].filter(o => o instanceof HTMLUnknownElement).map(o => o.outerHTML.slice(0,80)),
-    low: [...document.querySelectorAll('dt.sig')].filter(o => [...o.querySelectorAll('.viewcode-link')].some(l => l.getBoundingClientRect().bottom>o.getBoundingClientRect().bottom+1)).map(o => o.id),
-    small: [...document.querySelectorAll('.cell_output img')].filter(o => o.naturalWidth>1.8*o.naturalHeight && o.clientWidth<Math.min(o.naturalWidth,600)).map(o => [o.alt, o.clientWidth]),
-    index: [...document.querySelectorAll('table.dataframe')].map(o => [...o.querySelectorAll('tbody th')]).filter(os => os.length && os.every(o => /^\d+$/.test(o.textContent)) && os[0].clientWidth>80).map(os => os[0].clientWidth),
-    width: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth),
-    side: (() => {      // the theme scrolls a box around the article, not the document
-        const res = []
-        for (let o = document.querySelector('article'); o; o = o.parentElement)
-            if (o.scrollWidth>o.clientWidth+1 && getComputedStyle(o).overflowX!='visible') res.push([o.className || o.tagName, o.scrollWidth])
-        return res})(),
-    wide: [...document.querySelectorAll('article *')].filter(o => o.getBoundingClientRect().right>innerWidth+1)
-        .slice(0,3).map(o => o.tagName.toLowerCase()+'.'+o.className)})'''
+look = r'''() => {
+    const all = q => [...document.querySelectorAll(q)]
+    const box = o => o.getBoundingClientRect(), src = o => o.getAttribute('src')
+    const above = []      // the theme scrolls a box around the article, not the document
+    for (let o = document.querySelector('article'); o; o = o.parentElement) above.push(o)
+    const scrolls = o => getComputedStyle(o).overflowX!='visible'
+    const rows = o => [...o.querySelectorAll('tbody th')]
+    const numbered = os => os.length && os.every(o => /^\d+$/.test(o.textContent))
+    const sticks_out = o => [...o.querySelectorAll('.viewcode-link')].some(l => box(l).bottom>box(o).bottom+1)
+    const name = o => o.className || o.tagName
+    const is_small = o => o.naturalWidth>1.8*o.naturalHeight && o.clientWidth<Math.min(o.naturalWidth,600)
+    return {
+        ids: all('[id],a[name]').flatMap(o => [o.id, o.name]).filter(o => typeof o=='string' && o),
+        links: all('a[href]').map(o => o.href),
+        noalt: [...document.images].filter(o => !(o.getAttribute('alt') || '').trim()).map(src),
+        blank: [...document.images].filter(o => !o.complete || !o.naturalWidth).map(src),
+        images: [...document.images].map(o => o.currentSrc || o.src),
+        unknown: all('*').filter(o => o instanceof HTMLUnknownElement).map(o => o.outerHTML.slice(0,80)),
+        low: all('dt.sig').filter(sticks_out).map(o => o.id),
+        small: all('.cell_output img').filter(is_small).map(o => [o.alt, o.clientWidth]),
+        index: all('table.dataframe').map(rows).filter(numbered).map(os => os[0].clientWidth).filter(w => w>80),
+        width: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth),
+        side: above.filter(o => o.scrollWidth>o.clientWidth+1 && scrolls(o)).map(o => [name(o), o.scrollWidth]),
+        wide: all('article *').filter(o => box(o).right>innerWidth+1).slice(0,3).map(o => [o.tagName, o.className])}
+}'''
+
+decode_all = '''() => Promise.all([...document.images].map(o => {
+    o.loading = 'eager'
+    return o.decode().catch(() => 0)
+}))'''
 
 @pytest.fixture(scope='module')
 def pages(site, web):
@@ -81,7 +100,7 @@ def pages(site, web):
         web.bad.clear()
         web.page.goto(web.url+rel.as_posix(), wait_until='load')
         # A picture below the fold is fetched when somebody scrolls there
-        web.page.evaluate('''() => Promise.all([...document.images].map(o => {o.loading = 'eager'; return o.decode().catch(() => 0)}))''')
+        web.page.evaluate(decode_all)
         res[rel.as_posix()] = SimpleNamespace(**web.page.evaluate(look), bad=list(web.bad), size=p.stat().st_size)
     assert len(res)>20 and {'index.html','search.html','genindex.html'} <= set(res)
     return res
@@ -134,7 +153,8 @@ def found(web, q):
     web.bad.clear()
     web.page.goto(web.url+'search.html?q='+q, wait_until='load')
     web.page.wait_for_selector('#search-results ul.search li a')
-    web.page.wait_for_function("/found|finished/i.test(document.querySelector('#search-results .search-summary').textContent)")
+    summary = "document.querySelector('#search-results .search-summary').textContent"
+    web.page.wait_for_function(f'/found|finished/i.test({summary})')
     res = web.page.eval_on_selector_all('#search-results ul.search li > a', 'os => os.map(o => o.getAttribute("href"))')
     web.page.wait_for_load_state('networkidle')
     assert not web.bad
@@ -149,38 +169,41 @@ def test_search_finds_symbol(web, nm):
 def test_search_finds_words(web):
     assert any('tutorials/late_rewinding.html' in o for o in found(web, 'rewinding'))
 
-def test_dark_switch(web):
+@pytest.fixture
+def at_desk(web):
+    "The page at the width of a desk, and afterwards as it was"
+    web.page.set_viewport_size(desk)
+    yield web.page
+    web.page.evaluate('localStorage.clear()')
+    web.page.set_viewport_size(phone)
+
+def theme(page): return page.evaluate('[document.body.dataset.theme, getComputedStyle(document.body).backgroundColor]')
+def next_theme(page):
+    was,_ = theme(page)
+    page.click('.theme-toggle:visible')
+    page.wait_for_function('was => document.body.dataset.theme!=was', arg=was)
+    return theme(page)
+
+def test_dark_switch(web, at_desk):
     "The button goes round light, dark and the system's choice; each shows, and the choice stays on the next page"
-    page,seen = web.page,{}
-    page.set_viewport_size(desk)
-    try:
-        page.goto(web.url+'index.html')
-        def now(): return page.evaluate("[document.body.dataset.theme, getComputedStyle(document.body).backgroundColor]")
-        seen.update([now()])
-        for _ in range(3):
-            was = now()[0]
-            page.click('.theme-toggle:visible')
-            page.wait_for_function('was => document.body.dataset.theme!=was', arg=was)
-            seen.update([now()])
-            if now()[0]=='dark':
-                page.goto(web.url+'core.html')
-                assert now()[0]=='dark'
-        assert set(seen)=={'auto','light','dark'}
-        def lum(s): return sum(map(int, re.findall(r'\d+', s)[:3]))/3
-        assert lum(seen['dark'])<80<200<lum(seen['light']) and seen['auto']==seen['light']
-    finally:
-        page.evaluate('localStorage.clear()')
-        page.set_viewport_size(phone)
+    at_desk.goto(web.url+'index.html')
+    seen = dict([theme(at_desk)])
+    for _ in range(3):
+        seen.update([next_theme(at_desk)])
+        if theme(at_desk)[0]=='dark':
+            at_desk.goto(web.url+'core.html')
+            assert theme(at_desk)[0]=='dark'
+    assert set(seen)=={'auto','light','dark'}
+    def lum(s): return sum(map(int, re.findall(r'\d+', s)[:3]))/3
+    assert lum(seen['dark'])<80<200<lum(seen['light']) and seen['auto']==seen['light']
 
 @pytest.mark.parametrize('nm', ['plots','all','tutorials/first_ticket'])
-def test_sidebar_shows_the_page_one_is_on(web, nm):
+def test_sidebar_shows_the_page_one_is_on(web, at_desk, nm):
     "Its entry is in view, and the page is at its top"
-    web.page.set_viewport_size(desk)
-    try:
-        web.page.goto(web.url+nm+'.html', wait_until='load')
-        box,here,top = web.page.evaluate("""() => [...['.sidebar-scroll','.sidebar-scroll .current-page'].map(o => document.querySelector(o).getBoundingClientRect()), scrollY]""")
-        assert top==0 and box['top']<=here['top'] and here['bottom']<=box['bottom']
-    finally: web.page.set_viewport_size(phone)
+    at_desk.goto(web.url+nm+'.html', wait_until='load')
+    def box(q): return at_desk.evaluate('q => document.querySelector(q).getBoundingClientRect()', q)
+    bar,here = box('.sidebar-scroll'),box('.sidebar-scroll .current-page')
+    assert at_desk.evaluate('scrollY')==0 and bar['top']<=here['top'] and here['bottom']<=bar['bottom']
 
 def test_sidebar_names_differ(web):
     web.page.goto(web.url+'index.html')
@@ -189,15 +212,20 @@ def test_sidebar_names_differ(web):
 
 # --- cards
 
-mods = {p.stem:ast.parse(p.read_text(encoding='utf-8')) for p in sorted((root/'fastai_lottery').glob('[!_]*.py')) if p.stem!='all'}
-def names(tree): return next(ast.literal_eval(o.value) for o in tree.body if isinstance(o,ast.Assign) and o.targets[0].id=='__all__')
+mods = {p.stem:ast.parse(p.read_text(encoding='utf-8')) for p in sorted((root/lib).glob('[!_]*.py')) if p.stem!='all'}
 def html(site, nm): return (site/f'{nm}.html').read_text(encoding='utf-8')
 def ids(s, mod): return re.findall(rf'<dt class="sig[^>]* id="fastai_lottery\.{mod}\.([\w.]+)"', s)
+
+def defines(o):
+    "The name that a statement defines, if any"
+    return getattr(o,'name',None) or (getattr(o.targets[0],'id','') if isinstance(o,ast.Assign) else '')
+
+def names(tree): return next(ast.literal_eval(o.value) for o in tree.body if defines(o)=='__all__')
 
 @pytest.mark.parametrize('mod', mods)
 def test_each_name_has_a_card_in_the_order_of_the_source(site, mod):
     have = [n for n in ids(html(site, mod), mod) if '.' not in n]
-    lines = {(o.name if hasattr(o,'name') else getattr(o.targets[0],'id','')):o.lineno for o in mods[mod].body if hasattr(o,'name') or isinstance(o,ast.Assign)}
+    lines = {defines(o):o.lineno for o in mods[mod].body}
     assert have == sorted(names(mods[mod]), key=lines.get)
 
 @pytest.mark.parametrize('mod', mods)
@@ -213,16 +241,16 @@ def test_fields_of_a_dataclass(site, nm, field):
 
 def test_cards_say_what_is_ours(site):
     "No docstring of a base class, no default that is an object of the interpreter"
-    bad = {p.name:m[0] for p in site.glob('*.html') if (m := re.search(r'Define the computation|Return self==|built-in function|built-in</span>', p.read_text(encoding='utf-8')))}
-    assert not bad
+    strange = re.compile(r'Define the computation|Return self==|built-in function|built-in</span>')
+    assert not {p.name:m[0] for p in site.glob('*.html') if (m := strange.search(p.read_text(encoding='utf-8')))}
 
 @pytest.mark.parametrize('nm', ['data.digits','core.prunable','resets.rewind'])
 def test_words_that_only_look_like_a_name_are_not_linked(site, nm):
     "An experiment, a column, a verb"
     home,word = nm.split('.')
-    at = [p.relative_to(site).as_posix() for p in site.rglob('*.html') if p.stem not in ('all','genindex',home) and '_modules' not in p.parts
-          and re.search(rf'#fastai_lottery\.{nm}"[^>]*><code[^>]*>(<[^>]*>)*{word}<', p.read_text(encoding='utf-8'))]
-    assert not at
+    linked = re.compile(rf'#{lib}\.{nm}"[^>]*><code[^>]*>(<[^>]*>)*{word}<')
+    pages = [p for p in site.rglob('*.html') if p.stem not in ('all','genindex',home) and '_modules' not in p.parts]
+    assert pages and not [p.relative_to(site).as_posix() for p in pages if linked.search(p.read_text(encoding='utf-8'))]
 
 toy = '''
 from os.path import join as lost
@@ -241,15 +269,23 @@ def f(): "What it does"
 def unseen(): "What it does"
 '''
 
+ask = '''
+import symbols
+symbols.shown.update(symbols.exported-{'fastai_lottery.toy.unseen'})
+print(*symbols.missing())
+print(symbols.data['fastai_lottery.toy.above'])
+'''
+
 def test_build_names_what_is_undocumented(tmp_path):
     "A function, a value, a method; one that a base class has may be silent"
     (tmp_path/'docs').mkdir()
     (lib := tmp_path/'fastai_lottery').mkdir()
-    for o in 'pyproject.toml','docs/build.py': shutil.copy(root/o, tmp_path/o)
+    for o in 'pyproject.toml','docs/symbols.py': shutil.copy(root/o, tmp_path/o)
     (lib/'__init__.py').write_text('__version__ = "0"\n')
     (lib/'_modidx.py').write_text("d = dict(settings={}, syms={})\n")
     (lib/'toy.py').write_text(toy)
-    code = "import sys; sys.path.insert(0,'docs'); import build; build.shown.update(build.exported-{'fastai_lottery.toy.unseen'}); print(*build.missing()); print(build.data['fastai_lottery.toy.above'])"
-    r = subprocess.run([sys.executable,'-c',code], cwd=tmp_path, text=True, capture_output=True)
+    env = {**os.environ,'PYTHONPATH':'docs'}
+    r = subprocess.run([sys.executable,'-c',ask], cwd=tmp_path, env=env, text=True, capture_output=True)
     assert r.returncode==0, r.stderr
-    assert r.stdout.splitlines() == [' '.join(f'fastai_lottery.toy.{n}' for n in ('silent','Klass.mine','unseen','lost')), 'What this is, in two lines']
+    untold = [f'fastai_lottery.toy.{n}' for n in ('silent','Klass.mine','unseen','lost')]
+    assert r.stdout.splitlines() == [' '.join(untold), 'What this is, in two lines']

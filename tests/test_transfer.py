@@ -31,7 +31,8 @@ def test_what_is_carried_and_what_stays(trained):
     assert list(c.masks)==['0.weight'] and torch.equal(c.masks['0.weight'], t.masks['0.weight'])
     for k,v in c.weights.items(): assert torch.equal(v, was[k] if k[0]=='3' else src[k]), k
     assert c.meta['rewind_to']=='init' and c.meta['round']==3, 'a whole training on the target'
-    assert all(torch.equal(t.weights[k], v) for k,v in old.items()) and all(torch.equal(v, was[k]) for k,v in state(b).items()), 'nothing is changed in place'
+    def same(a, b): return all(torch.equal(a[k], v) for k,v in b.items())
+    assert same(t.weights, old) and same(was, state(b)), 'nothing is changed in place'
     c.weights['0.weight'].zero_()
     assert t.weights['0.weight'].any() and b[0].weight.any(), 'and nothing is shared'
     c.check(b)
@@ -53,13 +54,32 @@ def test_held_values_are_carried_with_their_layer():
 def test_errors_name_what_does_not_fit(model, exclude, match):
     with pytest.raises(ValueError, match=match): transfer(ticket(net(4)), model(), exclude=exclude)
 
+def said(*args, **kwargs):
+    with pytest.raises(ValueError) as e: transfer(*args, **kwargs)
+    return str(e.value)
+
+def test_errors_name_each_thing_once():
+    "A weight of another size has a mask of another size, which is no second fault; a mask alone is one"
+    a,b = ticket(net(4)),net(2, 9)
+    e = said(a, b)
+    names = [n for n in state(b) if n!='1.num_batches_tracked']
+    assert [e.count(repr(n)) for n in names]==[1]*len(names) and 'the mask of' not in e
+    e = said(a, net(4, 9), state(net(4, 9)))
+    assert "model: the mask of '0.weight' has shape (8, 6), the target (9, 6); the mask of '3.weight' has" in e
+    e = said(a, net(4, 9), state(net(4, 9)), exclude='3')
+    assert "model: the mask of '0.weight' has shape" in e and "'3.weight'" not in e
+    e = said(a, nn.Linear(6, 8))
+    assert all(e.count(repr(n))==1 for n in ('weight','0.weight','3.weight'))
+
 def test_preset_plays_all_starts_on_the_target(tmp_path):
     p = preset('transfer-digits')
     p = replace(p, settings={**p.settings, 'n_epoch':1, 'rounds':2}, levels=(2,))
     df = play_seed(p, 0, tmp_path/'seed_00')
     ms = measured(tmp_path)
-    assert df.arm.tolist()==['dense','ticket','ticket'] and ms.start.tolist()==['trained','initial','fresh','fresh'] and ms['mask'].tolist()==['ticket']*3+['none']
-    assert ms.density.iloc[:3].nunique()==1 and ms.density.iloc[0]<.7 and ms.density.iloc[3]==1 and ms.test_accuracy.between(0,1).all() and ms.test_accuracy.nunique()>1
+    assert df.arm.tolist()==['dense','ticket','ticket'] and ms['mask'].tolist()==['ticket']*3+['none']
+    assert ms.start.tolist()==['trained','initial','fresh','fresh']
+    assert ms.density.iloc[:3].nunique()==1 and ms.density.iloc[0]<.7 and ms.density.iloc[3]==1
+    assert ms.test_accuracy.between(0,1).all() and ms.test_accuracy.nunique()>1
     again = play_seed(p, 0, tmp_path/'seed_00')
     assert again.equals(df) and measured(tmp_path).equals(ms)
 
@@ -73,7 +93,9 @@ def test_a_net_of_cifar_takes_the_grey_images_of_its_preset(monkeypatch):
         return dls
     monkeypatch.setattr(P, 'fashion_mnist', grey)
     x,_ = P._fashion_32(seed=0).one_batch()
-    assert x.shape[1:]==(3,32,32) and torch.equal(x[:,0], x[:,2]) and (x[:,:,:2]==x[:,:,:1,:1]).all() and resnet_20()(x[:4]).shape==(4,10)
+    assert x.shape[1:]==(3,32,32) and torch.equal(x[:,0], x[:,2]) and (x[:,:,:2]==x[:,:,:1,:1]).all()
+    assert resnet_20()(x[:4]).shape==(4,10)
 
 def test_unknown_start():
-    with pytest.raises(ValueError, match="`start` should be one of trained, initial, fresh; got 'late'"): transferred(None, 0, None, None, 'late')
+    with pytest.raises(ValueError, match="`start` should be one of trained, initial, fresh; got 'late'"):
+        transferred(None, 0, None, None, 'late')

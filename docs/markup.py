@@ -1,0 +1,84 @@
+"Quarto's syntax, in which notebooks are written, as MyST's, which Sphinx reads; figures and tables of stored outputs"
+import re
+from base64 import b64decode
+from io import BytesIO
+from PIL import Image
+from fastcore.nbio import mk_cell
+from nbdev.config import nbpath2html
+
+kinds = 'note','tip','warning','important','caution'
+_call = re.compile(r'^(:{3,})\s*\{\.callout-(\w+)([^}]*)\}\s*\n+(?:#+\s+(.*)\n)?', re.M)
+def callout(m):
+    if m[2] not in kinds: raise ValueError(f'callout-{m[2]} is none of {", ".join(kinds)}')
+    t = m[4] or (re.search(r'title="(.*?)"', m[3]) or [0,''])[1]
+    cls = f'\n:class: {m[2]}'+(' dropdown' if 'collapse="true"' in m[3] else '')
+    return f'{m[1]}{{admonition}} {t}{cls}\n' if t else f'{m[1]}{{{m[2]}}}\n'
+
+_tabs = re.compile(r'^:::\s*\{\.panel-tabset[^}]*\}\s*\n(.*?)^:::[ \t]*$', re.M|re.S)
+def tabset(m):
+    _,*parts = re.split(r'^#+\s+(.*)\n', m[1], flags=re.M)
+    items = [f':::::{{tab-item}} {t}\n{b.strip()}\n:::::' for t,b in zip(parts[::2],parts[1::2])]
+    return '\n'.join(['::::::{tab-set}', *items, '::::::'])
+
+_nbl = re.compile(r'\]\(([^)\s]*?)([^/)\s]+\.ipynb)(#[^)]*)?\)')
+def markdown(s, here):
+    "A markdown cell of a notebook in folder `here`"
+    def link(m):
+        if not (here/m[1]/m[2]).exists(): raise FileNotFoundError(f'a link leads to {m[1]}{m[2]}, which is not there')
+        return f"]({m[1]}{nbpath2html(m[2]).with_suffix('.ipynb')}{m[3] or ''})"
+    s = _nbl.sub(link, _call.sub(callout, _tabs.sub(tabset, s)))
+    m = re.search(r'^:{3,}\s*\{\.[^}]*\}', s, re.M)
+    if m: raise ValueError(f'docs/markup.py has no translation of {m[0]}')
+    return s
+
+def ground(o):
+    "How a figure meets a dark page: drawn on nothing, on paper (shown inverted), or neither; and whether a phone is too narrow"
+    im = Image.open(BytesIO(b64decode(''.join(o['data']['image/png'])))).convert('RGBA')
+    *rgb,a = im.getpixel((0,0))
+    return ('fig-clear' if a==0 else 'fig-paper' if min(rgb)>240 else 'fig-dark')+' fig-wide'*(im.width>1.8*im.height)
+
+def table(h):
+    "A table whose intervals do not break over lines, marked where its rows are just numbered"
+    h = re.sub(r'\([-\d.]+ to [-\d.]+\)|&lt; \.?\d|\d %', lambda m: m[0].replace(' ','\xa0'), h)
+    rows = re.findall(r'<th[^>]*>(.*?)</th>', h.rpartition('<tbody')[2])
+    numbered = rows and all(re.fullmatch(r'\d+',r) for r in rows)
+    return h.replace('class="dataframe"', 'class="dataframe numbered"') if numbered else h
+
+_dir = re.compile(r'^#\|\s*([\w-]+)\s*:\s*(.*)\n?', re.M)
+def directives(s): return {k:v.strip().strip('"') for k,v in _dir.findall(s)}
+
+def image(outputs, d):
+    "What MyST-NB is told about a cell's figure"
+    pngs = [o for o in outputs if 'image/png' in o.get('data',{})]
+    if not pngs: return {}
+    res = dict(alt=d.get('fig-alt') or d.get('fig-cap') or 'Figure drawn by the code above', classes=ground(pngs[0]))
+    if wh := pngs[0].get('metadata',{}).get('image/png'): res['width'] = f"{wh['width']}px"
+    return dict(image=res)
+
+def tags_of(d, source, fold):
+    "MyST-NB's tags: what of a cell the page leaves out, or folds"
+    silent = d.get('echo')=='false' or not source
+    has = {'remove-input':silent, 'remove-output':d.get('output')=='false', 'hide-input':fold}
+    return [t for t,on in has.items() if on]
+
+def card_of(c):
+    "The cell of a `show_doc`: hoisted, so that Sphinx sees the directive as part of the page"
+    parts = [''.join(o['data']['text/markdown']) for o in c.outputs if 'data' in o]
+    return mk_cell(''.join(parts), 'markdown')
+
+def code(c):
+    "A code cell as MyST-NB wants it; None where the page leaves it out"
+    d = directives(c.source)
+    c.source = _dir.sub('', c.source).strip()
+    if d.get('include')=='false': return None
+    if re.match(r'show_doc', c.source): return card_of(c)
+    for o in c.outputs:
+        if h := o.get('data',{}).get('text/html'): o['data']['text/html'] = table(''.join(h))
+    fold = d.get('code-fold','false') not in ('false','show')
+    said = d.get('code-summary','Code')
+    my = dict(code_prompt_show=said, code_prompt_hide=said) if fold else {}
+    if 'fig-cap' in d: my['figure'] = dict(caption=d['fig-cap'])
+    my.update(image(c.outputs, d))
+    c.metadata.pop('execution',None)
+    c.metadata.update(tags=tags_of(d, c.source, fold), **({'mystnb':my} if my else {}))
+    return c

@@ -1,0 +1,43 @@
+"""Tickets and folders of version 0.0.1 are read as they were written, and go on as that version went on.
+Their own masks say what competes, whatever later versions prune by themselves."""
+import json,zipfile
+import pytest
+import golden,old_files
+
+with zipfile.ZipFile(old_files.fixtures) as z: written = json.loads(z.read('expected.json'))
+chancy = 'late','text'      # dropout
+
+@pytest.fixture(scope='module')
+def exact(): return golden.is_exact(written['about'])
+
+@pytest.fixture
+def old(request, tmp_path):
+    "Name of a fixture, its folder, and what was recorded of it"
+    return request.param,old_files.unpack_zip(tmp_path, request.param),written['fixtures'][request.param]
+
+each = pytest.mark.parametrize('old', written['fixtures'], indirect=True)
+def fails(name, diff): pytest.fail(f'{name}: {diff}', pytrace=False)
+
+@each
+def test_reads(old):
+    "Nothing is computed, so every machine reads the same"
+    name,d,want = old
+    got = old_files.one_thread(old_files.read, name, d)
+    for n,o in got.items():
+        if 'meta' in o: o['meta'] = {k:v for k,v in o['meta'].items() if k in want['read'][n]['meta']}    # later versions may say more
+    if diff := golden.difference(want['read'], got): fails(name, diff)
+
+@each
+def test_goes_on(old, exact):
+    "It ends as it did; and finished rounds are not played again, for they have their old times"
+    name,d,want = old
+    end = old_files.one_thread(old_files.go_on, name, d)
+    same = golden.is_same if exact else golden.is_alike if name in chancy else golden.is_near
+    if diff := golden.difference(want['end'], end, same, () if exact else golden.hashes): fails(name, diff)
+    times = old_files.seconds(d)
+    assert want['seconds'].keys()<=times.keys()
+    for k,was in want['seconds'].items(): assert times[k][:len(was)]==was, f'{name}: finished rounds of {k} were played again'
+
+def test_some_old_masks_leave_out_what_may_compete():
+    "A bare matrix is no part of these masks"
+    for name,own in dict(bare=12*4, mixed=8*12).items(): assert written['fixtures'][name]['read']['round_00']['left']==own, name
