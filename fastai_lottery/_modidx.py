@@ -756,7 +756,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_lottery.plots.add_title': ('plots.html#add_title', 'fastai_lottery/plots.py'),
                                       'fastai_lottery.plots.column_of': ('plots.html#column_of', 'fastai_lottery/plots.py'),
                                       'fastai_lottery.plots.density_ticks': ('plots.html#density_ticks', 'fastai_lottery/plots.py'),
-                                      'fastai_lottery.plots.in_percent': ('plots.html#in_percent', 'fastai_lottery/plots.py'),
                                       'fastai_lottery.plots.line_style': ('plots.html#line_style', 'fastai_lottery/plots.py'),
                                       'fastai_lottery.plots.looks_of': ('plots.html#looks_of', 'fastai_lottery/plots.py'),
                                       'fastai_lottery.plots.needs_figures': ('plots.html#needs_figures', 'fastai_lottery/plots.py'),

@@ -151,7 +151,8 @@ def test_arms_without_a_figure_are_left_out_and_gaps_are_none():
 def test_units():
     words = dict(accuracy='accuracy (%)', es_test_accuracy='test accuracy at early stop (%)', valid_loss='validation loss',
         es_iteration='early-stop iteration', train_loss='training loss', error_rate='error rate (%)', perplexity='perplexity',
-        es_valid_loss='validation loss at early stop')
+        es_valid_loss='validation loss at early stop', es_f1_score='f1 score at early stop (%)', accuracy_2='accuracy 2 (%)',
+        test_error='test error (%)', r2_score='r2 score', mean_absolute_error='mean absolute error')
     assert {o:words_of(o) for o in words}==words
     df = table('ticket')
     raw = df.query("arm=='dense'").es_test_accuracy.mean()
