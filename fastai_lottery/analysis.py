@@ -23,7 +23,7 @@ from .masks import *
 from .resets import state
 from .tickets import *
 from .rounds import *
-from .fits import as_it_was
+from .looks import as_it_was
 from .core import check_whole
 from .signals import unwatched
 

@@ -31,7 +31,7 @@ class LotteryCallback(Known, Callback):
     _hold = _watch = None
     _others = _exports = False
     def __init__(self,
-        rewind_to:str='init', # Rewind point: `'init'`, or after n iterations (`'500it'`) or epochs (`'2ep'`) (1903.01611)
+        rewind_to='init', # Rewind point: `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`) or a share of the planned iterations (`'1%'`) (1903.01611)
         include=None, # Name(s), glob(s), module(s) or parameter(s) to prune: see `competing`
         exclude=None, # Name(s), glob(s), module(s) or parameter(s) to leave alone
         types=None, # Classes of modules whose weights can be pruned; any by default
@@ -39,7 +39,8 @@ class LotteryCallback(Known, Callback):
         frozen:bool=False, # Prune layers that are frozen at the time?
         init=None # `init(model)`, which initialises in place, for `random_reinit`; by default each layer does it itself
     ):
-        self.rewind_to,self.told = point(rewind_to),False
+        self.rewind_to = self.asked = point(rewind_to)    # a share of the iterations becomes a number where they are known
+        self.told = False
         store_attr('include,exclude,types,bias,frozen,init')
         self.blank()
 
@@ -97,6 +98,8 @@ def blank(self:LotteryCallback):
     self.w_i = self.w_k = self.masks = self.hypers = self.held = self.at_fit = None
     self.b_i,self.b_k = {},{}    # what trains outside the model
     self.rounds,self.n_pruned,self.exported,self.held_here = L(),0,False,False
+    self.passed = [0,0]    # iterations and epochs of training on the way to the rewind point
+    self.trained,self.keep,self.path,self.place = {},'best',None,None    # trained nets of rounds; where late ones go on
 
 # %% ../nbs/11_callback.ipynb #6ead38b4
 @patch
@@ -214,23 +217,35 @@ def remember(self:LotteryCallback):
 # %% ../nbs/11_callback.ipynb #ce0c8876
 @patch
 def before_train(self:LotteryCallback):
-    "Take the snapshot, if this is a training and there is none; `ValueError` if the rewind point is never reached"
+    "Take the snapshot, if this is a training and there is none"
     self._others = any(_after_steps(cb) for cb in self.learn.cbs if cb is not self and cb.order<=self.order)
     if hasattr(self.learn, 'lr_finder'): return
     self.remember()
     if self.hypers is None: self.hypers = self.at_fit
-    each,n = len(self.learn.dl),self.learn.n_epoch
-    k = self.rewind_to.step(each)
-    if self.w_k is None and k>=each*n:
-        raise ValueError(f"the rewind point {str(self.rewind_to)!r} is iteration {k}, but this training has only {each*n} "
-                         f"({n} epochs of {each}): choose an earlier one")
+    if self.rewind_to.unit=='%': self.rewind_to = self.rewind_to.fixed(len(self.learn.dl)*self.learn.n_epoch)
 
 @patch
 def before_batch(self:LotteryCallback):
     "Take the snapshot of a later rewind point when training gets there"
     if self.w_k is not None or self.w_i is None or not self.learn.training or hasattr(self.learn, 'lr_finder'): return
-    if self.learn.train_iter!=self.rewind_to.step(self.learn.n_iter): return
+    to = self.rewind_to
+    if (self.passed[1] if to.unit=='ep' else self.passed[0]+self.learn.train_iter)<to.n: return
     self.w_k,self.b_k = of_rank0(lambda: (state(self.learn.model),outside_state(self.learn)))
+
+def _counts(lot):
+    "Is this a training on its way to the rewind point?"
+    return lot.w_k is None and lot.w_i is not None and lot.learn.training and not hasattr(lot.learn, 'lr_finder')
+
+@patch
+def after_train(self:LotteryCallback):
+    "Count the epochs on the way to the rewind point"
+    if _counts(self): self.passed[1] += 1
+
+@patch
+def after_fit(self:LotteryCallback):
+    "Count the iterations of a fit that is over: the rewind point may lie in a later one"
+    if self.w_k is None and self.w_i is not None and not hasattr(self.learn, 'lr_finder'): self.passed[0] += self.learn.train_iter
+    self.hold()
 
 # %% ../nbs/11_callback.ipynb #efdc77e3
 @patch
@@ -330,7 +345,7 @@ def after_step(self:LotteryCallback):
     self.hold()
 
 # %% ../nbs/11_callback.ipynb #e3448830
-for o in ('after_cancel_batch', 'after_cancel_train', 'before_validate', 'after_cancel_epoch', 'after_cancel_fit', 'after_fit'):
+for o in ('after_cancel_batch', 'after_cancel_train', 'before_validate', 'after_cancel_epoch', 'after_cancel_fit'):
     setattr(LotteryCallback, o, LotteryCallback.hold)
 
 # %% ../nbs/11_callback.ipynb #a73a64f9

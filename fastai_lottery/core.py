@@ -214,22 +214,28 @@ def left_out(
 
 # %% ../nbs/00_core.ipynb #2bd83b52
 class Point(NamedTuple):
-    "A moment in training: after `n` units of `'it'` (iterations, that is batches) or `'ep'` (epochs)"
-    n:int
+    "A moment in training: after `n` units of `'it'` (iterations, that is batches), `'ep'` (epochs) or `'%'` (of the planned iterations)"
+    n:float
     unit:str='it'
-    def step(self, n_iter):
-        "The same moment counted in iterations, `n_iter` of them an epoch"
+    def step(self, n_iter, planned=None):
+        "The same moment counted in iterations, `n_iter` of them an epoch, `planned` of them in all"
+        if self.unit=='%': return self.fixed(planned).n
         return self.n*n_iter if self.unit=='ep' else self.n
-    def __str__(self): return 'init' if self.n==0 else f'{self.n}{self.unit}'
+    def fixed(self, planned):
+        "The same moment as a number of iterations, of which there are `planned` in all"
+        return Point(max(1, round(self.n*planned/100)) if self.n else 0)
+    def __str__(self): return 'init' if self.n==0 else f'{self.n:g}{self.unit}'
 
 def point(
-    s:str, # `'init'`, `'<n>it'` or `'<n>ep'`
+    s, # `'init'`, `'<n>it'` or a whole number of iterations, `'<n>ep'` (epochs), `'<n>%'` (of the iterations planned)
 )->Point: # `.step(n_iter)` is the same moment counted in iterations, given the iterations of an epoch
     "Read a moment in training. Raises `ValueError` for anything else"
     if isinstance(s, Point): return s
     if s=='init': return Point(0)
+    if isinstance(s, (int,np.integer)) and not isinstance(s, bool) and s>=0: return Point(int(s))
     if isinstance(s, str) and (g := re.fullmatch(r'(\d+)(it|ep)', s)): return Point(int(g[1]), g[2])
-    raise ValueError(f"`rewind_to` should be 'init', '<n>it' or '<n>ep', such as '500it'; got {s!r}")
+    if isinstance(s, str) and (g := re.fullmatch(r'(\d+\.?\d*|\.\d+)%', s)) and float(g[1])<100: return Point(float(g[1]), '%')
+    raise ValueError(f"`rewind_to` should be 'init', '<n>it' or '<n>ep', such as '500it', a number of iterations, or a share of them such as '1%'; got {s!r}")
 
 # %% ../nbs/00_core.ipynb #e2c848b7
 # What a criterion or a reset can ask for, by the name of its parameter

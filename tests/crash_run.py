@@ -6,6 +6,7 @@ from pathlib import Path
 warnings.filterwarnings('ignore')
 from nets import *
 from fastai.callback.fp16 import MixedPrecision,AMPMode
+from fastai_lottery.looks import *
 from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
 from fastai_lottery.data import TensorDS,TensorDL

@@ -3,7 +3,7 @@ import contextlib,json,os,random,shutil,signal,subprocess,sys,time,uuid
 from pathlib import Path
 import pandas as pd,pytest
 from functools import partial
-import fastai_lottery.rounds,fastai_lottery.settings
+import fastai_lottery.rounds,fastai_lottery.identity
 from fastai_lottery.files import load_tensors
 from fastai_lottery.cli import main
 import crash_run as cr
@@ -293,8 +293,8 @@ def test_the_same_learner_again_and_one_that_is_looked_at(tmp_path):
     l = bare(tmp_path)
     dl = l.dls.train
     def at(): return random.getstate(),cr.torch.get_rng_state().tolist(),dl.rng.getstate()
-    a,d = at(),fastai_lottery.settings.about_learner(l, l.lottery, l.dls.valid)
-    assert at()==a and d==fastai_lottery.settings.about_learner(bare(tmp_path), l.lottery, l.dls.valid) and d['data_valid']==d['data_test']
+    a,d = at(),fastai_lottery.identity.about_learner(l, l.lottery, l.dls.valid)
+    assert at()==a and d==fastai_lottery.identity.about_learner(bare(tmp_path), l.lottery, l.dls.valid) and d['data_valid']==d['data_test']
 
 def test_loaders_that_cannot_be_read_twice_are_left_out(tmp_path):
     class Odd(cr.Noisy):

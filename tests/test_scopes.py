@@ -1,7 +1,7 @@
 "Densities by shape, N of every M, and controls on masks"
 import subprocess,sys
 import pytest
-from fastai_lottery.settings import say
+from fastai_lottery.identity import say
 from fastai_lottery.scopes import as_scope,_shares
 from nets import *
 
@@ -224,7 +224,7 @@ def test_names_of_scopes():
     assert as_scope('erk', ['w']) is erk and as_scope('local', ['w']) is local and as_scope('global', ['w']) is as_scope('global_', ['w']) is global_
     a = {say(o) for o in (n_of_m(2,4), n_of_m(1,4), n_of_m(4,8), erk, partial(erk, power=.5), partial(erk, floor=5), local, global_)}
     assert len(a)==8 and say(n_of_m(2,4))==say(as_scope('2:4', ['w']))=='n_of_m(2, 4)'
-    code = "from fastai_lottery.scopes import *; from fastai_lottery.settings import say; print(say(n_of_m(1, 8)))"
+    code = "from fastai_lottery.scopes import *; from fastai_lottery.identity import say; print(say(n_of_m(1, 8)))"
     assert subprocess.run([sys.executable,'-W','ignore','-c',code], capture_output=True, text=True, check=True).stdout.strip()==say(n_of_m(1,8)), 'the same in every process'
     for bad in ('2-4', 'erks', '', '2:4:8', ':', 3, None):
         with pytest.raises(ValueError, match=r"`scope` should be 'global', 'local', 'erk', '<n>:<m>' such as '2:4', a dict.*got "+re.escape(repr(bad))): as_scope(bad, ['w'])

@@ -4,7 +4,8 @@ import pytest
 from nets import *
 from fastai.callback.all import *
 from fastai_lottery.plots import *
-from fastai_lottery.settings import Settings,about_callback,say
+from fastai_lottery.identity import about_callback,say
+from fastai_lottery.settings import Settings
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
 def lottery(learn=None, *args, **kwargs):
