@@ -44,7 +44,7 @@ class LotteryCallback(Known, Callback):
         store_attr('include,exclude,types,bias,frozen,init')
         self.blank()
 
-# %% ../nbs/11_callback.ipynb #8eb24a06
+# %% ../nbs/11_callback.ipynb #d06d9b08
 @patch
 def prune(self:Learner,
     amount:float=.2, # Fraction of the surviving weights to remove
@@ -78,7 +78,7 @@ def rewind(self:Learner,
     lot.hold()
     lot.fresh_opt()
 
-# %% ../nbs/11_callback.ipynb #9fbe0a4b
+# %% ../nbs/11_callback.ipynb #c0b60bb2
 @patch
 def unprune(self:Learner):
     "Take the masks off: all weights may move again, from where they are (pruned ones from 0)"
@@ -101,7 +101,7 @@ def blank(self:LotteryCallback):
     self.passed = [0,0]    # iterations and epochs of training on the way to the rewind point
     self.trained,self.keep,self.path,self.place = {},'best',None,None    # trained nets of rounds; where late ones go on
 
-# %% ../nbs/11_callback.ipynb #6ead38b4
+# %% ../nbs/11_callback.ipynb #e6a7a924
 @patch
 def keep_zeros(self:Learner)->dict: # Number of weights that it took, by name; the others were pruned before
     """Take competing weights that are exactly 0 for pruned, say after `learn.load` or a `load_state_dict` of what another tool
@@ -112,7 +112,7 @@ def keep_zeros(self:Learner)->dict: # Number of weights that it took, by name; t
     lot.set_masks(new, lot.values(new))
     return took
 
-# %% ../nbs/11_callback.ipynb #b0652310
+# %% ../nbs/11_callback.ipynb #101b8faa
 @patch
 def competing(self:LotteryCallback)->pd.DataFrame: # A row a parameter: `shape`, `numel`, `share` of all, `competes`, and `why` or why not
     "Which parameters compete, and why. Masks that are on decide, where they were made by another rule"
@@ -134,7 +134,7 @@ def how_much(self:LotteryCallback)->str:
     n = int(df.numel[df.competes].sum())
     return f"{n:,} weights compete, {df.share[df.competes].sum():.1%} of all, in {df.competes.sum()} of {len(df)} parameters"
 
-# %% ../nbs/11_callback.ipynb #6bf73add
+# %% ../nbs/11_callback.ipynb #71110410
 _export = getattr(Learner.export, '__wrapped__', Learner.export)
 @patch
 def export(self:Learner,
@@ -151,20 +151,21 @@ def export(self:Learner,
         for o in lots: o.hold()
 Learner.export.__wrapped__ = _export
 
-# %% ../nbs/11_callback.ipynb #4cf377d0
+# %% ../nbs/11_callback.ipynb #d8f2fa95
 @patch
 def __getstate__(self:LotteryCallback):
     d = super(LotteryCallback, self).__getstate__()
     if not self._exports: return d
     gone = dict.fromkeys(['w_i','w_k','masks','hypers','held','at_fit'])
     small = dict(b_i={}, b_k={}, rounds=L(), exported=True, held_here=bool(self.held), init=None)
-    return {**d, **gone, **small, 'packed':self.masks and self.masks.pack()}
+    packed = {n:(s,torch.from_numpy(b)) for n,(s,b) in self.masks.pack().items()} if self.masks else None    # or pickle adds a half
+    return {**d, **gone, **small, 'packed':packed}
 
 @patch
 def __setstate__(self:LotteryCallback, d):
     packed = d.get('packed')
     super(LotteryCallback, self).__setstate__({k:v for k,v in d.items() if k!='packed'})
-    if packed: self.masks = unpack(packed)
+    if packed: self.masks = unpack({n:(s,b.cpu().numpy()) for n,(s,b) in packed.items()})
 
 @patch
 def why_nothing(self:LotteryCallback, rounds=False):
@@ -174,14 +175,14 @@ def why_nothing(self:LotteryCallback, rounds=False):
     if rounds: return "there are no rounds yet: learn.fit_lottery(...) plays them"
     return f"there is nothing to rewind to yet: the rewind point {str(self.rewind_to)!r} is recorded by training. Train first"
 
-# %% ../nbs/11_callback.ipynb #118bc170
+# %% ../nbs/11_callback.ipynb #291d2a82
 def _set_learn(self, new):
     if new is not None: check_alone(self, new)
     if new is not self.learn: self.let_go()
     self.__dict__['learn'] = new
 LotteryCallback.learn = property(lambda self: self.__dict__.get('learn'), _set_learn)
 
-# %% ../nbs/11_callback.ipynb #ed24d38d
+# %% ../nbs/11_callback.ipynb #8d98b294
 @patch
 def net(self:LotteryCallback):
     "The Learner's model; `ValueError` for a callback that is on no Learner"
@@ -202,17 +203,18 @@ def lottery_of(learn):
     lot.check_model()
     return lot
 
-# %% ../nbs/11_callback.ipynb #99106b10
+# %% ../nbs/11_callback.ipynb #7831c4aa
 @patch
 def remember(self:LotteryCallback):
     "Record the initial weights, once; also the rewind point if that is `'init'`"
+    m = self.net()
     if self.w_i is None:
-        self.w_i,self.b_i = of_rank0(lambda: (state(self.net()),outside_state(self.learn)))
+        self.w_i,self.b_i = of_rank0(lambda: (state(m),outside_state(self.learn)))
         if n_ranks()>1:    # as `DistributedDataParallel` will, but its turn comes with the fit
-            load_(self.learn.model, self.w_i)
+            load_(m, self.w_i)
             load_outside_(self.learn, self.b_i)
         if self.rewind_to.n==0: self.w_k,self.b_k = self.w_i,self.b_i
-    if self.masks is None: self.set_masks(Masks.ones(named_weights(self.net(), self.names())))
+    if self.masks is None: self.set_masks(Masks.ones(named_weights(m, self.names())))
 
 # %% ../nbs/11_callback.ipynb #ce0c8876
 @patch
@@ -247,7 +249,7 @@ def after_fit(self:LotteryCallback):
     if self.w_k is None and self.w_i is not None and not hasattr(self.learn, 'lr_finder'): self.passed[0] += self.learn.train_iter
     self.hold()
 
-# %% ../nbs/11_callback.ipynb #efdc77e3
+# %% ../nbs/11_callback.ipynb #0d83edfe
 @patch
 def set_masks(self:LotteryCallback,
     masks:Masks, # Masks of the model's weights
@@ -281,7 +283,7 @@ def hold(self:LotteryCallback):
         self._listen()
     if self._hold is not None: self._hold()
 
-# %% ../nbs/11_callback.ipynb #645565ef
+# %% ../nbs/11_callback.ipynb #636bd8eb
 @patch
 def after_opt_step(self:LotteryCallback, *args):
     if self.run and self.learn is not None: self.hold()
@@ -297,14 +299,14 @@ def before_forward(self:LotteryCallback, m, args):
     if self._hold is None: self.hold()
     else: self._hold.check(m.training)
 
-# %% ../nbs/11_callback.ipynb #868ced47
+# %% ../nbs/11_callback.ipynb #495ef5c3
 @patch
 def let_go(self:LotteryCallback, exports=False):
     "Take all hooks off; they come back with the next hold"
     if self._watch is not None: self._watch.off()
     self._hold,self._exports = None,exports
 
-# %% ../nbs/11_callback.ipynb #e9e06332
+# %% ../nbs/11_callback.ipynb #ddb8c46b
 @patch
 def __deepcopy__(self:LotteryCallback, memo):
     memo[id(self)] = new = type(self).__new__(type(self))
@@ -315,7 +317,7 @@ def __deepcopy__(self:LotteryCallback, memo):
     new._watch.on(new, m, opt, self.masks is not None and self.masks.n_kept<self.masks.numel)
     return new
 
-# %% ../nbs/11_callback.ipynb #e035bd82
+# %% ../nbs/11_callback.ipynb #2e3aedef
 def _after_steps(cb): return 'after_step' in vars(cb) or hasattr(type(cb), 'after_step')
 
 @patch
@@ -344,7 +346,7 @@ def after_step(self:LotteryCallback):
     if h is not None: self._watch.on(self, self.learn.model, self.learn.opt, bool(h.ws))    # the optimizer may be a new one
     self.hold()
 
-# %% ../nbs/11_callback.ipynb #e3448830
+# %% ../nbs/11_callback.ipynb #b8a688b1
 for o in ('after_cancel_batch', 'after_cancel_train', 'before_validate', 'after_cancel_epoch', 'after_cancel_fit'):
     setattr(LotteryCallback, o, LotteryCallback.hold)
 

@@ -51,12 +51,12 @@ def _plain_of(d):
         with suppress(_NotPlain): res[k] = _plain(v)
     return res
 
-# %% ../nbs/12_checkpoints.ipynb #f12089b5
+# %% ../nbs/12_checkpoints.ipynb #d7e52c94
 def callback_state(cb):
     "What a callback holds, as plain data; what is no plain data is left out"
     return _plain_of({k:v for k,v in vars(cb).items() if k!='learn'})
 
-# %% ../nbs/12_checkpoints.ipynb #9cf1bd63
+# %% ../nbs/12_checkpoints.ipynb #98833375
 _as_torch = torch._C.DisableTorchFunctionSubclass    # fastai's tensors take 10 µs to say what they are, and there are as many as steps
 
 class _Kind(NamedTuple):
@@ -127,7 +127,7 @@ def _back_dict(o, old):
     old.update(new)
     return old    # a `Counter`, a `defaultdict`
 
-# %% ../nbs/12_checkpoints.ipynb #f186558f
+# %% ../nbs/12_checkpoints.ipynb #d8fb273c
 def put_callback_state(o, d):
     "Attributes `d` of `callback_state` into `o`"
     for k,v in d.items(): vars(o)[k] = _back(v, vars(o).get(k))
@@ -151,7 +151,7 @@ def _set_rng(dls, d):
         if gs[0] is not None: dl.rng = random.Random()    # of its own, whoever else has the present one
         _back(gs, _generators(dl))
 
-# %% ../nbs/12_checkpoints.ipynb #6c98de0b
+# %% ../nbs/12_checkpoints.ipynb #3679a1f7
 def _loss(learn):
     "The module of the loss, where there is one that is no part of the net"
     m = loss_module(learn.loss_func)
@@ -182,7 +182,7 @@ def _attributes(learn):
     res = [(o,_public(o)) for m in (unwrap(learn.model),loss) if m is not None for o in m.modules()]
     return res if wrap is None else [*res, (wrap,_public(wrap, nn.Module))]
 
-# %% ../nbs/12_checkpoints.ipynb #892f0565
+# %% ../nbs/12_checkpoints.ipynb #28331ec0
 def param_state(learn):
     "What is not in a model's state: gradients, frozen layers, plain attributes of modules"
     ps = _trained(learn)
@@ -204,7 +204,7 @@ def same_plain(a, b):
     if isinstance(a, (list,tuple)): return type(a)==type(b) and len(a)==len(b) and all(map(same_plain, a, b))
     return a==b or a!=a and b!=b
 
-# %% ../nbs/12_checkpoints.ipynb #539d6dc9
+# %% ../nbs/12_checkpoints.ipynb #fb20f7a9
 _counts = 'epoch n_epoch train_iter pct_train'.split()
 
 def _opt_state(opt):
@@ -215,8 +215,8 @@ def _opt_state(opt):
 
 def _with_states(cbs, saved):
     "Each callback with its state. Raises `ValueError` where they are others"
-    saved = [(n.lstrip('_'),v) for n,v in saved if n!='_GoOn']    # as version 0.0.1 called them
-    has,want = [type(cb).__name__ for cb in cbs],[n for n,_ in saved]
+    saved = [(n.lstrip('_'),v) for n,v in saved if n!='_GoOn']    # version 0.0.1 had more that were private
+    has,want = [type(cb).__name__.lstrip('_') for cb in cbs],[n for n,_ in saved]
     if has==want: return [(cb,v) for cb,(_,v) in zip(cbs, saved)]
     raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
 
@@ -239,7 +239,7 @@ def take_checkpoint(
         others={n:p.detach() for n,p in _others(learn).items()},
         **{k:_plain(getattr(learn, k)) for k in _counts if k in vars(learn)})
 
-# %% ../nbs/12_checkpoints.ipynb #fee36d02
+# %% ../nbs/12_checkpoints.ipynb #b02f8bf9
 def put_checkpoint(
     learn, # A Learner whose fit has begun in the same way, with the same callbacks
     d:dict, # What `take_checkpoint` gave
@@ -275,7 +275,7 @@ def write_checkpoint(
             f.write(hashlib.sha256(b).digest())
             f.write(b)
 
-# %% ../nbs/12_checkpoints.ipynb #93506ea6
+# %% ../nbs/12_checkpoints.ipynb #1c978107
 def _wrong(head, digest, b):
     "What is wrong with a file, if something is"
     if head!=_head: return 'of another version of fastai_lottery, or damaged'

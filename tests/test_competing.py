@@ -70,12 +70,12 @@ botnet = [f'stages.#.#.self_attn.pos_embed.{o}_rel' for o in ('height','width')]
     (timm.create_model, 'xcit_nano_12_p8_224', {'cls_token':'token', 'blocks.#.attn.temperature':scale}, []),
     (timm.create_model, 'poolformer_s12', {}, []),
 ])
-def test_nets_with_tables_and_gains(make, name, want, said):
+def test_trap_30_nets_with_tables_and_gains(make, name, want, said):
     with torch.device('meta'): m = make(name)
     assert prunable(m)==weights(m) and out(m)==want
     assert left(m)=={n:want[n] for n in said}, 'vectors need no word, matrices do'
 
-def test_vit_of_torchvision():
+def test_trap_30_vit_of_torchvision():
     m = vit()
     want = {'class_token':'token', 'encoder.pos_embedding':table}
     assert set(prunable(m))=={*weights(m), *attention(2)}
@@ -95,7 +95,7 @@ def test_bare_matrix_of_timm():
 
 # --- standardised convolutions: a 0 in the kernel is none in use
 
-def test_standardised_convolutions_are_left_out_by_name():
+def test_trap_65_standardised_convolutions_are_left_out_by_name():
     with torch.device('meta'): m = timm.create_model('dm_nfnet_f0')
     std = [n for n,o in m.named_modules() if 'StdConv' in type(o).__name__]
     assert len(std)>50 and set(prunable(m))==set(weights(m))-{f'{n}.weight' for n in std}
@@ -122,7 +122,7 @@ def gpt2(n=2):
     return t.GPT2LMHeadModel(t.GPT2Config(n_embd=16, n_layer=n, n_head=2, vocab_size=50, n_positions=12, **ends))
 
 @extra
-def test_gpt2():
+def test_trap_29_gpt2():
     "Its layers are `Conv1D`, a class of its own; its head is tied to the words"
     m = gpt2()
     block = 'attn.c_attn','attn.c_proj','mlp.c_fc','mlp.c_proj'
@@ -171,7 +171,7 @@ def test_t5():
     ('Mixtral', dict(intermediate_size=32, num_key_value_heads=2, num_local_experts=2),
         ['layers.#.mlp.experts.down_proj','layers.#.mlp.experts.gate_up_proj','layers.#.mlp.gate.weight']),
     ('Llama', dict(intermediate_size=32), [])])
-def test_experts_are_bare_matrices(name, kw, bare):
+def test_trap_29_experts_are_bare_matrices(name, kw, bare):
     t = hf()
     model,config = (getattr(t, f'{name}{o}') for o in ('Model','Config'))
     m = model(config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50, bos_token_id=0, eos_token_id=0, **kw))
@@ -254,7 +254,7 @@ class Own(nn.Module):
         self.position_wise = nn.ModuleDict(dict(ff=Conv1D(3,3), pos_proj=nn.Linear(3,3)))
         self.experts = nn.ParameterList([torch.randn(3,4), torch.randn(3,4)])
 
-def test_own_layers_and_bare_parameters():
+def test_trap_29_own_layers_and_bare_parameters():
     m = Own()
     assert prunable(m)==['mix','column','kernel','a.weight','position_wise.ff.weight','position_wise.pos_proj.weight',
         'experts.0','experts.1']
@@ -288,7 +288,7 @@ def batch(layer): return torch.randn(2, *({'linear':(6,), 'conv':(3,4,4)}[layer]
 @pytest.mark.filterwarnings('ignore:.*weight_norm.*:FutureWarning')
 @pytest.mark.parametrize('layer', layers)
 @pytest.mark.parametrize('how', made)
-def test_a_weight_that_is_made_is_zero_where_it_is_pruned(how, layer):
+def test_trap_29_a_weight_that_is_made_is_zero_where_it_is_pruned(how, layer):
     "What is pruned in the tensor is 0 in the weight that is used"
     f,name = made[how]
     torch.manual_seed(0)
@@ -304,7 +304,7 @@ def test_a_weight_that_is_made_is_zero_where_it_is_pruned(how, layer):
 
 @pytest.mark.filterwarnings('ignore:.*weight_norm.*:FutureWarning')
 @pytest.mark.parametrize('how', ['weight_norm','old_weight_norm'])
-def test_lengths_of_weight_norm_are_gains(how):
+def test_trap_30_lengths_of_weight_norm_are_gains(how):
     f,name = made[how]
     m = nn.Sequential(f(nn.Linear(6,5)), nn.Linear(5,2))
     gain = '0.'+name.replace('original1','original0').replace('_v','_g')
@@ -312,7 +312,7 @@ def test_lengths_of_weight_norm_are_gains(how):
     assert prunable(m, bias=True)==[n for n in named_weights(m) if n!=gain]
     assert prunable(nn.Sequential(f(nn.Linear(6,5), dim=None)))==[f'0.{name}']
 
-def test_a_rotation_is_left_out_by_name():
+def test_trap_65_a_rotation_is_left_out_by_name():
     m = nn.Sequential(new.orthogonal(nn.Linear(5,5)), nn.Linear(5,2))
     n = '0.parametrizations.weight.original'
     assert prunable(m)==['1.weight'] and left_out(m)=={n:'parametrized: Orthogonal'}
