@@ -73,7 +73,7 @@ def role_by_name(n):
 
 # %% ../nbs/00_core.ipynb #9e0c2c8d
 def role(n, mod, p):
-    "What the parameter `p` of the layer `mod` is by class, name and shape: 'weight', 'bias', 'gain' ..., as `competing` says it"
+    "What the parameter `p` of the layer `mod` is by class, name and shape: 'weight', 'bias', 'gain' ..."
     own,kind,kernel = n.rpartition('.')[2],type(mod).__name__,isinstance(mod, kernels)
     if isinstance(mod, norms): return 'norm'
     if not kernel and re.search(norm_names, kind): return 'norm by its name'
@@ -87,7 +87,7 @@ def role(n, mod, p):
 keep_zeros = parametrizations._WeightNorm,parametrizations._SpectralNorm    # a 0 before them is a 0 behind them
 
 def behind(n, mods):
-    "For a tensor of `torch.nn.utils.parametrize`: layer, name of what is made of it, what makes it, its number (None: a part of that)"
+    "For a tensor that `parametrize` keeps: layer, name of what is made of it, what makes it, its number; else None"
     if not (g := re.fullmatch(r'((?:.*\.)?)parametrizations\.(\w+)\.(?:original(\d*)|(\d+)\..+)', n)): return None
     by = list(mods[f'{g[1]}parametrizations.{g[2]}'])
     return mods[g[1].rstrip('.')], g[1]+g[2], [by[int(g[4])]] if g[4] else by, g[3]
@@ -98,7 +98,7 @@ def role_among(n, mods, p):
         raise ValueError(f"{n!r} has no shape yet: send one batch through the model first")
     if not (p.is_floating_point() and p.numel()): return 'empty' if p.is_floating_point() else 'not floating point'
     layer,name,by,number = behind(n, mods) or (mods[n.rpartition('.')[0]], n, (), '')
-    bad = [type(o).__name__.strip('_') for o in by if number is None or not isinstance(o, keep_zeros)]
+    bad = [type(o).__name__.strip('_') for o in by if not isinstance(o, keep_zeros)]
     return f"parametrized: {', '.join(bad)}" if bad else 'gain' if number=='0' else role(name, layer, p)
 
 # %% ../nbs/00_core.ipynb #72539f77
@@ -112,16 +112,11 @@ def role_of_types(n, mods, p, types, named):
     if named and p.ndim>1: return 'weight'
     return why if why.startswith('parametrized') and of_types(behind(n, mods)[0], types) else 'not of `types`'
 
-def check_types(types):
-    types = types if types is None else tuple(listify(types))
-    if types is None or all(isinstance(o, type) for o in types): return types
-    raise TypeError(f"`types` should be classes of modules such as nn.Linear, or None for any; got {types!r}")
-
 # %% ../nbs/00_core.ipynb #e966e19c
 def chosen(pats, arg):
     "What `include` or `exclude` was given, one by one"
-    if isinstance(pats, (str,nn.Module,torch.Tensor,Mapping)) or not hasattr(pats, '__iter__'): pats = () if pats is None else [pats]
-    for o in (pats := list(pats)):
+    one = isinstance(pats, (str,nn.Module,torch.Tensor,Mapping)) or not hasattr(pats, '__iter__')
+    for o in (pats := [] if pats is None else [pats] if one else list(pats)):
         if not isinstance(o, (str,nn.Module,nn.Parameter)):
             raise TypeError(f"`{arg}` should hold names, globs such as 'layers.*', modules or parameters of the model; "
                             f"got {type(o).__name__}: {o!r:.80}")
@@ -137,10 +132,9 @@ def names_of(m, o, arg):
     raise ValueError(f"{what} in `{arg}` is no part of the model: is it of another model, or of a copy of this one?")
 
 # %% ../nbs/00_core.ipynb #46d874aa
-def matches(n, g): return any(o==g or fnmatchcase(o, g) for o in accumulate(n.split('.'), '{}.{}'.format))
-
 def name_matcher(m, pats, cands, arg='exclude'):
-    "A function of a name: does one of `pats` choose it? Raises `ValueError` for a pattern that matches none of `cands`, a typing error"
+    "A function of a name: does one of `pats` choose it? Raises `ValueError` for one that matches none of `cands`"
+    def matches(n, g): return any(o==g or fnmatchcase(o, g) for o in accumulate(n.split('.'), '{}.{}'.format))
     globs = [g for o in chosen(pats, arg) for g in names_of(m, o, arg)]
     for g in globs:
         if not any(matches(n, g) for n in cands):
@@ -148,7 +142,7 @@ def name_matcher(m, pats, cands, arg='exclude'):
     return lambda n: any(matches(n, g) for g in globs)
 
 def named_alone(include, ps):
-    "Names that `include` gives one by one: these matrices compete whatever the rule takes them for. A list of all chooses none"
+    "Names that `include` gives one by one: these matrices compete, whatever they are. A list of all chooses none"
     texts = {o for o in include if isinstance(o, str)}
     given = {id(o) for o in include if isinstance(o, nn.Parameter)}
     if given>={id(p) for p in ps.values() if p.ndim>1}: given = set()
@@ -163,7 +157,9 @@ def why_of(n, p, mods, types, named, alone):
 
 def reasons(m, types=None, include=None, exclude=None, bias=False):
     "Of each parameter of `m` by name: does it compete, and why or why not"
-    m,types,among = unwrap(m),check_types(types),chosen(include, 'include')
+    m,types,among = unwrap(m),types if types is None else tuple(listify(types)),chosen(include, 'include')
+    if not all(isinstance(o, type) for o in types or ()):
+        raise TypeError(f"`types` should be classes of modules such as nn.Linear, or None for any; got {types!r}")
     ps,mods = named_weights(m),{clean_name(n):o for n,o in m.named_modules(remove_duplicate=False)}
     inc,exc,alone = name_matcher(m, among, ps, 'include'),name_matcher(m, exclude, ps),named_alone(among, ps)
     gone,first,res = {id(p) for n,p in ps.items() if exc(n)},{},{}
@@ -207,14 +203,14 @@ def left_out(
     m:nn.Module, # A model; it is not changed
     types=None, include=None, exclude=None, bias:bool=False # As in `prunable`
 )->dict: # Why, by name; empty where nothing needs to be said
-    "Matrices of `m` that do not compete though nobody asked for it. `exclude`, or the exact name in `include`, decides about one"
+    "Matrices that do not compete though nobody asked for it; `exclude`, or an exact name in `include`, decides about one"
     ps,asked = named_weights(m),('excluded', 'not in `include`', 'not of `types`', 'norm')
     def quiet(n, why): return why in asked or why.startswith('tied to ') or sum(s>1 for s in ps[n].shape)<2
     return {n:why for n,(ok,why) in reasons(m, types, include, exclude, bias).items() if not ok and not quiet(n, why)}
 
 # %% ../nbs/00_core.ipynb #2bd83b52
 class Point(NamedTuple):
-    "A moment in training: after `n` units of `'it'` (iterations, that is batches), `'ep'` (epochs) or `'%'` (of the planned iterations)"
+    "A moment in training: after `n` units of `'it'` (iterations, or batches), `'ep'` (epochs), `'%'` (of the planned iterations)"
     n:float
     unit:str='it'
     def step(self, n_iter, planned=None):
@@ -235,7 +231,8 @@ def point(
     if isinstance(s, (int,np.integer)) and not isinstance(s, bool) and s>=0: return Point(int(s))
     if isinstance(s, str) and (g := re.fullmatch(r'(\d+)(it|ep)', s)): return Point(int(g[1]), g[2])
     if isinstance(s, str) and (g := re.fullmatch(r'(\d+\.?\d*|\.\d+)%', s)) and float(g[1])<100: return Point(float(g[1]), '%')
-    raise ValueError(f"`rewind_to` should be 'init', '<n>it' or '<n>ep', such as '500it', a number of iterations, or a share of them such as '1%'; got {s!r}")
+    raise ValueError("`rewind_to` should be 'init', '<n>it' or '<n>ep', such as '500it', a number of iterations, or a share of "
+                     f"them such as '1%'; got {s!r}")
 
 # %% ../nbs/00_core.ipynb #e2c848b7
 # What a criterion or a reset can ask for, by the name of its parameter
@@ -272,12 +269,11 @@ def by_name(
     with torch.no_grad(): return {n: f(**{k: of(k,n) for k in ns}) for n in names}
 
 # %% ../nbs/00_core.ipynb #af341c43
-def of_vocabulary(f):       # asks for words alone, but for its settings
-    ps = inspect.signature(f).parameters
-    return set(ps)&set(words) and all(k in words or p.default is not p.empty for k,p in ps.items())
-
 def menu_of(mod):
-    "The module's own public functions of the vocabulary, by name"
+    "The module's own public functions of the vocabulary, by name: they ask for words alone, but for their settings"
+    def of_vocabulary(f):
+        ps = inspect.signature(f).parameters
+        return set(ps)&set(words) and all(k in words or p.default is not p.empty for k,p in ps.items())
     fs = {n:f for n,f in vars(sys.modules[mod]).items() if inspect.isfunction(f) and f.__module__==mod and not n.startswith('_')}
     return {n:f for n,f in fs.items() if of_vocabulary(f)}
 
@@ -287,6 +283,14 @@ def pick(o, menu, kind):    # a function, or the name of one in the menu
     raise ValueError(f"`{kind}` should be a function of {', '.join(words)} or one of {', '.join(menu)}; got {o!r}")
 
 def name_of(f): return getattr(f, '__name__', None) or (name_of(f.func) if hasattr(f,'func') else repr(f))
+
+def check_fraction(name, v):
+    if isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<v<1:
+        raise ValueError(f"`{name}` should be between 0 and 1; got {v!r}")
+
+def check_whole(name, v, low):
+    if isinstance(v, bool) or not isinstance(v, (int,np.integer)) or v<low:
+        raise ValueError(f"`{name}` should be a whole number of at least {low}; got {v!r}")
 
 # %% ../nbs/00_core.ipynb #3865521d
 def derive(
@@ -344,12 +348,3 @@ def of_rank0(
     if my_rank(): res,err = torch.load(io.BytesIO(box[0]), map_location=_here, weights_only=False)    # our own processes'
     if err is not None: raise err
     return res
-
-# %% ../nbs/00_core.ipynb #6b1163be
-def check_fraction(name, v):
-    if isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<v<1:
-        raise ValueError(f"`{name}` should be between 0 and 1; got {v!r}")
-
-def check_whole(name, v, low):
-    if isinstance(v, bool) or not isinstance(v, (int,np.integer)) or v<low:
-        raise ValueError(f"`{name}` should be a whole number of at least {low}; got {v!r}")

@@ -488,3 +488,29 @@ def test_types_bring_the_old_set_back(name):
     assert prunable(m, types=weight_types, bias=True)==of_classes(m, bias=True)
     every = [n for n,p in named_weights(m).items() if p.is_floating_point()]
     assert prunable(m, types=weight_types, include=every)==of_classes(m, every)
+
+# --- a lottery with weight norm
+
+def with_lengths(): return nn.Sequential(new.weight_norm(nn.Linear(8,12)), nn.ReLU(), new.spectral_norm(nn.Linear(12,4)))
+
+def test_a_sparse_lottery_with_lengths_stays_finite():
+    "At a density at which rows would be empty; the masks of all rounds keep one weight in each"
+    learn = learner(with_lengths)
+    learn.fit_lottery(1, 6, amount=.3)
+    lot,dims = learn.lottery,lengths_of(learn.model)
+    w = lot.masks['0.parametrizations.weight.original1']
+    assert list(lot.masks)==list(dims)==prunable(learn.model) and w.any(1).all() and w.sum()<24 and leaks(learn)==0
+    assert all(math.isfinite(o['valid_loss']) and bool(torch.isfinite(learn.model[0].weight).all()) for o in lot.rounds)
+
+@pytest.mark.parametrize('criterion', ['random','snip','synflow'])
+def test_other_criteria_keep_one_in_a_row(criterion):
+    learn = learner(with_lengths)
+    masks = learn.prune(.85, criterion)
+    assert masks['0.parametrizations.weight.original1'].any(1).all() and masks.n_kept==144-round(.85*144)
+
+def test_masks_that_would_give_nan_are_an_error():
+    learn = learner(with_lengths)
+    learn.fit(1)
+    empty = {n:torch.zeros_like(m) for n,m in learn.lottery.masks.items()}
+    with pytest.raises(ValueError, match='slice.*0/0 is nan'): learn.lottery.set_masks(Masks(empty))
+    assert learn.lottery.masks.density==1, 'nothing was put on'
