@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/18_journal.ipynb #a9025d22
+# %% ../nbs/18_journal.ipynb #292457a1
 import math
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -22,7 +22,7 @@ from .settings import *
 from .settings import best_of
 from .runs import *
 
-# %% ../nbs/18_journal.ipynb #2ec8591a
+# %% ../nbs/18_journal.ipynb #36a8c9b8
 _cols = 'round density train_loss valid_loss es_iteration'.split()
 _not_shown = ('kept','prunable','iterations','seconds','mask_hash')
 
@@ -30,6 +30,7 @@ def _shown(k): return k in _cols or not (k.startswith(('es_','test_')) or k in _
 
 def _cell(k, v): return f'{100*v:.1f}%' if k=='density' else f'{v:.4f}' if isinstance(v, float) else str(v)
 
+# %% ../nbs/18_journal.ipynb #6ef27cba
 class Live:
     "A bar over all rounds, one within the round, and a table that grows; silent where the Learner is"
     def __init__(self, learn, n, steps):
@@ -67,7 +68,7 @@ class Live:
     def end(self):
         if self.bar: self.mb.on_iter_end()
 
-# %% ../nbs/18_journal.ipynb #a7f3c56b
+# %% ../nbs/18_journal.ipynb #24db75ed
 def put_on(learn, lot, masks, held, weights):
     "Masks and trained weights of a round into `learn`, with a fresh optimizer"
     learn.unprune()
@@ -75,6 +76,14 @@ def put_on(learn, lot, masks, held, weights):
     lot.set_masks(masks, held)
     lot.fresh_opt()
 
+def check_reached(lot):
+    "Is there a rewind point to go back to?"
+    if lot.w_k is not None: return
+    n = lot.rounds[0]['iterations']
+    raise ValueError(f"the rewind point {str(lot.rewind_to)!r} was not reached: the dense training ended after {n} iterations. "
+                     "It is kept as round 0, see learn.lottery.report(); choose an earlier point")
+
+# %% ../nbs/18_journal.ipynb #2eaf9db7
 class Journal:
     "The rounds of a lottery so far, in memory and, where there is a `folder`, on disk"
     def __init__(self, learn, s, folder=None):
@@ -88,22 +97,27 @@ class Journal:
         for o in self.rounds: self.live.row(o.row)
         while self.s.goes_on(self.rounds):
             r = len(self.rounds)
-            if r: self._check_reached()
+            if r: check_reached(self.lot)
             self.live.begin(r)
             yield r
-    def _check_reached(self):
-        "Is there a rewind point to go back to?"
-        lot,n = self.lot,self.rounds[0]['iterations']
-        if lot.w_k is not None: return
-        raise ValueError(f"the rewind point {str(lot.rewind_to)!r} was not reached: the dense training ended after {n} iterations. It is kept as round 0, "
-                         "see learn.lottery.report(); choose an earlier point")
-    def checkpoint(self, r): return None if self.folder is None else self.folder.checkpoint(r, self.lot)
-    def saver(self, r):
-        "What keeps a checkpoint of round `r`, where there is a folder"
-        return None if self.folder is None else lambda d: self.folder.keep(r, self.lot, d)
-    def place(self, r): return self.lot.place if r and self.s.goes_back else None
 
-# %% ../nbs/18_journal.ipynb #44582bcc
+# %% ../nbs/18_journal.ipynb #d5a23bce
+@patch
+def checkpoint(self:Journal, r):
+    "The checkpoint of round `r`, if a kill left one"
+    return None if self.folder is None else self.folder.checkpoint(r, self.lot)
+
+@patch
+def saver(self:Journal, r):
+    "What keeps a checkpoint of round `r`, where there is a folder"
+    return None if self.folder is None else lambda d: self.folder.keep(r, self.lot, d)
+
+@patch
+def place(self:Journal, r):
+    "Where round `r` goes on; none where it begins at the start"
+    return self.lot.place if r and self.s.goes_back else None
+
+# %% ../nbs/18_journal.ipynb #563837d8
 def _share(lot, rounds, row):
     "Where the rewind point was asked for as a share: the iteration, and which share of the dense training that was in the end"
     if lot.place is None or lot.asked.unit!='%': return {}
@@ -129,6 +143,7 @@ def tell(learn, what):
     for cb in sorted(learn.cbs, key=lambda o: o.order):
         if what in cb.__dict__ or hasattr(type(cb), what): getattr(cb, what)()
 
+# %% ../nbs/18_journal.ipynb #cddea49e
 def _lasting(s): return f'{s:.0f} s' if s<100 else f'{s/60:.0f} min' if s<6000 else f'{s/3600:.1f} hours'
 
 @patch
@@ -150,6 +165,7 @@ def keep_trained(self:Journal):
     except ValueError: best = rs[-1]    # a figure that is no number, or of which nobody knows what is better
     lot.trained = {k:v for k,v in lot.trained.items() if k in (r, best['round'])}
 
+# %% ../nbs/18_journal.ipynb #1d165f77
 @patch
 def settle(self:Journal):
     "The Learner ends with the round that the settings keep"
