@@ -159,7 +159,7 @@ def erk(
     power:float=1, # Densities go by this power of (sum of dims)/(product of dims); 0 for the same density everywhere
     floor:int=0 # Keep at least so many weights of each layer
 )->Masks: # New masks; a layer never has more than before
-    "Each layer at a density in proportion to (sum of dims)/(product of dims), the Erdős–Rényi kernel (1707.04780, 1911.11134)"
+    "Each layer at a density as (sum of dims)/(product of dims), the Erdős–Rényi kernel (1707.04780, 1911.11134)"
     have = [int(m.sum()) for m in masks.values()]
     k = round(amount*sum(have))
     _enough(amount, k, sum(max(0, h-floor) for h in have), floor)
@@ -217,7 +217,7 @@ def as_scope(scope, names):
 
 # %% ../nbs/03_scopes.ipynb #b3797cd2
 def lengths_of(m):
-    "Weights of the model `m` that are divided by lengths: by name the dimension whose slices have one each, or None for the whole"
+    "Weights of `m` that are divided by lengths: by name the dimension whose slices have one each, None for the whole"
     mods,res = {clean_name(n):o for n,o in unwrap(m).named_modules(remove_duplicate=False)},{}
     made = {n:o for n in named_weights(m) if (o := behind(n, mods)) and o[3] is not None}
     for n,(_,_,by,number) in made.items():
@@ -321,9 +321,10 @@ def erk_mask(
 def inverse_mask(
     m:Masks, # A ticket's masks
     gen:torch.Generator=None # Not used: nothing is drawn
-)->Masks: # Density 1 − the ticket's: what `small_final` keeps (1905.01067), where the ticket is one prune by `large_final`
+)->Masks: # Density 1 − the ticket's. After one prune by `large_final`: what `small_final` keeps (1905.01067)
     "Pruned and kept swapped, a control that should fail. Raises `ValueError` for a dense ticket, whose inverse keeps nothing"
-    if m.n_kept==m.numel: raise ValueError("the ticket is dense, so the inverse of its mask keeps no weight: take a later round")
+    if m.n_kept==m.numel:
+        raise ValueError("the ticket is dense, so the inverse of its mask keeps no weight: take a later round")
     if full := [n for n,o in m.items() if o.all() and not _adds(n, o)]:
         warnings.warn(f"the ticket keeps all of {', '.join(full)}, so its inverse keeps nothing there and passes nothing on",
                       EmptyLayerWarning, stacklevel=2)

@@ -34,7 +34,7 @@ def misfits(own, ws, masks, behind):
 def transfer(
     ticket:Ticket, # Found on the source task
     model:nn.Module, # A model for the target task: the same names and shapes, but for what stays behind
-    weights:dict=None, # Start of survivors, such as `state(model)` of the trained source net; by default the ticket's own
+    weights:dict=None, # Start of survivors, such as `state(model)` of the trained source net; else the ticket's own
     exclude=() # Glob(s) or module(s) that stay behind, such as `'fc'`: they take the target's own weights, and no mask
 )->Ticket: # For a model like `model`: `fit_ticket` trains it, `apply_` puts it on
     "Carry a ticket to another task (1905.07785). Raises `ValueError` where names or shapes differ, and names all of them"
@@ -42,8 +42,8 @@ def transfer(
     ws = {clean_name(k):v for k,v in given.items()}
     behind = name_matcher(model, exclude, list(own))
     if bad := misfits(own, ws, ticket.masks, behind):
-        raise ValueError(f"the ticket does not fit the target's model: {'; '.join(bad)}. Leave layers behind with `exclude=`, "
-                         "or use a model of the same shapes")
+        raise ValueError(f"the ticket does not fit the target's model: {'; '.join(bad)}. "
+                         "Leave layers behind with `exclude=`, or use a model of the same shapes")
     masks = Masks({n:m for n,m in ticket.masks.items() if n in own and not behind(n)})
     if not masks:
         raise ValueError(f"`exclude` should leave a pruned layer to carry; got {exclude!r}, and the ticket has "
