@@ -31,7 +31,7 @@ class LotteryCallback(Known, Callback):
     _hold = _watch = None
     _others = _exports = False
     def __init__(self,
-        rewind_to='init', # Rewind point: `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`) or a share of the planned iterations (`'1%'`) (1903.01611)
+        rewind_to='init', # Rewind point (1903.01611): `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`), a share (`'1%'`)
         include=None, # Name(s), glob(s), module(s) or parameter(s) to prune: see `competing`
         exclude=None, # Name(s), glob(s), module(s) or parameter(s) to leave alone
         types=None, # Classes of modules whose weights can be pruned; any by default
