@@ -24,7 +24,8 @@ def halves(m): return [list(m[:2].parameters()), list(m[2:].parameters())]
 def plain(rewind_to='init', cbs=(), opt=SGD, **kw):
     "A Learner of plain SGD, in two parameter groups"
     opt = partial(opt, mom=0.) if opt is SGD else opt
-    learn = Learner(loaders(), net(), loss_func=CrossEntropyLossFlat(), opt_func=opt, metrics=accuracy, splitter=halves, lr=.1,
+    learn = Learner(loaders(), net(), loss_func=CrossEntropyLossFlat(), opt_func=opt, metrics=accuracy, splitter=halves,
+                    lr=.1,
                     cbs=[LotteryCallback(rewind_to=rewind_to), *cbs], **kw)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
@@ -108,7 +109,8 @@ def test_a_share_of_the_iterations_becomes_a_number(way):
     rs = learn.lottery.rounds
     k = round(.25*8*(4 if way=='fine_tune' else 3))
     assert learn.lottery.rewind_to.n==k==rs[2]['rewind_it'] and str(learn.lottery.rewind_to)==f'{k}it'
-    assert rs[1]['rewind_share']==k/rs[0]['iterations'] and rs[1]['iterations']==rs[2]['iterations']==rs[0]['iterations']-k
+    assert rs[1]['rewind_share']==k/rs[0]['iterations']
+    assert rs[1]['iterations']==rs[2]['iterations']==rs[0]['iterations']-k
 
 @pytest.mark.parametrize('to', [11, '11it'])
 def test_a_number_is_a_number_of_iterations(to):
@@ -123,7 +125,8 @@ def test_the_issue_of_two_fits_and_a_warm_up():
 def test_a_point_that_is_not_reached_keeps_the_dense_round(way, to):
     fit,kw,cbs = ways[way]
     learn = plain(to, [f() for f in cbs])
-    with pytest.raises(ValueError, match=f"'{to}' was not reached: the dense training ended after \\d+ iterations. It is kept as round 0"):
+    with pytest.raises(ValueError,
+                       match=f"'{to}' was not reached: the dense training ended after \\d+ iterations. It is kept as round 0"):
         learn.fit_lottery(3, rounds=2, fit=fit, **kw)
     assert len(learn.lottery.rounds)==1
     learn.fit_lottery(3, rounds=0, fit=fit, **kw)
@@ -131,7 +134,8 @@ def test_a_point_that_is_not_reached_keeps_the_dense_round(way, to):
 def test_what_cannot_be_reached_is_refused_before_the_dense_round():
     learn = plain('24it')
     with pytest.raises(ValueError, match="iteration 24, but this training has only 24"): learn.fit_lottery(3, rounds=1)
-    with pytest.raises(ValueError, match="iteration 24, but this training has only 16"): learn.fit_lottery(4, rounds=1, start_epoch=2)
+    with pytest.raises(ValueError, match="iteration 24, but this training has only 16"):
+        learn.fit_lottery(4, rounds=1, start_epoch=2)
     assert not learn.lottery.rounds
 
 def test_fine_tune_bound_to_the_learner_and_a_function_of_that_name():
@@ -140,7 +144,8 @@ def test_fine_tune_bound_to_the_learner_and_a_function_of_that_name():
     def fine_tune(learn, n): learn.fit(n, lr=.1)
     other = plain('5it')
     other.fit_lottery(2, rounds=1, fit=fine_tune)
-    assert [r['iterations'] for r in learn.lottery.rounds]==[24,19] and [r['iterations'] for r in other.lottery.rounds]==[16,11]
+    assert [r['iterations'] for r in learn.lottery.rounds]==[24,19]
+    assert [r['iterations'] for r in other.lottery.rounds]==[16,11]
 
 @pytest.mark.parametrize('way', ['one_cycle','fine_tune','two_fits','accumulation','three'])
 def test_a_ticket_goes_on_where_its_rounds_did(way, tmp_path):

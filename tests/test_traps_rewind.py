@@ -47,7 +47,8 @@ def test_trap_10_batchnorm_statistics_come_back():
     bn = learn.model[1]
     assert bn.num_batches_tracked==8 and bn.running_mean.any()
     learn.rewind()
-    assert bn.num_batches_tracked==0 and not bn.running_mean.any() and (bn.running_var==1).all() and (bn.weight==1).all()
+    assert bn.num_batches_tracked==0 and not bn.running_mean.any() and (bn.running_var==1).all()
+    assert (bn.weight==1).all()
 
 def test_trap_10_awd_lstm_computes_with_the_rewound_weights():
     "`WeightDropout` holds a copy of the recurrent matrix beside the parameter: outputs must follow the parameter"
@@ -95,7 +96,9 @@ def test_trap_11_editing_the_model_leaves_the_snapshot_alone():
 
 # --- 12: what was not chosen
 
-@pytest.mark.parametrize('kw', [dict(include='2'), dict(exclude=['0','4.*']), dict(types=nn.Linear, include='2.weight')], ids=str)
+@pytest.mark.parametrize('kw',
+                         [dict(include='2'), dict(exclude=['0','4.*']),
+                          dict(types=nn.Linear, include='2.weight')], ids=str)
 def test_trap_12_modules_outside_the_subset_are_untouched(kw):
     learn = learner(cbs=LotteryCallback(**kw))
     start = bits(learn.model)
@@ -117,7 +120,8 @@ def test_trap_12_a_module_itself_can_be_named():
     m = mlp()
     learn = learner(m, cbs=LotteryCallback(exclude=m[4]))
     assert learn.lottery.names()==['0.weight','2.weight']
-    with pytest.raises(ValueError, match='no part of the model'): learner(cbs=LotteryCallback(exclude=nn.Linear(2,2))).prune(.1)
+    with pytest.raises(ValueError, match='no part of the model'):
+        learner(cbs=LotteryCallback(exclude=nn.Linear(2,2))).prune(.1)
 
 # --- 13, 14: rewind points and schedules
 
@@ -197,7 +201,8 @@ def moments(opt): return {k for o in opt.state.values() for k in o}-{'force_trai
 
 @pytest.mark.parametrize('opt', ['sgd','adam','ranger','lamb','torch','fused'])
 def test_trap_15_moments_are_gone(opt):
-    opts = dict(sgd=partial(SGD,mom=.9), adam=Adam, ranger=ranger, lamb=Lamb, torch=partial(OptimWrapper, opt=torch.optim.AdamW))
+    opts = dict(sgd=partial(SGD,mom=.9), adam=Adam, ranger=ranger, lamb=Lamb,
+                torch=partial(OptimWrapper, opt=torch.optim.AdamW))
     opt = {**opts, 'fused':partial(OptimWrapper, opt=torch.optim.Adam, fused=True)}[opt]
     learn = learner(drop_bn, opt_func=opt)
     learn.fit_one_cycle(1)
@@ -209,7 +214,8 @@ def test_trap_15_moments_are_gone(opt):
     assert learn.opt is o and not moments(inner()) and [[id(p) for p in g] for g in learn.opt.param_lists]==groups
     assert all(p.grad is None or not p.grad.any() for p in learn.model.parameters())
 
-@pytest.mark.parametrize('opt', [Adam, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)], ids=['adam','ranger','torch'])
+@pytest.mark.parametrize('opt', [Adam, ranger, partial(OptimWrapper, opt=torch.optim.AdamW)],
+                         ids=['adam','ranger','torch'])
 def test_trap_15_a_rewound_net_trains_as_a_new_one_does(opt):
     "Bit for bit: nothing of the first training is left in the optimizer"
     learn = learner(drop_bn, opt_func=opt)
@@ -236,7 +242,8 @@ def test_trap_15_a_rewound_net_trains_as_a_new_one_does(opt):
 def test_trap_15_freezing_and_hyper_state_survive():
     "`fit(reset_opt=True)` makes a new optimizer, in which nothing is frozen"
     def thirds(m): return [params(m[:4]), params(m[4:8]), params(m[8:])]
-    learn = learner(drop_bn, opt_func=Adam, splitter=thirds, wd_bn_bias=False, train_bn=True, cbs=LotteryCallback(frozen=True))
+    learn = learner(drop_bn, opt_func=Adam, splitter=thirds, wd_bn_bias=False, train_bn=True,
+                    cbs=LotteryCallback(frozen=True))
     learn.fit(1)
     learn.freeze_to(1)
     learn.fit(1, slice(1e-4,1e-2))
@@ -298,7 +305,8 @@ def snapshot_of(learn): return bits(learn.lottery.w_i),None if learn.lottery.w_k
 @pytest.mark.parametrize('at', ['init','3it','1ep'])
 def interrupted(learn):
     for it in (0,2,5):
-        with pytest.raises(KeyboardInterrupt): learn.fit_one_cycle(2, cbs=At(it, raiser(KeyboardInterrupt), 'before_step'))
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit_one_cycle(2, cbs=At(it, raiser(KeyboardInterrupt), 'before_step'))
 def saved_and_loaded(learn):
     learn.save('m')
     learn.load('m')
