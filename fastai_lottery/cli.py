@@ -10,62 +10,91 @@ import os,shutil,sys,textwrap,warnings
 warnings.filterwarnings('ignore', category=FutureWarning)    # torch's, while fastai is imported
 os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')    # and in the processes that play the replicates
 from pathlib import Path
-import pandas as pd
+import matplotlib,pandas as pd
 from fastcore.script import anno_parser,call_parse
 from fastprogress.fastprogress import master_bar
+from .statistics import interval
 from .experiments import results,measured
 from .claims import compare_arms,show_arms
-from .presets import preset as _preset,presets,check_claims
+from .presets import preset as find_preset,presets,check_claims
 from .sweeps import play,read_about
 from .plots import plot_lottery
-from .statistics import interval
 
 # %% ../nbs/42_cli.ipynb #0ee345c8
 def _table(df):
     "The comparison as people read it"
     acc = show_arms(df)
     if not len(acc): return 'no controls yet'
-    return '\n'.join([f'Test accuracy (%) at the early-stop iteration: mean ± half of the 95 % interval, n = {int(compare_arms(df).n.min())} seeds',
-        acc.to_string(), '* p < .05, paired t, Holm over the levels of a column', '', 'Early-stop iteration (lowest validation loss)',
-        show_arms(df, 'es_iteration', 1, 0)[[c for c in acc if '−' not in c]].to_string()])
+    n,stop = int(compare_arms(df).n.min()),show_arms(df, 'es_iteration', 1, 0)
+    return '\n'.join([
+        f'Test accuracy (%) at the early-stop iteration: mean ± half of the 95 % interval, n = {n} seeds', acc.to_string(),
+        '* p < .05, paired t, Holm over the levels of a column', '',
+        'Early-stop iteration (lowest validation loss)', stop[[c for c in acc if '−' not in c]].to_string()])
 
 # %% ../nbs/42_cli.ipynb #5def0c83
+def _mean(xs):
+    "A mean and half of its interval, as far as there are any"
+    i = interval(xs)
+    if i.mean!=i.mean: return ''
+    return f'{i.mean:.4g}'+(f' ± {i.half:.2g}' if i.half==i.half else '')
+
 def _means(ms):
     "Measures averaged over seeds, in groups of what is not a number"
-    by = ['arm','round']+[c for c in ms if c not in ('arm','round','seed') and (ms[c].dtype.kind not in 'fiu' or c=='prunes')]
-    def say(xs):
-        i = interval(xs)
-        return '' if i.mean!=i.mean else f'{i.mean:.4g}'+(f' ± {i.half:.2g}' if i.half==i.half else '')
-    one = ms.groupby([*by,'seed'], dropna=False, sort=False).mean().groupby(by, dropna=False, sort=False)    # the seed is the unit
-    return one.agg(say).join(ms.groupby(by, dropna=False, sort=False).seed.nunique().rename('n')).reset_index().to_string(index=False, na_rep='')
+    names = [c for c in ms if c not in ('arm','round','seed') and (ms[c].dtype.kind not in 'fiu' or c=='prunes')]
+    by = ['arm','round',*names]
+    def grouped(df, by): return df.groupby(by, dropna=False, sort=False)
+    one,n = grouped(ms, [*by,'seed']).mean(),grouped(ms, by).seed.nunique().rename('n')
+    return grouped(one, by).agg(_mean).join(n).reset_index().to_string(index=False, na_rep='')
+
+# %% ../nbs/42_cli.ipynb #239dd4f0
+def _verdict(o):
+    "A claim in a line"
+    p = o.p if o.p[:1]=='<' else f"= {o.p or '–'}"
+    return f'  {o.verdict:<15} {o.claim}: {o.ours}; paper {o.paper or "–"}; tolerance {o.tolerance}; n = {o.n}, {o.test}, p {p}'
 
 def _verdicts(v):
-    return '\n'.join(f'{g}\n'+'\n'.join(f'  {o.verdict:<15} {o.claim}: {o.ours}; paper {o.paper or "–"}; tolerance {o.tolerance}; n = {o.n}, {o.test}, p {o.p if o.p[:1]=="<" else "= "+(o.p or "–")}' for o in d.itertuples()) for g,d in v.groupby(level=0, sort=False))
+    "Claims by group"
+    groups = v.groupby(level=0, sort=False)
+    return '\n'.join('\n'.join([g, *map(_verdict, d.itertuples())]) for g,d in groups)
 
 # %% ../nbs/42_cli.ipynb #e7114d25
+def _say_measures(out):
+    "Print the measures of a run and write them, where it has any"
+    if not any(out.glob('seed_*/measures.csv')): return None
+    ms = measured(out)
+    ms.to_csv(out/'measures.csv', index=False)
+    print('\nMeasures: mean over seeds ± half of the 95 % interval\n'+_means(ms))
+    return ms
+
+def _say_claims(name, df, ms):
+    v = check_claims(name, df, ms) if name in presets else ()
+    if len(v): print('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
+
 def _summary(out, df):
+    "Print what a run shows, and write its table and picture"
     out = Path(out)
     name = read_about(out).get('preset', '')
-    import matplotlib
     matplotlib.use('Agg')
     print('\n'+_table(df))
-    ms = measured(out) if any(out.glob('seed_*/measures.csv')) else None
-    if ms is not None:
-        ms.to_csv(out/'measures.csv', index=False)
-        print('\nMeasures: mean over seeds ± half of the 95 % interval\n'+_means(ms))
-    if name in presets and len(v := check_claims(name, df, ms)): print('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
+    _say_claims(name, df, _say_measures(out))
     df.to_csv(out/'results.csv', index=False)
     plot_lottery(df, name)[0].figure.savefig(out/'lottery.png', dpi=150)
-    print(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {out/'seed_XX'/'round_XX'/'ticket.safetensors'}")
+    tickets = out/'seed_XX'/'round_XX'/'ticket.safetensors'
+    print(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {tickets}")
 
 # %% ../nbs/42_cli.ipynb #ee39d68f
 _head = 'seed  round  weights left  arm      accuracy %  early stop  seconds'
 
+def _line(o):
+    "A training in a line"
+    return (f"{o.seed:>4} {o['round']:>6} {100*o.density:>11.1f} %  {o.arm:<7} "
+            f"{100*o.es_test_accuracy:>11.2f} {o.es_iteration:>11.0f} {o.seconds:>8.1f}")
+
 def _news(df, seen):
-    "A printed line for each training that ended since the last look"
+    "A line for each training that ended since the last look"
     new = [o for _,o in df.iterrows() if (o.seed,o.arm,o['round']) not in seen]
     seen.update((o.seed,o.arm,o['round']) for o in new)
-    return [f"{o.seed:>4} {o['round']:>6} {100*o.density:>11.1f} %  {o.arm:<7} {100*o.es_test_accuracy:>11.2f} {o.es_iteration:>11.0f} {o.seconds:>8.1f}" for o in new]
+    return map(_line, new)
 
 class _Screen:
     "A bar at the bottom and a table that grows above it; plain lines where nobody looks on"
@@ -88,6 +117,16 @@ The same in Python, for one seed:
     learn.fit_lottery({settings}, seed=0, path={str(Path(out)/'seed_00')!r})
 then learn.lottery.report(), learn.lottery.plot() and learn.lottery.best()"""
 
+def _follow(steps, out):
+    "Show the trainings of a run as they end"
+    screen,seen = None,set()
+    for done,total in steps:
+        screen = screen or _Screen(total)
+        if done>len(seen):
+            for l in _news(results(out), seen): screen.put(l)
+        screen.update(done)
+
+# %% ../nbs/42_cli.ipynb #643bb94a
 @call_parse
 def run(
     preset:str, # What to run: a name that `lottery list` shows
@@ -99,16 +138,12 @@ def run(
     jobs:int=None # Replicates side by side (default: one for each core)
 ):
     "Play the lottery of a preset over several seeds, with its controls: random re-initialisation and random masks"
-    p,out = _preset(preset),out or f'lottery_runs/{preset}'
+    p,out = find_preset(preset),out or f'lottery_runs/{preset}'
     change = {k:v for k,v in dict(rounds=rounds, epochs=epochs).items() if v is not None}
     steps = play(preset, out, replicates, jobs, data, **change)
     own = ' with its own settings' if change or replicates else ''
     print(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}{own}\nresults  {out}\n', flush=True)
-    screen,seen = None,set()
-    for done,total in steps:
-        screen = screen or _Screen(total)
-        if done>len(seen): [screen.put(l) for l in _news(results(out), seen)]
-        screen.update(done)
+    _follow(steps, out)
     _summary(out, results(out))
     print(_call(preset, out, change))
 
@@ -119,7 +154,10 @@ def report(
 ):
     "Table and picture of a run, from its files"
     _summary(folder, results(folder))
-    print(f"\nThe same in Python:\n    from fastai_lottery.all import *\n    df = results({folder!r}); compare_arms(df); plot_lottery(df)")
+    print(f"""
+The same in Python:
+    from fastai_lottery.all import *
+    df = results({folder!r}); compare_arms(df); plot_lottery(df)""")
 
 @call_parse
 def list_():
@@ -127,27 +165,24 @@ def list_():
     wide = min(shutil.get_terminal_size().columns, 140)
     def say(a, b): print(textwrap.fill(b, wide, initial_indent=f'{a:<24}', subsequent_indent=' '*24, break_on_hyphens=False))
     for p in presets.values():
-        if p.cost!='seconds':
-            say(p.name, p.about)
-            say('', f'source: {p.source}')
-            say('', f'cost:   {p.cost}')
-            print()
+        if p.cost=='seconds': continue
+        say(p.name, p.about)
+        say('', f'source: {p.source}')
+        say('', f'cost:   {p.cost}')
+        print()
     say('in seconds', ', '.join(p.name for p in presets.values() if p.cost=='seconds')+': only to see that they run')
 
 # %% ../nbs/42_cli.ipynb #bbbac049
 _cmds = dict(run=run, report=report, list=list_)
 
-def main(
-    argv=None # Arguments; those of the command line by default
-)->int: # Exit status: 0, or 1 for an error, 2 for wrong usage, 130 when stopped
-    "The `lottery` command"
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if argv and argv[0] not in _cmds and argv[0] not in ('-h','--help'): print(f"lottery: there is no command {argv[0]!r}", file=sys.stderr)
-    if not argv or argv[0] not in _cmds:
-        print('usage: lottery COMMAND ...\n\n'+'\n'.join(f'  lottery {k:<8} {f.__doc__}' for k,f in _cmds.items())+'\n\nlottery COMMAND --help explains each.')
-        return 0 if not argv or argv[0] in ('-h','--help') else 2
-    f = _cmds[argv[0]].__wrapped__
-    args = vars(anno_parser(f, prog=f'lottery {argv[0]}').parse_args(argv[1:]))
+def _usage():
+    says = [f'  lottery {k:<8} {f.__doc__}' for k,f in _cmds.items()]
+    return '\n'.join(['usage: lottery COMMAND ...', '', *says, '', 'lottery COMMAND --help explains each.'])
+
+def _obey(name, argv):
+    "Run a command; its exit status"
+    f = _cmds[name].__wrapped__
+    args = vars(anno_parser(f, prog=f'lottery {name}').parse_args(argv))
     try: f(**{k:v for k,v in args.items() if k not in ('pdb','xtra')})
     except KeyboardInterrupt:
         print('\nstopped; finished rounds are kept, and the same command goes on after them', file=sys.stderr)
@@ -157,3 +192,15 @@ def main(
         print(f'\nlottery: {e}', file=sys.stderr)
         return 1
     return 0
+
+# %% ../nbs/42_cli.ipynb #a6fbe15e
+def main(
+    argv=None # Arguments; those of the command line by default
+)->int: # Exit status: 0, or 1 for an error, 2 for wrong usage, 130 when stopped
+    "The `lottery` command"
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv and argv[0] in _cmds: return _obey(argv[0], argv[1:])
+    asked = not argv or argv[0] in ('-h','--help')
+    if not asked: print(f"lottery: there is no command {argv[0]!r}", file=sys.stderr)
+    print(_usage())
+    return 0 if asked else 2
