@@ -16,7 +16,7 @@ from torch import nn
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .core import *
-from .core import check_whole
+from .core import check_whole,clean_name
 from .masks import *
 from .resets import state
 from .tickets import *

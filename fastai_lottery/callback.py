@@ -18,7 +18,7 @@ from .core import *
 from .masks import *
 from .masks import Watch
 from .criteria import large_final
-from .scopes import global_
+from .scopes import global_,check_lengths,lengths_of
 from .resets import state,load_,rewind,misfit,zeros_of
 from .signals import Known,unwatched,said,check_alone,as_criterion,as_reset,as_action,one_more,outside_state,load_outside_
 
@@ -31,7 +31,7 @@ class LotteryCallback(Known, Callback):
     _hold = _watch = None
     _others = _exports = False
     def __init__(self,
-        rewind_to='init', # Rewind point: `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`) or a share of the planned iterations (`'1%'`) (1903.01611)
+        rewind_to='init', # Rewind point (1903.01611): `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`), a share (`'1%'`)
         include=None, # Name(s), glob(s), module(s) or parameter(s) to prune: see `competing`
         exclude=None, # Name(s), glob(s), module(s) or parameter(s) to leave alone
         types=None, # Classes of modules whose weights can be pruned; any by default
@@ -257,6 +257,7 @@ def set_masks(self:LotteryCallback,
 ):
     "Put `masks` on: check them, move them to the weights' devices and zero what they prune, or hold it at `held`"
     ws = masks.check(self.net())
+    check_lengths(masks, lengths_of(self.net()), held)
     self.masks = masks.near(ws)
     self.held = {n:v.to(ws[n].device) for n,v in held.items()} if held else None
     self._listen()

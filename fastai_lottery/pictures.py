@@ -16,13 +16,14 @@ from fastcore.basics import patch
 from .masks import *
 from .tickets import *
 from .sizes import layer_table
+from .statistics import is_fraction
 from .callback import LotteryCallback
 from .fits import Round
 from .rounds import *
 from .analysis import *
 from .analysis import kept_values,masks_of,masks_of_all
 from .plots import *
-from .plots import add_legend,add_title,column_of,in_percent,legend_style,line_style,looks_of,needs_figures,new_axes
+from .plots import add_legend,add_title,column_of,legend_style,line_style,looks_of,needs_figures,new_axes
 from .plots import density_ticks,or_close,panels,plot_report,some_of,words_of
 
 # %% ../nbs/41_pictures.ipynb #dc455bc2
@@ -316,7 +317,7 @@ def _middle(lot, df, col):
 
 def _headline(r, dense, col):
     "Round `r` in a line"
-    def say(v): return f'{100*v:.2f} %' if in_percent(col) else f'{v:.4g}'
+    def say(v): return f'{100*v:.2f} %' if is_fraction(col) else f'{v:.4g}'
     left = f"{r['kept']:,} of {r['prunable']:,} weights left ({100*r['density']:.3g} %)"
     return f"round {r['round']}: {left}, {words_of(col).removesuffix(' (%)')} {say(r[col])}, dense {say(dense[col])}"
 

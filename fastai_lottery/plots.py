@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .masks import *
-from .statistics import interval
+from .statistics import interval,is_fraction
 from .callback import LotteryCallback
 from .fits import Round
 from .settings import monitor_of
@@ -45,17 +45,15 @@ def add_legend(ax, n=6):
     return ax.legend(**legend_style, **(dict(loc='center left', bbox_to_anchor=(1,.5)) if beside else {}))
 
 # %% ../nbs/40_plots.ipynb #b18281df
-def in_percent(col):
-    "Is `col` a fraction, which is shown in percent?"
-    return col.endswith(('accuracy','error_rate','error'))
-
-def scale_of(col): return 100 if in_percent(col) else 1
+def scale_of(col):
+    "What a figure of `col` is multiplied by: fractions are shown in percent"
+    return 100 if is_fraction(col) else 1
 
 def words_of(col):
     "A column of a report in words"
     if col=='es_iteration': return 'early-stop iteration'
     s = col.removeprefix('es_').replace('valid_','validation ').replace('train_','training ').replace('_',' ')
-    return s+' at early stop'*col.startswith('es_')+' (%)'*in_percent(col)
+    return s+' at early stop'*col.startswith('es_')+' (%)'*is_fraction(col)
 
 # %% ../nbs/40_plots.ipynb #cf6d22a8
 def density_ticks(xs, own=True):
@@ -137,7 +135,7 @@ def plot_arms(
     col:str, # Figure to draw
     ax=None, # Axes; new ones by default
     label:str=None, # Label of the y axis
-    scale:float=None, # Multiply by this; by default 100 for accuracies and error rates, which are shown in percent
+    scale:float=None, # Multiply by this; by default 100 for fractions, such as accuracies, which are shown in percent
     legend:bool=True # With a legend?
 ): # The axes
     """A figure against weights remaining: mean over seeds, 95 % band, one line for each arm (as figures 4 and 5 of 1803.03635).

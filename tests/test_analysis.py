@@ -44,7 +44,8 @@ class Quad(nn.Module):
     def forward(self, x): return self.w.expand(len(x), 2)
 
 def quad(): # loss ‖w‖²
-    return learner(Quad, dls_of(torch.zeros(64,1), torch.zeros(64,2)), loss=lambda p,y: (p-y).pow(2).sum(1).mean(), metrics=[])
+    return learner(Quad, dls_of(torch.zeros(64,1), torch.zeros(64,2)), loss=lambda p,y: (p-y).pow(2).sum(1).mean(),
+                   metrics=[])
 
 def test_barrier_of_a_quadratic_by_hand():
     # (α−2(1−α))² = (3α−2)² along the first axis: 4 at 0, 1 at 1, highest at an end
@@ -72,7 +73,8 @@ def test_barrier_with_itself_is_exactly_0(trained, normed):
 def test_barrier_is_symmetric(trained):
     l,a,b = trained
     r,s = instability(l, a, b, alphas=5),instability(l, b, a, alphas=5)
-    assert r.path.loss.tolist()==pytest.approx(s.path.loss.tolist()[::-1], rel=1e-5) and r.barrier==pytest.approx(s.barrier)
+    assert r.path.loss.tolist()==pytest.approx(s.path.loss.tolist()[::-1], rel=1e-5)
+    assert r.barrier==pytest.approx(s.barrier)
 
 def test_ends_are_what_evaluate_says(trained, normed):
     for l,a,b in (trained,normed):
@@ -157,7 +159,8 @@ def test_torch_loader_with_its_own_generator(normed):
     r = instability(l, a, a, alphas=4)
     assert torch.equal(g.get_state(), before) and r.barrier==0 and r.path.loss.nunique()==1
 
-@pytest.mark.parametrize('wrap', [nn.DataParallel, lambda m: torch.compile(m, backend='eager')], ids=['DataParallel','compile'])
+@pytest.mark.parametrize('wrap', [nn.DataParallel, lambda m: torch.compile(m, backend='eager')],
+                         ids=['DataParallel','compile'])
 def test_wrapped_models(normed, wrap):
     l,a,b = normed
     want = instability(l, a, b, alphas=3).path
@@ -268,7 +271,8 @@ def test_layers_take_tickets_rounds_models(trained):
 
 def test_layers_errors():
     for f in (stability,sign_changes,moved):
-        with pytest.raises(ValueError, match="`w_(2|f)` and the masks do not match: a mask is for 'b'"): f(m3, w, dict(a=v['a']))
+        with pytest.raises(ValueError, match="`w_(2|f)` and the masks do not match: a mask is for 'b'"):
+            f(m3, w, dict(a=v['a']))
         with pytest.raises(ValueError, match=r"`w_(1|i)` and the masks do not match: the mask of 'a' has shape"):
             f(m3, dict(w, a=torch.ones(4)), v)
         with pytest.raises(TypeError, match='expected `Masks`'): f(dict(a=1), w, v)
@@ -315,7 +319,8 @@ def test_overlap_errors():
     for f in (overlap_table,random_overlap):
         sizes = r"0 is of a \(10,\), b \(30,\); 1 of a \(11,\), b \(33,\)"
         with pytest.raises(ValueError, match=f"masks of different weights: {sizes}"): f([a, rand(11,.5,0)])
-        with pytest.raises(ValueError, match="masks of different weights: 'x' is of .*; 'y' of a"): f(dict(x=a, y=Masks(dict(a=a['a']))))
+        with pytest.raises(ValueError, match="masks of different weights: 'x' is of .*; 'y' of a"):
+            f(dict(x=a, y=Masks(dict(a=a['a']))))
         with pytest.raises(TypeError, match='`masks` should be a list'): f(a)
         with pytest.raises(TypeError, match='expected `Masks`'): f([a, 3])
         with pytest.raises(ValueError, match='at least one'): f([])

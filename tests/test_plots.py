@@ -149,9 +149,11 @@ def test_arms_without_a_figure_are_left_out_and_gaps_are_none():
     assert line.get_ydata()==pytest.approx(100*want.to_numpy())
 
 def test_units():
-    words = dict(accuracy='accuracy (%)', es_test_accuracy='test accuracy at early stop (%)', valid_loss='validation loss',
+    words = dict(accuracy='accuracy (%)', es_test_accuracy='test accuracy at early stop (%)',
+                 valid_loss='validation loss',
         es_iteration='early-stop iteration', train_loss='training loss', error_rate='error rate (%)', perplexity='perplexity',
-        es_valid_loss='validation loss at early stop')
+        es_valid_loss='validation loss at early stop', es_f1_score='f1 score at early stop (%)', accuracy_2='accuracy 2 (%)',
+        test_error='test error (%)', r2_score='r2 score', mean_absolute_error='mean absolute error')
     assert {o:words_of(o) for o in words}==words
     df = table('ticket')
     raw = df.query("arm=='dense'").es_test_accuracy.mean()
@@ -207,7 +209,8 @@ def test_plot_draws_the_report(played):
     df = played.lottery.report()
     ax = played.lottery.plot()
     line,dense = ax.lines
-    assert line.get_ydata()==pytest.approx(100*df.accuracy.to_numpy()) and line.get_xdata().tolist()==df.density.tolist()
+    assert line.get_ydata()==pytest.approx(100*df.accuracy.to_numpy())
+    assert line.get_xdata().tolist()==df.density.tolist()
     assert dense.get_ydata()[0]==pytest.approx(100*df.accuracy[0])
     assert ax.get_ylabel()=='accuracy (%)' and ax.get_xscale()=='log' and ax.xaxis_inverted()
     assert played.lottery.plot('es_iteration').lines[0].get_ydata().tolist()==df.es_iteration.tolist()
@@ -220,7 +223,8 @@ def test_curves_draw_the_curves(played):
     assert len(ax.lines)==3 and texts(ax.get_legend().texts)==['round 0: 100 %','round 1: 50 %','round 2: 25 %']
     assert (ax.get_xlabel(),ax.get_ylabel())==('iteration','validation loss')
     for o,r in zip(ax.lines, rs):
-        assert o.get_xdata().tolist()==r.curve.iteration.tolist() and o.get_ydata().tolist()==r.curve.valid_loss.tolist()
+        assert o.get_xdata().tolist()==r.curve.iteration.tolist()
+        assert o.get_ydata().tolist()==r.curve.valid_loss.tolist()
         assert r.curve.iteration[o.get_markevery()[0]]==r['es_iteration'] and len(o.get_markevery())==1
     ax = plot_curves(rs, 'accuracy')
     assert ax.lines[2].get_ydata()==pytest.approx(100*rs[2].curve.accuracy.to_numpy())
@@ -245,7 +249,8 @@ def test_curves_errors(played):
     rs,first = plain.lottery.rounds,"'round 0: 100 %'"
     says(rf"{first} has no curve: fit_lottery\(..., eval_every=100\)", plot_curves, rs)
     says("'mine' has no curve", plot_curves, {'mine':rs[1]})
-    says(f"curve of {first} has no column 'f1'; it has iteration, valid_loss, accuracy", plot_curves, played.lottery.rounds, 'f1')
+    says(f"curve of {first} has no column 'f1'; it has iteration, valid_loss, accuracy", plot_curves,
+         played.lottery.rounds, 'f1')
     says("there is no round to draw", plot_curves, [])
     says('a curve as a DataFrame; got int', plot_curves, [3], e=TypeError)
     assert not plt.get_fignums()
@@ -295,7 +300,8 @@ def test_what_is_taken_for_a_picture():
     assert shape_of(m, shape=(14,56))==(14,56)
     assert shape_of(rand({'e':(7,400)}, .2))==(7,100), '400 inputs are no picture, although 20×20'
     two = rand({'first':(64,64), 'second':(9,64)}, .5)
-    assert [shape_of(two, n) for n in two]==[(8,8),(9,64)], 'only the first layer reads pictures, where nothing else is said'
+    assert [shape_of(two, n) for n in two]==[(8,8),
+                                             (9,64)], 'only the first layer reads pictures, where nothing else is said'
 
 def test_mask_of_a_matrix_and_a_vector():
     m = rand({'m':(10,30), 'v':(12,), 'big':(301,130)}, .3)
@@ -316,7 +322,8 @@ def test_mask_of_kernels():
     for j,k in enumerate(c):
         r,q = divmod(j, cols)
         assert (a[4*r+1:4*r+4, 4*q+1:4*q+4]==k).all()
-    assert a.mask[0].all() and a.mask[:,0].all() and a.mask[4].all() and (~a.mask).sum()==c.size, 'gaps are neither kept nor pruned'
+    assert a.mask[0].all() and a.mask[:,
+                                      0].all() and a.mask[4].all() and (~a.mask).sum()==c.size, 'gaps are neither kept nor pruned'
 
 def test_mask_of_kernels_of_other_sizes():
     m = rand({'one':(5,1,4), 'many':(20,50,3,3), 'pointwise':(8,4,1,1), 'vol':(2,1,2,3,3)}, .5)
@@ -369,7 +376,8 @@ def test_weights_of_rounds_and_states(played):
 
 def test_weights_errors(played):
     t = played.lottery.ticket()
-    says('`ticket` should be a `Ticket` or a `Round`, which have starting weights; got Masks', plot_weights, t.masks, e=TypeError)
+    says('`ticket` should be a `Ticket` or a `Round`, which have starting weights; got Masks', plot_weights, t.masks,
+         e=TypeError)
     says("`layer` should be one of 0.weight, 2.weight; got 'x'", plot_weights, t, layer='x')
     says("`trained` and the masks do not match: .*'0.weight'", plot_weights, t, learner().model)
     bad = {k:v.clone() for k,v in t.weights.items()}
@@ -397,7 +405,8 @@ def test_moments_are_rows_and_zeros_have_no_colour():
     assert plot_moments({'x':torch.zeros(3)}).images[0].get_array().mask.all()
 
 def test_moments_errors():
-    says("`moments` should be .* as many at each; got 2 at 'a', 3 at 'b'", plot_moments, {'a':torch.ones(2), 'b':torch.ones(3)})
+    says("`moments` should be .* as many at each; got 2 at 'a', 3 at 'b'", plot_moments,
+         {'a':torch.ones(2), 'b':torch.ones(3)})
     says('got none', plot_moments, {})
     assert not plt.get_fignums()
 
@@ -409,7 +418,8 @@ def test_show_with_curves(played):
     old = seen(played)
     axs = played.lottery.show()
     r = played.lottery.rounds[-1]
-    assert kinds(axs)==['accuracy (%)','validation loss','weights left in the layer (%)',f"0.weight: {left(r.masks['0.weight'])}"]
+    assert kinds(axs)==['accuracy (%)','validation loss','weights left in the layer (%)',
+                        f"0.weight: {left(r.masks['0.weight'])}"]
     assert axs[1].lines[1].get_ydata().tolist()==played.lottery.rounds[1].curve.valid_loss.tolist()
     assert (axs[3].images[0].get_array()==r.masks['0.weight'].sum(0).reshape(8,8).numpy()).all()
     fig = axs[0].figure
@@ -515,7 +525,8 @@ def test_plot_layers_draws_the_figures():
     assert plot_layers({'x':t, 'y':2*t}, 'distance', ax=ax) is ax
     assert ax.lines[0].get_ydata().tolist()==pytest.approx(t.distance[:-1].tolist())
     assert ax.lines[3].get_ydata()[0]==pytest.approx(2*t.distance.total)
-    assert [o.get_text() for o in ax.get_xticklabels()]==['a','b'] and ax.lines[0].get_marker()!=ax.lines[2].get_marker()
+    assert [o.get_text() for o in ax.get_xticklabels()]==['a','b']
+    assert ax.lines[0].get_marker()!=ax.lines[2].get_marker()
     ax = plot_layers(s, 'fraction')
     assert ax.lines[0].get_ydata().tolist()==pytest.approx([200/3,100])
     assert ax.get_legend() is None and ax.get_ylabel()=='changed sign (%)'
@@ -535,4 +546,5 @@ def test_plot_overlap_draws_the_figures():
 def test_overlap_has_figures_or_a_scale():
     few,many = ([rand(fc, .5, s) for s in range(n)] for n in (3,13))
     a,b = plot_overlap(overlap_table(few)),plot_overlap(overlap_table(many))
-    assert len(a.texts)==9 and a.images[0].colorbar is None and not b.texts and b.images[0].colorbar.ax.get_ylabel()=='overlap'
+    assert len(a.texts)==9 and a.images[0].colorbar is None and not b.texts
+    assert b.images[0].colorbar.ax.get_ylabel()=='overlap'
