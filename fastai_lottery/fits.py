@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['last_lr', 'Round']
 
-# %% ../nbs/14_fits.ipynb #ce68eb00
+# %% ../nbs/14_fits.ipynb #633bcad7
 import itertools,math,random,time
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
@@ -41,7 +41,7 @@ from .callback import lottery_of
 from .looks import *
 from .looks import Bystander,Watch,has_valid,tests_of
 
-# %% ../nbs/14_fits.ipynb #4b0586a0
+# %% ../nbs/14_fits.ipynb #85320688
 def hypers_of(opt):
     "Hyper-parameters of each parameter group, as plain data"
     return [{k:v.item() if isinstance(v, np.generic) else v for k,v in h.items() if k!='params'} for h in opt.hypers]
@@ -55,7 +55,7 @@ def _counting(learn):
     look = (Watch,SaveModelCallback,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,LotteryCallback,Bystander)
     return [cb for cb in learn.cbs if not isinstance(cb, look)]
 
-# %% ../nbs/14_fits.ipynb #21f8e41a
+# %% ../nbs/14_fits.ipynb #b83398b8
 class AtPoint(Bystander):
     "Notes the place where training is when the rewind point is recorded"
     order,run_valid = LotteryCallback.order+.5,False
@@ -71,7 +71,7 @@ class AtPoint(Bystander):
         course.place = dict(where, how=course.how, fit=course.fit, its=course.n, ends=list(course.ends), hypers=hypers_of(learn.opt),
                             params=deepcopy(param_state(learn)), start=course.start, cbs=self.now())
 
-# %% ../nbs/14_fits.ipynb #b7dec362
+# %% ../nbs/14_fits.ipynb #b5a6f12f
 def _put_callbacks(learn, place):
     "Counts within a fit as they were at `place`: of those that stand where they stood when that fit began"
     for cb in _counting(learn):
@@ -99,7 +99,7 @@ class GoOn(Bystander):
         if 'params' in p: put_param_state(learn, p['params'])
         if 'cbs' in p: _put_callbacks(learn, p)
 
-# %% ../nbs/14_fits.ipynb #4e2bee3e
+# %% ../nbs/14_fits.ipynb #30bdb955
 class Course:
     "The fits of one training: which one it is, and where it goes on"
     def __init__(self, learn, how='', place=None, done=None, save=None):
@@ -113,7 +113,7 @@ class Course:
         "Iterations so far, over all fits"
         return self.before+self.learn.train_iter
 
-# %% ../nbs/14_fits.ipynb #36a2157a
+# %% ../nbs/14_fits.ipynb #7bf75dce
 @patch
 def with_events(self:Course, f, event_type, ex, final=noop):
     "As in `Learner`, but for fits that lie before the place where training goes on"
@@ -140,7 +140,7 @@ def do_fit(self:Course):
         learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
         if self.save is not None and learn.epoch+1<learn.n_epoch: self.save(self)
 
-# %% ../nbs/14_fits.ipynb #86d11cf8
+# %% ../nbs/14_fits.ipynb #143ef8ce
 @patch
 def all_batches(self:Course):
     "As in `Learner`, but for batches that lie before the place where training goes on"
@@ -149,7 +149,7 @@ def all_batches(self:Course):
     for i,b in enumerate(learn.dl):
         if i>=skip: learn.one_batch(i, b)
 
-# %% ../nbs/14_fits.ipynb #5c31111a
+# %% ../nbs/14_fits.ipynb #c497982c
 @patch
 def check(self:Course):
     "Has the training come to the place where it was to go on?"
@@ -175,7 +175,7 @@ def on(self:Course):
             if k in old: vars(learn)[k] = old[k]
             else: vars(learn).pop(k, None)
 
-# %% ../nbs/14_fits.ipynb #16b6dd7e
+# %% ../nbs/14_fits.ipynb #52ecf310
 def plain_place(place):
     "What a ticket says of a place: counts and hyper-parameters"
     return {k:v for k,v in place.items() if k not in ('params','start','cbs')}
@@ -194,7 +194,7 @@ def iterations_an_epoch(learn):
     split = hasattr(learn, 'distributed_trainer') and type(learn.dls.train).__name__!='DistributedDL'
     return -(-n//n_ranks()) if split else n
 
-# %% ../nbs/14_fits.ipynb #fa9efe5a
+# %% ../nbs/14_fits.ipynb #16e3a850
 class _AtEnd(Callback):
     "Keep all schedules at their last value"
     order,run_valid = ParamScheduler.order-1,False
@@ -211,7 +211,7 @@ def last_lr(
     _fit.__name__,_fit.__signature__ = f'last_lr({name_of(fit)})',inspect.signature(fit)
     return _fit
 
-# %% ../nbs/14_fits.ipynb #2c36f68a
+# %% ../nbs/14_fits.ipynb #e6c56345
 @dataclass
 class Round:
     "What one training under one mask showed"
@@ -232,7 +232,7 @@ class Round:
         return Ticket(self.masks, self.start, {**self.meta, **self.row}, self.held, self.beside)
     def __getitem__(self, k): return self.row[k]
 
-# %% ../nbs/14_fits.ipynb #1f18a590
+# %% ../nbs/14_fits.ipynb #4f712682
 def _own_generators(dl): return getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)
 
 def seed_all(learn, seed):
@@ -251,7 +251,7 @@ def quiet(learn):
         es.enter_context(learn.removed_cbs(learn._grab_cbs((ProgressCallback,ShowGraphCallback))))
         yield
 
-# %% ../nbs/14_fits.ipynb #bb7a98ea
+# %% ../nbs/14_fits.ipynb #ae0f26a8
 def level_ranks(learn):
     "Every process gets the state of rank 0: each has batch norm statistics of its own"
     if n_ranks()>1: load_(learn.model, of_rank0(lambda: state(learn.model)))
@@ -267,7 +267,7 @@ def counted(learn, lot):
     kept = n-sum(_n_pruned(w, lot.masks[o], held.get(o)) for o,w in ws.items())
     return dict(density=kept/n, kept=kept, prunable=n)
 
-# %% ../nbs/14_fits.ipynb #c1d23f25
+# %% ../nbs/14_fits.ipynb #1989afec
 @dataclass(frozen=True)
 class Training:
     "How one training goes"
@@ -293,7 +293,7 @@ def _check_best(track):
         if cb.best is not None and not math.isfinite(cb.best) and not getattr(cb, 'every_epoch', False):
             raise FloatingPointError(f"{cb.monitor} was never finite, so {type(cb).__name__} has no best model")
 
-# %% ../nbs/14_fits.ipynb #84ad0e2e
+# %% ../nbs/14_fits.ipynb #0a8c5a11
 def _keeper(save, t0):
     "A function that gives `save` a checkpoint of a training, on its course"
     def keep(course):
@@ -315,7 +315,7 @@ def _within(learn, watch, course):
         es.enter_context(course.on())
         yield
 
-# %% ../nbs/14_fits.ipynb #d5075610
+# %% ../nbs/14_fits.ipynb #783d96d8
 def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None):
     "One whole training under the masks that are on, from `place` on; what it showed, as a row and a curve, and its course"
     lot,t0 = lottery_of(learn),time.perf_counter()-(done['seconds'] if done else 0)
@@ -335,7 +335,7 @@ def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None)
     row.update(iterations=course.before-begin, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
     return of_rank0(lambda: row),pd.DataFrame(watch.curve) if watch.curve else None,course.place
 
-# %% ../nbs/14_fits.ipynb #88adc0ae
+# %% ../nbs/14_fits.ipynb #5c2b4437
 def _figures(learn, watch, test_dl):
     "Losses and metrics at the end of a training"
     row,rec = learn.evaluate(),getattr(learn, 'recorder', None)

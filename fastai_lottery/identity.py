@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/15_identity.ipynb #7dc5d605
+# %% ../nbs/15_identity.ipynb #8f4da9f5
 import hashlib,inspect,math,re,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
@@ -33,7 +33,7 @@ from .statistics import is_lower
 from .callback import *
 from .callback import as_criterion,as_reset,as_action
 
-# %% ../nbs/15_identity.ipynb #075bf24b
+# %% ../nbs/15_identity.ipynb #9af94a1f
 def _consts(c):
     "The code object `c` and those within it, as plain data"
     return c.co_code,c.co_names,[_consts(x) if hasattr(x,'co_code') else x for x in c.co_consts]
@@ -57,7 +57,7 @@ def _say_partial(o):
     args = [*map(say, o.args), *(f"{k}={say(v)}" for k,v in o.keywords.items())]
     return f'partial({say(o.func)}, {", ".join(map(str, args))})'
 
-# %% ../nbs/15_identity.ipynb #d92a1029
+# %% ../nbs/15_identity.ipynb #84a283f9
 def _say_distribution(o):
     "A distribution of torch by its parameters, such as that of MixUp"
     given = {k:getattr(o, k) for k in o.arg_constraints if k!='logits' or 'logits' in vars(o)}
@@ -78,7 +78,7 @@ _ways = [((int,float,str,bool,type(None)), lambda o: o),
          (slice, lambda o: f'slice({say(o.start)}, {say(o.stop)}, {say(o.step)})'),
          ((np.ndarray,np.generic,torch.Tensor), _say_array)]
 
-# %% ../nbs/15_identity.ipynb #4f146da3
+# %% ../nbs/15_identity.ipynb #88d16a43
 def say(o):
     "A setting as text that tells it from another: functions of one's own by their code, objects by their class and plain attributes"
     if isinstance(o, Enum): return str(o)
@@ -99,7 +99,7 @@ def _made(o):
     plain = {k:say(v) for k,v in sorted(has.items()) if k in asked and isinstance(v, (int,float,str,bool,torch.Tensor))}
     return f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
 
-# %% ../nbs/15_identity.ipynb #262bd3d5
+# %% ../nbs/15_identity.ipynb #89d2aab5
 _plain = (int,float,str,bool,Enum,Distribution,np.ndarray,np.generic,torch.Tensor)
 _moving = 'learn run order best new_best wait impr idx'.split()    # what fastai's own change
 _first_seen = WeakKeyDictionary()
@@ -120,7 +120,7 @@ def about_callback(cb):
         _first_seen[cb] = f'{type(cb).__name__}({", ".join(f"{k}={say(v)!r}" for k,v in _numbers(cb).items())})'
     return _first_seen[cb]
 
-# %% ../nbs/15_identity.ipynb #fad159b6
+# %% ../nbs/15_identity.ipynb #04599f30
 def _tensor_text(o):
     "A tensor by its shape and content, floats by four sums"
     o = o.detach().as_subclass(torch.Tensor).cpu()
@@ -140,7 +140,7 @@ def _first(dl, n=32):
     if not hasattr(dl, 'new'): return next(iter(torch.utils.data.DataLoader(dl.dataset, n, collate_fn=dl.collate_fn)))
     return dl.new(shuffle=False, num_workers=0, **({'bs':min(n, dl.bs)} if dl.bs else {})).one_batch()
 
-# %% ../nbs/15_identity.ipynb #fd45fa04
+# %% ../nbs/15_identity.ipynb #b13b6037
 def _sample(dl):
     "A digest of the first items of `dl`, which stays as it is; nothing where they cannot be read, or differ each time"
     def read():
@@ -152,7 +152,7 @@ def _sample(dl):
         except Exception: return None
     return a if a==b else None
 
-# %% ../nbs/15_identity.ipynb #b18288eb
+# %% ../nbs/15_identity.ipynb #7af88eea
 def _shapes(ts): return hashlib.sha256(repr([(n,tuple(t.shape)) for n,t in ts.items()]).encode()).hexdigest()[:16]
 
 def about_run(learn, lot, s):
@@ -166,7 +166,7 @@ def about_run(learn, lot, s):
                model=_shapes(learn.model.state_dict()), prunable=_shapes(ws))
     return {**{k:say(v) for k,v in {**asked, **rule, **s.kwargs}.items()}, **net}
 
-# %% ../nbs/15_identity.ipynb #5a746af0
+# %% ../nbs/15_identity.ipynb #f67c43bc
 _address = r' at 0x[0-9a-fA-F]+'
 _loggers = ['fastai.distributed', *(f'fastai.callback.{o}' for o in 'wandb tensorboard neptune comet azureml captum'.split())]
 _silent = (Recorder, ProgressCallback, ShowGraphCallback, CSVLogger, TrainEvalCallback, LotteryCallback)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_rounds.ipynb #e3f77c67
+# %% ../nbs/19_rounds.ipynb #9bd1a810
 import warnings
 from contextlib import ExitStack,contextmanager
 import pandas as pd
@@ -35,7 +35,7 @@ from .runs import Folder,report_of
 from .journal import *
 from .journal import Journal,Live,put_on
 
-# %% ../nbs/19_rounds.ipynb #459a7a0e
+# %% ../nbs/19_rounds.ipynb #8f412f9e
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
@@ -57,7 +57,7 @@ def play_rounds(learn, s, run):
     run.settle()
     return run.rounds
 
-# %% ../nbs/19_rounds.ipynb #a4e47be4
+# %% ../nbs/19_rounds.ipynb #7d4a2e83
 def _at_bottom(s, masks):
     "Nothing more can go: fine where there is no density to reach, or where that is met but for the rounding of layers"
     if s.to is None or is_near(s, masks.n_kept, masks.numel, len(masks)): return False
@@ -77,7 +77,7 @@ def _own_words(rounds):
         says = f"round {n}: {own(e)}. The {n} rounds before it are kept, see learn.lottery.report()"
         raise FloatingPointError(says) from None
 
-# %% ../nbs/19_rounds.ipynb #2cfa9c2b
+# %% ../nbs/19_rounds.ipynb #6ba342c3
 class DroppedWarning(UserWarning): "A new lottery begins without what was there"
 
 def start_over(learn, lot):
@@ -98,7 +98,7 @@ def _say_dropped(lot):
     says = f"this lottery begins anew, dense and from the initial weights, and drops {what}; {how}"
     warnings.warn(says, DroppedWarning, stacklevel=5)
 
-# %% ../nbs/19_rounds.ipynb #5cac745f
+# %% ../nbs/19_rounds.ipynb #1f29c93e
 def start_at(learn, lot, ticket):
     "Begin with `ticket` in place of the dense net"
     ticket.check(learn.model)
@@ -111,7 +111,7 @@ def start_at(learn, lot, ticket):
     if lot.place is None: lot.w_i = lot.w_k
     lot.fresh_opt()
 
-# %% ../nbs/19_rounds.ipynb #5315abb5
+# %% ../nbs/19_rounds.ipynb #c82b5b00
 def _warn_frozen(learn, lot):
     "Say so where most prunable weights are frozen and will not be pruned"
     ws = named_weights(learn.model, lot.masks)
@@ -130,7 +130,7 @@ def _begin(learn, lot, start, folder):
         folder.resume(learn, lot)
         folder.begun()
 
-# %% ../nbs/19_rounds.ipynb #fa5558c5
+# %% ../nbs/19_rounds.ipynb #b0bc8433
 def _check_start(learn, lot, start, path):
     "Is `start` something to go on from?"
     if start is None: return None
@@ -147,7 +147,7 @@ def play(learn, s, path, start):
     lot = learn.lottery
     with ExitStack() as es:
         folder = None if path is None else Folder(path, learn, s, es)
-        lot.path = folder and folder.path
+        lot.run_folder = folder and folder.path
         _begin(learn, lot, start, folder)
         if name_of(s.fit)!='fine_tune': _warn_frozen(learn, lot)
         run = Journal(learn, s, folder)
@@ -156,7 +156,7 @@ def play(learn, s, path, start):
         if folder: folder.end()
         return res
 
-# %% ../nbs/19_rounds.ipynb #031dcfc2
+# %% ../nbs/19_rounds.ipynb #bbf5e039
 @patch
 def fit_lottery(self:Learner,
     n_epoch:int, # Epochs of each round
@@ -191,7 +191,7 @@ def fit_lottery(self:Learner,
     lot.keep = keep
     return play(self, checked(self, lot, s), path, start)
 
-# %% ../nbs/19_rounds.ipynb #8f5d23cf
+# %% ../nbs/19_rounds.ipynb #29d94e79
 @patch
 def report(self:LotteryCallback)->pd.DataFrame: # One row a round
     "What each round showed: density, kept weights, losses, metrics, early-stop iteration and figures (`es_*`), all measured"
@@ -208,7 +208,7 @@ def ticket(self:LotteryCallback,
     if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
     return self.rounds[ks.index(k)].ticket
 
-# %% ../nbs/19_rounds.ipynb #ddfaef62
+# %% ../nbs/19_rounds.ipynb #c11f8326
 def _trained(lot, k):
     "Masks, held values and trained weights of round `k`, from memory or from the run's folder"
     ks = [r['round'] for r in lot.rounds]
@@ -217,7 +217,7 @@ def _trained(lot, k):
     if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
     r = lot.rounds[ks.index(k)]
     if k in lot.trained: return r.masks,r.held,lot.trained[k]
-    if lot.path is not None: return r.masks,r.held,load_tensors(lot.path/f'round_{k:02d}'/'weights')[0]
+    if lot.run_folder is not None: return r.masks,r.held,load_tensors(lot.run_folder/f'round_{k:02d}'/'weights')[0]
     have = ', '.join(map(str, sorted(lot.trained)))
     raise ValueError(f"the trained net of round {k} is not there; in memory are those of rounds {have}. "
                      "fit_lottery(..., path='folder') keeps all of them on the disk, keep='all' in memory")
@@ -229,7 +229,7 @@ def load(self:LotteryCallback,
     "Put the *trained* net of round `k` into the Learner, with its masks: ready for `predict`, `export`, `show_results`"
     put_on(self.learn, self, *_trained(self, k))
 
-# %% ../nbs/19_rounds.ipynb #8c29c28c
+# %% ../nbs/19_rounds.ipynb #faf9ff68
 @patch
 def _best(self:LotteryCallback, tol, monitor, lower):
     "The best round"
@@ -250,7 +250,7 @@ def best(self:LotteryCallback,
     "The smallest ticket whose validation figure is within `tol` of the dense net's"
     return self._best(tol, monitor, lower).ticket
 
-# %% ../nbs/19_rounds.ipynb #3785f940
+# %% ../nbs/19_rounds.ipynb #bd98ac8c
 @patch
 def load_best(self:LotteryCallback,
     tol=None, # As in `best`
@@ -260,7 +260,7 @@ def load_best(self:LotteryCallback,
     "Put the *trained* net of the best round into the Learner, with its masks"
     self.load(self._best(tol, monitor, lower)['round'])
 
-# %% ../nbs/19_rounds.ipynb #10b9ea0a
+# %% ../nbs/19_rounds.ipynb #d727dfa8
 def _of_lottery(lot, ticket):
     "Is `ticket` one of the lottery that this callback has played, so that its initial weights are known?"
     start = lot.rounds[0].start if lot.rounds else {}
@@ -274,7 +274,7 @@ def _own_action(ticket):
     raise ValueError(f"the ticket holds pruned weights at values of its own mask (by {hold!r}), which say nothing about another "
                      "mask: give `hold=` with `mask=`, such as hold='hold_init'")
 
-# %% ../nbs/19_rounds.ipynb #9c1dc13c
+# %% ../nbs/19_rounds.ipynb #d37568b0
 def _held(lot, ticket, masks, hold, w_k, gen):
     "What pruned weights are held at under `masks`, by the mask-0 action `hold` or the one that made the ticket"
     if hold is None and (not ticket.held or masks==ticket.masks): return ticket.held
@@ -290,7 +290,7 @@ def _held(lot, ticket, masks, hold, w_k, gen):
         raise ValueError(f"`hold`={name_of(f)!r} needs {miss[0]!r}, {why}; known are {have}")
     return by_name(f, list(masks), **known)
 
-# %% ../nbs/19_rounds.ipynb #ca8070ed
+# %% ../nbs/19_rounds.ipynb #041fe403
 def _check_ticket(learn, ticket, how, reset):
     "Where a training of `ticket` goes on; `ValueError` or `TypeError` for what does not fit"
     if not isinstance(ticket, Ticket):
@@ -317,7 +317,7 @@ def _put_on_ticket(learn, ticket, masks, reset, hold, seeds):
     lot.set_masks(masks, held)
     lot.fresh_opt()
 
-# %% ../nbs/19_rounds.ipynb #3dc3682d
+# %% ../nbs/19_rounds.ipynb #b693322e
 @patch
 def fit_ticket(self:Learner,
     ticket:Ticket, # A ticket of this model's architecture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_runs.ipynb #5ec9cf40
+# %% ../nbs/17_runs.ipynb #ac400015
 import json,math,time
 from contextlib import ExitStack,contextmanager
 from functools import wraps
@@ -28,12 +28,12 @@ from .fits import level_ranks,place_of,plain_place
 from .settings import *
 from .identity import about_learner,about_run
 
-# %% ../nbs/17_runs.ipynb #379ba001
+# %% ../nbs/17_runs.ipynb #eae88046
 def report_of(rounds):
     "One row a round"
     return pd.DataFrame([r.row for r in rounds])
 
-# %% ../nbs/17_runs.ipynb #3742eaf6
+# %% ../nbs/17_runs.ipynb #b568e1b3
 round_cols = 'round density kept valid_loss mask_hash'.split()
 _elsewhere = 'Put it back from a copy, or choose another folder'
 
@@ -57,7 +57,7 @@ def check_row(f, i, row, meta):
     raise ValueError(f"{str(f)!r} is damaged: it says {k} = {row[k]!r} for round {i}, and the ticket of that round {meta.get(k)!r}. "
                      f"{_elsewhere}")
 
-# %% ../nbs/17_runs.ipynb #4793c56f
+# %% ../nbs/17_runs.ipynb #7b809258
 def checked_rounds(d):
     "`rounds.csv` of the run in `d`, each line checked against the ticket, where that is there"
     f,df = Path(d)/'rounds.csv',rounds_table(d)
@@ -65,7 +65,7 @@ def checked_rounds(d):
         if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): check_row(f, i, row, read_label(t))
     return df
 
-# %% ../nbs/17_runs.ipynb #3b6ad1e6
+# %% ../nbs/17_runs.ipynb #fad9136e
 _format = 2    # of run.json; it has none in folders of version 0.0.1
 _later = 'amount criterion scope reset hold stop to tol monitor lower'.split()    # the dense round does not depend on these
 
@@ -77,7 +77,7 @@ def _alone(f):
 
 def _plain(d): return json.loads(json.dumps(d))
 
-# %% ../nbs/17_runs.ipynb #f6f2749d
+# %% ../nbs/17_runs.ipynb #2c659c42
 class Folder:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
     def __init__(self, path, learn, s, es):
@@ -97,7 +97,7 @@ class Folder:
     @_alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
-# %% ../nbs/17_runs.ipynb #ae424110
+# %% ../nbs/17_runs.ipynb #9af24175
 @patch
 def settings(self:Folder):
     "What `run.json` says; nothing where there is none"
@@ -119,7 +119,7 @@ def _old_names(self:Folder):
     d = read_checkpoint(self.path/'epoch.ckpt')
     return None if d is None else list(d['masks'])
 
-# %% ../nbs/17_runs.ipynb #ea6a87e8
+# %% ../nbs/17_runs.ipynb #61fac2a9
 @patch
 def _take_names(self:Folder, learn, lot):
     "In an old folder compete what competed there, if that is what the old rule says of this model"
@@ -128,7 +128,7 @@ def _take_names(self:Folder, learn, lot):
     if set(names)!=set(prunable(learn.model, weight_types, lot.include, lot.exclude, lot.bias)): return
     lot.set_masks(Masks.ones(named_weights(learn.model, names)))
 
-# %% ../nbs/17_runs.ipynb #7948ca14
+# %% ../nbs/17_runs.ipynb #ca60ee31
 _said_otherwise = ('callbacks',)    # by version 0.0.1
 _own = ('torch','format','competes')
 
@@ -155,7 +155,7 @@ def begun(self:Folder):
     "All files agree: now the settings may be written"
     if not (f := self.path/'run.json').exists(): atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__), indent=1))
 
-# %% ../nbs/17_runs.ipynb #f7a48c06
+# %% ../nbs/17_runs.ipynb #72c19e11
 _outside = 'beside/'
 
 def _device(learn): return next(learn.model.parameters()).device
@@ -172,7 +172,7 @@ def begin(self:Folder, lot):
     lot.remember()
     lot.w_i,lot.w_k,lot.b_i,lot.b_k = of_rank0(lambda: self._begin(lot), alone=True)
 
-# %% ../nbs/17_runs.ipynb #8ff4d5da
+# %% ../nbs/17_runs.ipynb #892773b4
 @patch
 def _begin(self:Folder, lot):
     f = self.path/'init.safetensors'
@@ -192,7 +192,7 @@ def _load(self:Folder, f, read=load_tensors):
         raise ValueError(f"{e}. {_elsewhere}; to play the run again from there, remove that round's folder "
                          f"and its line and those after it in {str(self.path/'rounds.csv')!r}") from None
 
-# %% ../nbs/17_runs.ipynb #0917544a
+# %% ../nbs/17_runs.ipynb #2e897fe6
 @patch
 def resume(self:Folder, learn, lot):
     "Load the finished rounds, and the trained net of the last of them; all files must agree"
@@ -219,7 +219,7 @@ def _resume(self:Folder, learn, lot):
     if rows: load_(learn.model, self._load(d/'weights')[0])
     return rounds,t and t.masks,t and t.held,self._place(learn, lot, rounds)
 
-# %% ../nbs/17_runs.ipynb #c5d96e61
+# %% ../nbs/17_runs.ipynb #2f9ec222
 @patch
 def _place(self:Folder, learn, lot, rounds):
     "Where late-rewound rounds of this run go on"
@@ -244,7 +244,7 @@ def _curve(self:Folder, f, meta):
         raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {_elsewhere}")
     return read_table(f, ['iteration'])
 
-# %% ../nbs/17_runs.ipynb #3aa7f7de
+# %% ../nbs/17_runs.ipynb #d3b8ce2c
 @patch
 def size_of(self:Folder, r):
     "Bytes of the files of round `r`"
@@ -272,7 +272,7 @@ def write(self:Folder, learn, rounds):
     atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
     (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
-# %% ../nbs/17_runs.ipynb #56322846
+# %% ../nbs/17_runs.ipynb #0436720e
 @patch
 @_alone
 def keep(self:Folder, r, lot, d):
