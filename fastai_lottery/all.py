@@ -33,6 +33,8 @@ from .nets import *
 from .arms import *
 from .experiments import *
 from .claims import *
+from .lenets import *
+from .lenet_masks import *
 from .presets import *
 from .sweeps import *
 from .plots import *
