@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 from fastcore.foundation import L
+from fastai.callback.core import Callback
 from fastai.metrics import Metric
 from .core import *
-from .resets import state,load_
+from .resets import state,load_,copy_into_,loss_module
 from .files import atomic
+from .signals import outside_of
 
 # %% ../nbs/12_checkpoints.ipynb #3ea2360c
 class _NotPlain(Exception): pass
@@ -48,9 +50,13 @@ def _plain_of(d):
     for k,v in d.items():
         with suppress(_NotPlain): res[k] = _plain(v)
     return res
-def _plain_vars(o): return _plain_of({k:v for k,v in vars(o).items() if k!='learn'})
 
-# %% ../nbs/12_checkpoints.ipynb #ab4f351c
+# %% ../nbs/12_checkpoints.ipynb #d7e52c94
+def callback_state(cb):
+    "What a callback holds, as plain data; what is no plain data is left out"
+    return _plain_of({k:v for k,v in vars(cb).items() if k!='learn'})
+
+# %% ../nbs/12_checkpoints.ipynb #98833375
 _as_torch = torch._C.DisableTorchFunctionSubclass    # fastai's tensors take 10 µs to say what they are, and there are as many as steps
 
 class _Kind(NamedTuple):
@@ -89,7 +95,7 @@ _kinds = {
     '#set':   _Kind(lambda o: isinstance(o, set), lambda o: _plain(list(o)), lambda v,_: set(_back(v))),
     '#deque': _Kind(lambda o: isinstance(o, deque), lambda o: (_plain(list(o)),o.maxlen), lambda v,_: deque(_back(v[0]), v[1])),
     '#rng':   _Kind(lambda o: _generator(o) is not None, lambda o: _plain(_generator(o)[0]()), _in_place(_rng_back)),
-    '#vars':  _Kind(lambda o: isinstance(o, Metric), _plain_vars, _in_place(lambda o,v: _put_back(o, v))),
+    '#vars':  _Kind(lambda o: isinstance(o, Metric), callback_state, _in_place(lambda o,v: put_callback_state(o, v))),
     '#state': _Kind(_stateful, lambda o: _plain(o.state_dict()), _in_place(_state_back)),
 }
 
@@ -104,14 +110,11 @@ def _generator(o):
 # %% ../nbs/12_checkpoints.ipynb #c5c221a9
 def _is_leaf(o): return isinstance(o, nn.Parameter) or torch.is_tensor(o) and o.requires_grad and o.is_leaf
 
-def _put_value(p, v):
-    "A parameter stays the one that the optimizer knows"
-    with torch.no_grad(): return p.copy_(v)
-
 def _back(o, old=None):
     "What `_plain` was given; parameters, generators and what has a state are set in place, where they are in `old`"
     if isinstance(o, dict): return _back_dict(o, old)
-    if torch.is_tensor(o) and _is_leaf(old) and old.shape==o.shape: return _put_value(old, o)
+    if torch.is_tensor(o) and _is_leaf(old) and old.shape==o.shape:
+        with torch.no_grad(): return old.copy_(o)    # it stays the one that the optimizer knows
     if not isinstance(o, (list,tuple)): return o
     olds = list(old) if isinstance(old, (list,tuple,L)) and len(old)==len(o) else [None]*len(o)
     return type(o)(map(_back, o, olds))
@@ -124,8 +127,9 @@ def _back_dict(o, old):
     old.update(new)
     return old    # a `Counter`, a `defaultdict`
 
-def _put_back(o, d):
-    "Attributes `d` of `_plain_vars` into `o`"
+# %% ../nbs/12_checkpoints.ipynb #d8fb273c
+def put_callback_state(o, d):
+    "Attributes `d` of `callback_state` into `o`"
     for k,v in d.items(): vars(o)[k] = _back(v, vars(o).get(k))
 
 # %% ../nbs/12_checkpoints.ipynb #9e83e74b
@@ -147,44 +151,38 @@ def _set_rng(dls, d):
         if gs[0] is not None: dl.rng = random.Random()    # of its own, whoever else has the present one
         _back(gs, _generators(dl))
 
-# %% ../nbs/12_checkpoints.ipynb #7e56dbce
-def _behind(f):
-    "A loss function itself, or the object that it is a method or a partial of"
+# %% ../nbs/12_checkpoints.ipynb #3679a1f7
+def _loss(learn):
+    "The module of the loss, where there is one that is no part of the net"
+    m = loss_module(learn.loss_func)
+    return None if m is None or any(o is m for o in learn.model.modules()) else m
+
+def _others(learn):
+    "Parameters that the optimizer trains, of neither the net nor the loss, by name"
+    return {n:v for n,v in outside_of(learn).items() if n.startswith('opt.')}
+
+def _wrapper(f):
+    "The object that a loss is, or is a method or a partial of; None for a module, and for a callback, which has its own place"
     while (o := f.func if isinstance(f, partial) else getattr(f, '__self__', None)) is not None: f = o
-    return f
-
-def _public(o):
-    "Attributes of `o`; none for a class, which is nobody's own"
-    return {} if isinstance(o, type) else {k:v for k,v in getattr(o, '__dict__', {}).items() if k[0]!='_'}
-
-def _loss_modules(learn):
-    loss = _behind(learn.loss_func)
-    mods = [loss] if isinstance(loss, nn.Module) else [v for v in _public(loss).values() if isinstance(v, nn.Module)]
-    nets = {id(m) for m in learn.model.modules()}
-    return [m for m in mods if id(m) not in nets]
-
-def _others(learn, mods):
-    "Parameters that the optimizer trains, of neither the net nor the modules `mods`"
-    own = {id(p) for m in (learn.model,*mods) for p in m.parameters()}
-    return [p for ps in ([] if learn.opt is None else learn.opt.param_lists) for p in ps if id(p) not in own]
+    return None if isinstance(f, (nn.Module,Callback,type)) or not hasattr(f, '__dict__') else f
 
 # %% ../nbs/12_checkpoints.ipynb #7185ffe2
 def _grad(p): return None if p.grad is None else p.grad.detach() if p.grad.any() else 0.
 
 def _trained(learn):
     "All parameters, those of the net first"
-    mods = _loss_modules(learn)
-    return [p for m in (learn.model,*mods) for p in m.parameters()]+_others(learn, mods)
+    loss = _loss(learn)
+    return [*learn.model.parameters(), *(() if loss is None else loss.parameters()), *_others(learn).values()]
+
+def _public(o, skip=()): return {k:v for k,v in vars(o).items() if k[0]!='_' and k!='training' and not isinstance(v, skip)}
 
 def _attributes(learn):
     "Modules of the net and of the loss, and what wraps the latter; each with its attributes"
-    loss,mods = _behind(learn.loss_func),_loss_modules(learn)
-    known = {id(m) for m in mods}
-    objs = [o for m in (unwrap(learn.model),*mods) for o in m.modules()]
-    if not isinstance(loss, nn.Module): objs.append(loss)
-    return [(o, {k:v for k,v in _public(o).items() if k!='training' and id(v) not in known}) for o in objs]
+    loss,wrap = _loss(learn),_wrapper(learn.loss_func)
+    res = [(o,_public(o)) for m in (unwrap(learn.model),loss) if m is not None for o in m.modules()]
+    return res if wrap is None else [*res, (wrap,_public(wrap, nn.Module))]
 
-# %% ../nbs/12_checkpoints.ipynb #2d61ac20
+# %% ../nbs/12_checkpoints.ipynb #28331ec0
 def param_state(learn):
     "What is not in a model's state: gradients, frozen layers, plain attributes of modules"
     ps = _trained(learn)
@@ -196,15 +194,17 @@ def put_param_state(learn, d):
         p.requires_grad_(free)
         p.grad = None if g is None else torch.zeros_like(p) if not torch.is_tensor(g) else g.to(p.device).clone()
     if d['frozen'] is not None: learn.opt.frozen_idx = d['frozen']
-    for (o,_),v in zip(_attributes(learn), d['modules']): _put_back(o, v)
+    for (o,_),v in zip(_attributes(learn), d['modules']): put_callback_state(o, v)
 
-def _put_beside(learn, states, values):
-    "Values of what trains beside the net"
-    mods = _loss_modules(learn)
-    for m,s in zip(mods, states): m.load_state_dict(_back(s))
-    for p,v in zip(_others(learn, mods), values): _put_value(p, v)
+# %% ../nbs/12_checkpoints.ipynb #cb5ca11e
+def same_plain(a, b):
+    "Are two pieces of plain data the same, tensors bit for bit?"
+    if torch.is_tensor(a): return torch.is_tensor(b) and a.shape==b.shape and torch.equal(a, b)
+    if isinstance(a, dict): return isinstance(b, dict) and a.keys()==b.keys() and all(same_plain(v, b[k]) for k,v in a.items())
+    if isinstance(a, (list,tuple)): return type(a)==type(b) and len(a)==len(b) and all(map(same_plain, a, b))
+    return a==b or a!=a and b!=b
 
-# %% ../nbs/12_checkpoints.ipynb #2e5ac4c1
+# %% ../nbs/12_checkpoints.ipynb #fb20f7a9
 _counts = 'epoch n_epoch train_iter pct_train'.split()
 
 def _opt_state(opt):
@@ -213,24 +213,12 @@ def _opt_state(opt):
         raise TypeError(f"the state of {type(opt).__name__} holds a {e}, and a checkpoint holds tensors, numbers and text only: "
                         "train without `path`, or let its state_dict() give these") from None
 
-def _same_callbacks(cbs, want):
-    has = [type(cb).__name__ for cb in cbs]
-    if has!=want:
-        raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
-
-# %% ../nbs/12_checkpoints.ipynb #cb5ca11e
-def callback_state(cb):
-    "What a callback holds, as plain data; what is no plain data is left out"
-    return _plain_vars(cb)
-
-def put_callback_state(cb, state): _put_back(cb, state)
-
-def same_plain(a, b):
-    "Are two pieces of plain data the same, tensors bit for bit?"
-    if torch.is_tensor(a): return torch.is_tensor(b) and a.shape==b.shape and torch.equal(a, b)
-    if isinstance(a, dict): return isinstance(b, dict) and a.keys()==b.keys() and all(same_plain(v, b[k]) for k,v in a.items())
-    if isinstance(a, (list,tuple)): return type(a)==type(b) and len(a)==len(b) and all(map(same_plain, a, b))
-    return a==b or a!=a and b!=b
+def _with_states(cbs, saved):
+    "Each callback with its state. Raises `ValueError` where they are others"
+    saved = [(n.lstrip('_'),v) for n,v in saved if n!='_GoOn']    # version 0.0.1 had more that were private
+    has,want = [type(cb).__name__.lstrip('_') for cb in cbs],[n for n,_ in saved]
+    if has==want: return [(cb,v) for cb,(_,v) in zip(cbs, saved)]
+    raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
 
 # %% ../nbs/12_checkpoints.ipynb #9bc71454
 def take_checkpoint(
@@ -239,41 +227,39 @@ def take_checkpoint(
 )->dict: # Plain data. Tensors are the training's own where they can be: write it before training goes on
     "All that the rest of this training depends on. Raises `TypeError` for an optimizer whose state is no plain data"
     cbs,scaler = [cb for cb in learn.cbs if not isinstance(cb, skip)],vars(learn).get('scaler')
-    mods = _loss_modules(learn)
+    loss = _loss(learn)
     return dict(
         model=state(learn.model),
         params=param_state(learn),
         opt=_opt_state(learn.opt),
         rng=_rng(learn.dls),
-        cbs=[(type(cb).__name__, _plain_vars(cb)) for cb in cbs],
+        cbs=[(type(cb).__name__, callback_state(cb)) for cb in cbs],
         scaler=scaler and scaler.state_dict(),
-        loss=[_plain(m.state_dict()) for m in mods],
-        others=[p.detach() for p in _others(learn, mods)],
+        loss=None if loss is None else _plain(loss.state_dict()),
+        others={n:p.detach() for n,p in _others(learn).items()},
         **{k:_plain(getattr(learn, k)) for k in _counts if k in vars(learn)})
 
-# %% ../nbs/12_checkpoints.ipynb #25588432
+# %% ../nbs/12_checkpoints.ipynb #b02f8bf9
 def put_checkpoint(
     learn, # A Learner whose fit has begun in the same way, with the same callbacks
     d:dict, # What `take_checkpoint` gave
     skip=() # As given to `take_checkpoint`
 ):
     "Go on where `take_checkpoint` was called. Raises `ValueError` where the callbacks are others"
-    cbs = [cb for cb in learn.cbs if not isinstance(cb, skip)]
-    saved = [(n.lstrip('_'),v) for n,v in d['cbs'] if n!='_GoOn']    # as version 0.0.1 called them
-    _same_callbacks(cbs, [n for n,_ in saved])
+    cbs = _with_states([cb for cb in learn.cbs if not isinstance(cb, skip)], d['cbs'])
     load_(learn.model, d['model'])
     if d['opt'] is not None: learn.opt.load_state_dict(_back(d['opt']))
-    loss = d['loss'] or []
-    _put_beside(learn, [loss] if isinstance(loss, dict) else loss, d.get('others', []))    # version 1 had one state or none
+    if d['loss']: _loss(learn).load_state_dict(_back(d['loss']))
+    copy_into_(_others(learn), d.get('others', {}))
     put_param_state(learn, d['params'])
-    for cb,(_,v) in zip(cbs, saved): _put_back(cb, v)
+    for cb,v in cbs: put_callback_state(cb, v)
     if d['scaler'] and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(d['scaler'])
     for k in _counts:
         if k in d: setattr(learn, k, d[k])
     _set_rng(learn.dls, d['rng'])
 
 # %% ../nbs/12_checkpoints.ipynb #52c70b61
-_head,_before = b'lottery checkpoint 2\n',b'lottery checkpoint 1\n'    # another number where what a checkpoint holds has changed
+_head = b'lottery checkpoint 1\n'    # another number where what a checkpoint holds has changed
 
 def write_checkpoint(
     path, # File
@@ -289,10 +275,10 @@ def write_checkpoint(
             f.write(hashlib.sha256(b).digest())
             f.write(b)
 
-# %% ../nbs/12_checkpoints.ipynb #43114f94
+# %% ../nbs/12_checkpoints.ipynb #1c978107
 def _wrong(head, digest, b):
     "What is wrong with a file, if something is"
-    if head not in (_head,_before): return 'of another version of fastai_lottery, or damaged'
+    if head!=_head: return 'of another version of fastai_lottery, or damaged'
     return 'damaged' if hashlib.sha256(b).digest()!=digest else None
 
 def read_checkpoint(

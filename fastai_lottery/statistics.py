@@ -121,14 +121,18 @@ def tost(
     return float(max(above.pvalue, below.pvalue))
 
 # %% ../nbs/09_statistics.ipynb #31cb1bc4
-_higher = set('''accuracy accuracy_multi top_k_accuracy accuracy_score balanced_accuracy_score foreground_acc f1_score fbeta_score precision_score
-recall_score jaccard_score jaccard_coeff jaccard_coeff_multi dice dice_multi roc_auc_score roc_auc_score_multi average_precision_score
-ap_score_multi explained_variance_score r2_score cohen_kappa_score matthews_corrcoef corpus_bleu_metric pearson_corr_coef spearman_corr_coef'''.split())
-_lower = set('''loss error error_rate perplexity mse rmse mae msle exp_rmspe rmspe hamming_loss zero_one_loss brier_score brier_score_loss
-mean_squared_error mean_absolute_error log_loss'''.split())
-_not_fractions = 'explained_variance_score r2_score cohen_kappa_score matthews_corrcoef corpus_bleu_metric pearson_corr_coef spearman_corr_coef'.split()
-_fractions = (_higher-set(_not_fractions))|{'error','error_rate','hamming_loss','zero_one_loss'}
+_higher_fractions = '''accuracy accuracy_multi top_k_accuracy accuracy_score balanced_accuracy_score foreground_acc f1_score
+fbeta_score precision_score recall_score jaccard_score jaccard_coeff jaccard_coeff_multi dice dice_multi roc_auc_score
+roc_auc_score_multi average_precision_score ap_score_multi'''.split()
+_higher_others = '''explained_variance_score r2_score cohen_kappa_score matthews_corrcoef corpus_bleu_metric pearson_corr_coef
+spearman_corr_coef'''.split()
+_lower_fractions = 'error error_rate hamming_loss zero_one_loss'.split()
+_lower_others = '''loss perplexity mse rmse mae msle exp_rmspe rmspe brier_score brier_score_loss mean_squared_error
+mean_absolute_error log_loss'''.split()
+_higher,_lower = {*_higher_fractions,*_higher_others},{*_lower_fractions,*_lower_others}
+_fractions = {*_higher_fractions,*_lower_fractions}
 
+# %% ../nbs/09_statistics.ipynb #70412306
 def stem(name):
     "A figure's name without what our columns put before it, and the number that tells two of a name apart"
     return re.sub(r'_\d+$', '', re.sub(r'^(es_)?(test_|valid_|train_)?', '', name.lower()))
@@ -139,7 +143,8 @@ def is_lower(name, lower=None):
     if lower is not None: return bool(lower)
     if s in _lower or s.endswith('_loss'): return True
     if s in _higher: return False
-    raise ValueError(f"is {name!r} better when lower or when higher? Say it: lower=True or lower=False. Known by name are {', '.join(sorted(_higher|_lower))}")
+    raise ValueError(f"is {name!r} better when lower or when higher? Say it: lower=True or lower=False. "
+                     f"Known by name are {', '.join(sorted(_higher|_lower))}")
 
 def is_fraction(name): return stem(name) in _fractions
 

@@ -39,7 +39,8 @@ def test_page_names_its_command(p):
     in_code = [o for c in cells(p, 'code') for o in calls(src(c))]
     used = {a for n,k in in_code if n in ('claims','ran','preset') for a in texts(k)}
     assert not used-presets.keys()
-    for n in used: assert n in named or n in prose(p) or n.rpartition('-')[0] in prose(p), f'{n} is not named in the text'
+    for n in used:
+        assert n in named or n in prose(p) or n.rpartition('-')[0] in prose(p), f'{n} is not named in the text'
     assert re.search(r'\b\d{4}\.\d{5}\b', prose(p)), 'no paper'
 
 # Figures of 1905.01067 that nobody has checked, so that they must not stand here as the paper's
@@ -54,7 +55,8 @@ def test_no_unverified_figure_in_a_page(p):
 
 # --- the figures
 
-cols = ['arm','round','density','kept','es_iteration','es_test_accuracy','test_accuracy','iterations','seconds','mask_hash','seed']
+cols = ['arm','round','density','kept','es_iteration','es_test_accuracy','test_accuracy','iterations','seconds',
+        'mask_hash','seed']
 
 def check_measures(p, df):
     assert {'arm','round','seed'} <= {*df}
@@ -92,7 +94,8 @@ def want_rows(names, only):
         for e,o in check_claims(n, df, ms).iterrows():
             if only and e.split()[0] not in only.split(): continue
             rows.append([o.claim, o.paper, o.ours, o.tolerance, str(o.n), o.p, o.verdict])
-    return rows or [[f'lottery run {n}', '', '', '', '0', '', 'no figures yet' if n in ran else 'not run'] for n in names]
+    return rows or [[f'lottery run {n}', '', '', '', '0', '',
+                     'no figures yet' if n in ran else 'not run'] for n in names]
 
 def stored_rows(c):
     "The cells of a stored table, the last seven of each row"
@@ -138,7 +141,8 @@ bases = 'init','signed constant'
 def stability(r):
     both = [(w,m) for w in ('data order','pruning') for m in ('ticket','random')]
     return [dict(what=w, mask=m, l2=1+r(), angle=r(), test_accuracy=r(), es_test_accuracy=r()) for w,m in both]
-def instability(r): return [dict(mask='dense', barrier_pp=r(), barrier_loss=r(), error_1=r(), error_2=r(), error_max=r())]
+def instability(r):
+    return [dict(mask='dense', barrier_pp=r(), barrier_loss=r(), error_1=r(), error_2=r(), error_max=r())]
 def heuristic(r):
     return [dict(prunes=i, density=.8**i, mask=m, base=b, accuracy=r(), test_accuracy=r())
             for i in (1,2,3) for b in bases for m in every_mask]
@@ -154,7 +158,8 @@ def all_trainings(p):
 def synthetic(p, seeds, arms=None):
     "Results and measures of a preset as they might come out"
     rng = np.random.default_rng(0)
-    def row(s, a, k): return {**dict.fromkeys(cols, 1), 'arm':a, 'round':k, 'seed':s, 'density':.8**k, 'prunable':266200,
+    def row(s, a, k):
+        return {**dict.fromkeys(cols, 1), 'arm':a, 'round':k, 'seed':s, 'density':.8**k, 'prunable':266200,
                               'es_test_accuracy':.9+.01*rng.random(), 'es_iteration':rng.integers(1, 600)}
     df = pd.DataFrame([row(s, a, k) for s in range(seeds) for a,k in all_trainings(p) if arms is None or a in arms])
     done = [(s,k,a) for s in range(seeds) for k,a in p.todo()[1]]
