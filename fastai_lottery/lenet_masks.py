@@ -19,25 +19,30 @@ from .claims import *
 from .claims import claims_for
 from .lenets import lenet,lenet_prunes,on_digits,on_mnist,in_seconds
 
+# %% ../nbs/36_lenet_masks.ipynb #8ee827b7
+lenet_masks = []
+
 # %% ../nbs/36_lenet_masks.ipynb #c139ae46
 _criteria = ('small_final large_init small_init large_init_large_final '
              'small_init_small_final magnitude_increase movement random').split()
 
-lenet_masks = [Preset(
+lenet_masks.append(Preset(
     'criteria-mnist',
-    about='nine criteria on LeNet-300-100 and MNIST, 3,664 iterations a round, down to 11 % of the weights',
+    about='nine criteria on LeNet-300-100 and MNIST, 3,664 iterations a round, down to 11 % of the '
+          'weights',
     source='1905.01067, section 2 (mask criteria)',
     cost='about 17 minutes a seed on one CPU core',
     settings=dict(n_epoch=4, rounds=10, eval_every=100, **lenet),
     levels=(10,),
     controls={},
     lotteries={c:dict(criterion=c) for c in _criteria},
-    **on_mnist)]
+    **on_mnist))
 
 # %% ../nbs/36_lenet_masks.ipynb #d0024ace
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'criteria-digits',
-    about="nine criteria on scikit-learn's 8×8 digits, 600 iterations a round, down to 11 % of the weights",
+    about="nine criteria on scikit-learn's 8×8 digits, 600 iterations a round, down to 11 % of the "
+          'weights',
     source='1905.01067, section 2 (mask criteria), on smaller images',
     cost='about 4 minutes a seed on one CPU core',
     settings=dict(n_epoch=30, rounds=10, eval_every=10, **lenet),
@@ -45,7 +50,7 @@ lenet_masks += [Preset(
     replicates=10,
     controls={},
     lotteries={c:dict(criterion=c) for c in _criteria},
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/36_lenet_masks.ipynb #7264ab78
 _good = 'large_final magnitude_increase large_init_large_final movement'.split()
@@ -69,7 +74,7 @@ _mask_0 = dict(freeze=dict(hold='hold_init'),
                variant_1=dict(hold='hold_init_or_zero'),
                variant_2=dict(hold='hold_init_or_zero', reset='rewind_or_zero'))
 
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'mask-0-mnist',
     about='pruned weights at 0, frozen at their initial values, or by variants 1 and 2, '
           'on LeNet-300-100 and MNIST, 3,664 iterations a round',
@@ -79,10 +84,10 @@ lenet_masks += [Preset(
     levels=(7,9,12,15),
     controls=dict(unmasked=_unmasked),
     lotteries=_mask_0,
-    **on_mnist)]
+    **on_mnist))
 
 # %% ../nbs/36_lenet_masks.ipynb #e694fb90
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'mask-0-digits',
     about='pruned weights at 0, frozen at their initial values, or by variants 1 and 2, '
           "on scikit-learn's 8×8 digits",
@@ -93,34 +98,37 @@ lenet_masks += [Preset(
     replicates=10,
     controls=dict(unmasked=_unmasked),
     lotteries=_mask_0,
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/36_lenet_masks.ipynb #6b8488bc
 @claims_for('mask-0-mnist', 'mask-0-digits')
 def _held(f):
     if f.df is None: return {}
-    low = {12,15} if f.df.prunable.max()>1e5 else {13,16}    # the two lowest levels, of MNIST and of digits
+    # the two lowest levels, of MNIST and of digits
+    low = {12,15} if f.df.prunable.max()>1e5 else {13,16}
     def at(k): return [
         f.beats(f'{f.left(k)} left: variant 2 beats variant 1', 'yes', 'variant_2',k, 'variant_1',k),
-        f.beats(f'{f.left(k)} left: variant 1 beats zeros', 'at least as good', 'variant_1',k, 'ticket',k),
+        f.beats(f'{f.left(k)} left: variant 1 beats zeros', 'at least as good',
+                'variant_1',k, 'ticket',k),
         f.beats(f'{f.left(k)} left: zeros beat initial values', 'yes', 'ticket',k, 'freeze',k)]
     played = sorted(low & {*f.df[f.df.arm=='freeze']['round']})
     return {'E11 what pruned weights are held at': [c for k in played for c in at(k)]}
 
 # %% ../nbs/36_lenet_masks.ipynb #14e4301e
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'stability-mnist',
-    about='LeNet-300-100 on MNIST, 11,908 iterations a round: how far apart do trainings of a ticket end?',
+    about='LeNet-300-100 on MNIST, 11,908 iterations a round: how far apart do trainings of a ticket '
+          'end?',
     source='1903.01611, section 4 and its table of distances',
     cost='about 30 minutes a seed on one CPU core: 11 rounds, 5 more trainings',
     settings=dict(n_epoch=13, rounds=10, eval_every=100, **lenet),
     levels=(10,),
     controls={},
     measures=dict(stability=ticket_stability),
-    **on_mnist)]
+    **on_mnist))
 
 # %% ../nbs/36_lenet_masks.ipynb #8cc0e488
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'stability-digits',
     about='As stability-mnist, on digits',
     source='1903.01611, section 4',
@@ -130,33 +138,35 @@ lenet_masks += [Preset(
     replicates=2,
     controls={},
     measures=dict(stability=ticket_stability),
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/36_lenet_masks.ipynb #778d00f7
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'stability-mnist')
 def _distances(f):
-    def l2(what): return f.measures_of('l2', dict(mask='random'), dict(mask='ticket'), arm='stability', what=what, round=10)
+    random,ticket = dict(mask='random'),dict(mask='ticket')
+    def l2(what): return f.measures_of('l2', random, ticket, arm='stability', what=what, round=10)
     return {'E5 stability at 10.7 %': [
         # 2.8 ± .8 and 1.6, from 1.3 to 2: ratios, too, may shrink with the training
-        claim_ratio('random masks end further apart than tickets, under two orders of the data', '2.8 × (58.6 and 20.7)',
-                    *l2('data order'), want=(2.,3.6)),
-        claim_ratio('random masks end further from the dense training than tickets', '1.6 × (75.7 and 48.1)',
-                    *l2('pruning'), want=(1.3,2.))]}
+        claim_ratio('random masks end further apart than tickets, under two orders of the data',
+                    '2.8 × (58.6 and 20.7)', *l2('data order'), want=(2.,3.6)),
+        claim_ratio('random masks end further from the dense training than tickets',
+                    '1.6 × (75.7 and 48.1)', *l2('pruning'), want=(1.3,2.))]}
 
 # %% ../nbs/36_lenet_masks.ipynb #2ca7eaa6
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'instability-mnist',
-    about='LeNet-300-100 on MNIST, 11,908 iterations a round: does the error rise between two trainings?',
+    about='LeNet-300-100 on MNIST, 11,908 iterations a round: does the error rise between two '
+          'trainings?',
     source='1912.05671, sections 3 and 4',
     cost='about 30 minutes a seed on one CPU core: 11 rounds, 7 more trainings',
     settings=dict(n_epoch=13, rounds=10, eval_every=100, **lenet),
     levels=(0,3,7,10),
     controls={},
     measures=dict(instability=partial(ticket_instability, random=True)),
-    **on_mnist)]
+    **on_mnist))
 
 # %% ../nbs/36_lenet_masks.ipynb #1723f5d4
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'instability-digits',
     about='As instability-mnist, on digits',
     source='1912.05671, sections 3 and 4',
@@ -166,7 +176,7 @@ lenet_masks += [Preset(
     replicates=2,
     controls={},
     measures=dict(instability=ticket_instability),
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/36_lenet_masks.ipynb #5955fe52
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'instability-mnist')
@@ -175,14 +185,15 @@ def _rise(f):
     return {'E6 instability from the start': [
         # two points: that is what the paper calls stable
         claim_value('the error of the dense net rises by less than 2 points between two trainings',
-                    'below 2 points is stable; LeNet is, from the start', rise, want=(-math.inf,2.), unit='pp')]}
+                    'below 2 points is stable; LeNet is, from the start', rise, (-math.inf,2.), unit='pp')]}
 
 # %% ../nbs/36_lenet_masks.ipynb #202b3811
 _by_rule = partial(heuristic_supermasks, prunes=24, **lenet_prunes)
 
 _supermask = Preset(
     'supermask-mnist',
-    about='LeNet-300-100 on MNIST: masks over untrained weights, by rules at 24 densities and learned in 15 epochs',
+    about='LeNet-300-100 on MNIST: masks over untrained weights, by rules at 24 densities and learned '
+          'in 15 epochs',
     source='1905.01067, sections 4 and 5',
     cost="about 15 minutes a seed on one CPU core; the dense net's 50,000 iterations are half of it",
     settings=dict(n_epoch=55, rounds=0, eval_every=100, **lenet),
@@ -191,19 +202,19 @@ _supermask = Preset(
     controls={},
     measures=dict(heuristic=_by_rule, learned=partial(learned_supermasks, bs=250)),
     **on_mnist)
-lenet_masks += [_supermask]
+lenet_masks.append(_supermask)
 
 # %% ../nbs/36_lenet_masks.ipynb #d0342aae
-lenet_masks += [replace(
+lenet_masks.append(replace(
     _supermask,
     name='supermask-mnist-100',
     about='As supermask-mnist, but 100 epochs to learn a mask',
     cost='about an hour a seed on one CPU core',
     replicates=3,
-    measures=dict(heuristic=_by_rule, learned=partial(learned_supermasks, n_epoch=100, bs=250)))]
+    measures=dict(heuristic=_by_rule, learned=partial(learned_supermasks, n_epoch=100, bs=250))))
 
 # %% ../nbs/36_lenet_masks.ipynb #cf0683cd
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'supermask-digits',
     about='As supermask-mnist, on digits',
     source='1905.01067, sections 4 and 5',
@@ -212,8 +223,9 @@ lenet_masks += [Preset(
     levels=(0,),
     replicates=2,
     controls={},
-    measures=dict(heuristic=partial(heuristic_supermasks, prunes=8, **lenet_prunes), learned=partial(learned_supermasks, n_epoch=4)),
-    **on_digits)]
+    measures=dict(heuristic=partial(heuristic_supermasks, prunes=8, **lenet_prunes),
+                  learned=partial(learned_supermasks, n_epoch=4)),
+    **on_digits))
 
 # %% ../nbs/36_lenet_masks.ipynb #eef275d1
 _sign,_constant = 'large_final_same_sign','signed constant'
@@ -222,15 +234,18 @@ def _rule(mask, base='init'): return dict(mask=mask, base=base)
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'supermask-mnist', 'supermask-mnist-100')
 def _by_rules(f):
     best,acc = f.by_valid('heuristic'),'test_accuracy'
-    def pair(a, b): return best.measures_of(acc, a, b)
-    def value(what, paper, rule, want): return claim_value(what, paper, best.measure(acc, **rule), want, 100, '%')
+    plain,sign = _rule('large_final'),_rule(_sign)
+    def value(what, paper, rule, want):
+        return claim_value(what, paper, best.measure(acc, **rule), want, 100, '%')
+    def above(what, a, b): return claim_difference(what, 'yes', *best.measures_of(acc, a, b))
     return {'E7 supermasks by a rule, density by validation': [
         # 7 points either way, and 6: a few points are what neighbouring densities and seeds differ by
-        value('large_final over initial weights', 'about 40 %, as quoted elsewhere', _rule('large_final'), (33.,47.)),
-        value('large_final of the same sign over initial weights', '', _rule(_sign), (73.3,85.3)),
-        value('large_final of the same sign over signed constants', '86 %', _rule(_sign, _constant), (80.,92.)),
-        claim_difference('large_final beats a random mask', 'yes', *pair(_rule('large_final'), _rule('random'))),
-        claim_difference('the same sign beats large_final', 'yes', *pair(_rule(_sign), _rule('large_final')))]}
+        value('large_final over initial weights', 'about 40 %, as quoted elsewhere', plain, (33.,47.)),
+        value('large_final of the same sign over initial weights', '', sign, (73.3,85.3)),
+        value('large_final of the same sign over signed constants', '86 %',
+              _rule(_sign, _constant), (80.,92.)),
+        above('large_final beats a random mask', plain, _rule('random')),
+        above('the same sign beats large_final', sign, plain)]}
 
 # %% ../nbs/36_lenet_masks.ipynb #7619a961
 @claims_for('supermask-mnist', 'supermask-mnist-100')
@@ -241,25 +256,28 @@ def _learned(f):
         return claim_difference(what, 'yes', *f.measures_of('test_accuracy', a, b, arm='learned'), want)
     return {'E8 learned supermasks': [
         above('signed constants beat initial weights', plain[_constant], plain['init']),
-        above('initial weights with rescaling beat signed constants without', scaled['init'], plain[_constant]),
-        above('signed constants beat initial weights, both with rescaling', scaled[_constant], scaled['init']),
+        above('initial weights with rescaling beat signed constants without',
+              scaled['init'], plain[_constant]),
+        above('signed constants beat initial weights, both with rescaling',
+              scaled[_constant], scaled['init']),
         above('rescaling helps initial weights', scaled['init'], plain['init'], two),
         above('rescaling helps signed constants', scaled[_constant], plain[_constant], two)]}
 
 # %% ../nbs/36_lenet_masks.ipynb #53afe079
 _mehta = '1905.07785; the nets, budgets and targets differ, and all weights train on the target'
 
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'transfer-mnist',
-    about='LeNet-300-100 from MNIST to Fashion-MNIST: do masks of MNIST, with trained, initial or fresh weights, '
-          'serve another task? 3,664 iterations a round',
+    about='LeNet-300-100 from MNIST to Fashion-MNIST: do masks of MNIST, with trained, initial or '
+          'fresh weights, serve another task? 3,664 iterations a round',
     source=_mehta,
     cost='about 6 minutes a seed on one CPU core',
     settings=dict(n_epoch=4, rounds=12, eval_every=100, **lenet),
     levels=(3,7,12),
     controls={},
-    measures=dict(transfer=partial(ticket_transfer, data=fashion_mnist, model=lenet_300_100, exclude='out')),
-    **on_mnist)]
+    measures=dict(transfer=partial(ticket_transfer, data=fashion_mnist, model=lenet_300_100,
+                                   exclude='out')),
+    **on_mnist))
 
 # %% ../nbs/36_lenet_masks.ipynb #c5789f62
 def _turned(path=None, **kw):
@@ -268,7 +286,7 @@ def _turned(path=None, **kw):
     for dl in dls.loaders: dl.dataset.x = dl.dataset.x.rot90(1, (2,3))
     return dls
 
-lenet_masks += [Preset(
+lenet_masks.append(Preset(
     'transfer-digits',
     about="LeNet-300-100 from scikit-learn's 8×8 digits to the same, a quarter turned",
     source=_mehta,
@@ -276,8 +294,9 @@ lenet_masks += [Preset(
     settings=dict(n_epoch=30, rounds=12, eval_every=10, **lenet),
     levels=(3,7,12),
     controls={},
-    measures=dict(transfer=partial(ticket_transfer, data=_turned, model=partial(lenet_300_100, 64), exclude='out')),
-    **on_digits)]
+    measures=dict(transfer=partial(ticket_transfer, data=_turned, model=partial(lenet_300_100, 64),
+                                   exclude='out')),
+    **on_digits))
 
 # %% ../nbs/36_lenet_masks.ipynb #7c0cabff
 lenet_masks += [in_seconds(p) for p in lenet_masks if p.name in ('criteria-digits','mask-0-digits')]

@@ -30,9 +30,10 @@ def _digits(path=None, **kw): return digits(**kw)
 
 on_digits = dict(data=_digits, model=partial(lenet_300_100, 64))
 on_mnist = dict(data=mnist, model=lenet_300_100)
+lenets = []
 
 # %% ../nbs/35_lenets.ipynb #a50c2bfa
-lenets = [Preset(
+lenets.append(Preset(
     'digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits: no download",
     source='1803.03635, section 2, on smaller images and 600 iterations',
@@ -40,29 +41,33 @@ lenets = [Preset(
     settings=dict(n_epoch=30, rounds=16, eval_every=10, **lenet),
     levels=(3,7,10,13,16),
     replicates=6,
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/35_lenets.ipynb #b73c4424
 @claims_for('digits', 'variants-digits')
 def _on_digits(f):
-    few,fewer,no = f.left(7),f.left(16),(0.,1.)    # any factor below 1: nothing is known of digits but the direction
+    few,fewer = f.left(7),f.left(16)
+    sooner = (0.,1.)    # any factor below 1: nothing is known of digits but the direction
     return {'E1 and E2 on digits': [
         f.stops(f'tickets at {few} of the weights stop earlier than the dense net', '0.62 × (on MNIST)',
-                'ticket',7, 'dense',0, want=no),
-        f.beats(f'tickets at {few} beat re-initialised nets', '0.5 pp (on MNIST)', 'ticket',7, 'reinit',7),
-        f.beats(f'tickets at {fewer} beat re-initialised nets', 'yes (on MNIST)', 'ticket',16, 'reinit',16),
+                'ticket',7, 'dense',0, want=sooner),
+        f.beats(f'tickets at {few} beat re-initialised nets', '0.5 pp (on MNIST)',
+                'ticket',7, 'reinit',7),
+        f.beats(f'tickets at {fewer} beat re-initialised nets', 'yes (on MNIST)',
+                'ticket',16, 'reinit',16),
         f.beats(f'tickets at {fewer} beat random masks', 'yes (on MNIST)', 'ticket',16, 'random',16),
-        f.beats(f're-initialised nets at {fewer} beat random masks', 'yes (on MNIST)', 'reinit',16, 'random',16)]}
+        f.beats(f're-initialised nets at {fewer} beat random masks', 'yes (on MNIST)',
+                'reinit',16, 'random',16)]}
 
 # %% ../nbs/35_lenets.ipynb #2827a492
-lenets += [Preset(
+lenets.append(Preset(
     'lenet-mnist',
     about="LeNet-300-100 on MNIST: 55 epochs are the paper's 50,000 iterations",
     source='1803.03635, section 2 and appendix G',
     cost='about 50 minutes a seed on two CPU cores; --epochs 13 (12,000 iterations) takes a quarter',
     settings=dict(n_epoch=55, rounds=15, eval_every=100, **lenet),
     levels=(3,7,9,12,15),
-    **on_mnist)]
+    **on_mnist))
 
 # %% ../nbs/35_lenets.ipynb #acf0d95b
 def _one_shot(run, k): return run.fit(one_shot(run, k))
@@ -72,7 +77,8 @@ _sign_controls = {a:dict(reset=a) for a in _signs}
 
 _12k = Preset(
     'lenet-mnist-12k',
-    about="LeNet-300-100 on MNIST, 11,908 iterations a round: a quarter of the paper's, with more controls",
+    about="LeNet-300-100 on MNIST, 11,908 iterations a round: a quarter of the paper's, with more "
+          'controls',
     source='1803.03635, section 2 and appendix G; 1905.01067, section 4 (signs)',
     cost='about 25 minutes a seed on one CPU core',
     settings=dict(n_epoch=13, rounds=15, eval_every=100, **lenet),
@@ -81,17 +87,18 @@ _12k = Preset(
     controls=dict(**usual_controls, one_shot=_one_shot, **_sign_controls),
     measures=dict(stability=ticket_stability, instability=ticket_instability,
                   heuristic=partial(heuristic_supermasks, prunes=24, **lenet_prunes)),
-    at=dict(one_shot=(8,13), **{a:(10,) for a in _signs}, stability=(10,), instability=(0,10), heuristic=(0,)),
+    at=dict(one_shot=(8,13), **{a:(10,) for a in _signs},
+            stability=(10,), instability=(0,10), heuristic=(0,)),
     **on_mnist)
-lenets += [_12k]
+lenets.append(_12k)
 
 # %% ../nbs/35_lenets.ipynb #9adcd81f
-lenets += [replace(
+lenets.append(replace(
     _12k,
     name='lenet-mnist-50k',
     about="As lenet-mnist-12k, with the paper's 50,000 iterations a round",
     cost='about two hours a seed on one CPU core',
-    settings=dict(n_epoch=55, rounds=15, eval_every=100, **lenet))]
+    settings=dict(n_epoch=55, rounds=15, eval_every=100, **lenet)))
 
 # %% ../nbs/35_lenets.ipynb #7c011f02
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k')
@@ -101,9 +108,11 @@ def _tickets(f):
         f.stops('tickets at 21 % of the weights stop earlier than the dense net', '0.62 × (38 % sooner)',
                 'ticket',7, 'dense',0, want=(.45,.8)),
         # half of the paper's figure to half as much again
-        f.beats('tickets at 13.5 % beat the dense net', '> 0.3 pp', 'ticket',9, 'dense',0, want=(.15,.45)),
+        f.beats('tickets at 13.5 % beat the dense net', '> 0.3 pp',
+                'ticket',9, 'dense',0, want=(.15,.45)),
         # no further from the dense net than the paper's best tickets are
-        f.matches('tickets at 3.6 % are as good as the dense net', 'back at dense', 'ticket',15, 'dense',0, .3)]}
+        f.matches('tickets at 3.6 % are as good as the dense net', 'back at dense',
+                  'ticket',15, 'dense',0, .3)]}
 
 # %% ../nbs/35_lenets.ipynb #8920bb70
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k')
@@ -113,7 +122,8 @@ def _controls(f):
         f.stops('re-initialised nets at 21 % stop later than tickets', '2.51 ×',
                 'reinit',7, 'ticket',7, want=(1.8,3.2)),
         # half of the paper's figure to half as much again
-        f.beats('tickets at 21 % beat re-initialised nets', '0.5 pp', 'ticket',7, 'reinit',7, want=(.25,.75)),
+        f.beats('tickets at 21 % beat re-initialised nets', '0.5 pp',
+                'ticket',7, 'reinit',7, want=(.25,.75)),
         f.beats('tickets at 3.6 % beat re-initialised nets', 'yes', 'ticket',15, 'reinit',15),
         f.beats('re-initialised nets at 3.6 % beat random masks', 'yes', 'reinit',15, 'random',15)],
      'E3 random masks': [
@@ -122,16 +132,17 @@ def _controls(f):
                 'ticket',10, 'random',10, want=(.4,1.2))]}
 
 # %% ../nbs/35_lenets.ipynb #03db4f03
-lenets += [Preset(
+lenets.append(Preset(
     'one-shot-digits',
-    about="one prune to the density of rounds 8 and 13 against as many prunes of 20 %, on scikit-learn's 8×8 digits",
+    about='one prune to the density of rounds 8 and 13 against as many prunes of 20 %, on '
+          "scikit-learn's 8×8 digits",
     source='1803.03635, section 2 (one-shot pruning), on smaller images',
     cost='about a minute a seed on one CPU core',
     settings=dict(n_epoch=30, rounds=13, eval_every=10, **lenet),
     levels=(8,13),
     replicates=10,
     controls=dict(one_shot=_one_shot, **usual_controls),
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/35_lenets.ipynb #689a99d3
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'one-shot-digits')
@@ -139,13 +150,17 @@ def _one_prune(f):
     more = 'more accurate at 95 to 5.17 %'
     return {'E4 one-shot': [
         # a match is less than the paper claims; .2 points are what seeds differ by
-        f.matches(f'one-shot tickets at {f.left(8)} are as good as the dense net', more, 'one_shot',8, 'dense',0, .2),
-        f.matches(f'one-shot tickets at {f.left(13)} are as good as the dense net', more, 'one_shot',13, 'dense',0, .2),
-        f.beats(f'iterative tickets at {f.left(8)} beat one-shot ones', 'yes', 'ticket',8, 'one_shot',8),
-        f.beats(f'iterative tickets at {f.left(13)} beat one-shot ones', 'yes', 'ticket',13, 'one_shot',13)]}
+        f.matches(f'one-shot tickets at {f.left(8)} are as good as the dense net', more,
+                  'one_shot',8, 'dense',0, .2),
+        f.matches(f'one-shot tickets at {f.left(13)} are as good as the dense net', more,
+                  'one_shot',13, 'dense',0, .2),
+        f.beats(f'iterative tickets at {f.left(8)} beat one-shot ones', 'yes',
+                'ticket',8, 'one_shot',8),
+        f.beats(f'iterative tickets at {f.left(13)} beat one-shot ones', 'yes',
+                'ticket',13, 'one_shot',13)]}
 
 # %% ../nbs/35_lenets.ipynb #12bb051a
-lenets += [Preset(
+lenets.append(Preset(
     'signs-digits',
     about="three inits that keep or break the signs of the ticket's weights, at 11 % of the weights, "
           "on scikit-learn's 8×8 digits",
@@ -155,16 +170,18 @@ lenets += [Preset(
     levels=(10,),
     replicates=10,
     controls=dict(**usual_controls, **_sign_controls),
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/35_lenets.ipynb #3cbe4dec
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'signs-digits')
 def _kept_signs(f):
-    yes,enough = 'yes (1905.01067)',(.2,math.inf)    # .2 points are what seeds differ by; within as many they match
-    pairs = [('re-initialised','reinit_keep_sign','reinit'), ('reshuffled','reshuffle_keep_sign','reshuffle'),
-             ('constant','constant_keep_sign','constant')]
-    keep = [f.beats(f'{n}: keeping the sign beats breaking it', yes, a,10, b,10, want=enough) for n,a,b in pairs]
-    match = [f.matches(f'{n}, signs kept, is as good as the rewind', yes, a,10, 'ticket',10, .2) for n,a,_ in pairs]
+    # .2 points are what seeds differ by; within as many they match
+    yes,enough = 'yes (1905.01067)',(.2,math.inf)
+    ways = {'re-initialised':'reinit', 'reshuffled':'reshuffle', 'constant':'constant'}
+    keep = [f.beats(f'{n}: keeping the sign beats breaking it', yes, f'{a}_keep_sign',10, a,10, enough)
+            for n,a in ways.items()]
+    match = [f.matches(f'{n}, signs kept, is as good as the rewind', yes, f'{a}_keep_sign',10, 'ticket',10, .2)
+             for n,a in ways.items()]
     return {f'E10 signs at {f.left(10)}': keep+match}
 
 # %% ../nbs/35_lenets.ipynb #e007742e
@@ -185,13 +202,14 @@ def _lenet_he(n_in): return _from(_he, lenet_300_100(n_in))
 # %% ../nbs/35_lenets.ipynb #bcacf227
 _variants = Preset(
     'variants-digits',
-    about="one thing different at a time on scikit-learn's 8×8 digits: rewind, learning-rate rewinding, "
-          'fine-tuning or a new draw each round; all layers together or each by itself, 20 % of each; '
-          'Kaiming or Glorot; biases pruned too. '
-          'The rate falls to a tenth after 2/3 and 5/6 of each round, 600 iterations',
+    about="one thing different at a time on scikit-learn's 8×8 digits: rewind, learning-rate "
+          'rewinding, fine-tuning or a new draw each round; all layers together or each by itself, 20 '
+          '% of each; Kaiming or Glorot; biases pruned too. The rate falls to a tenth after 2/3 and '
+          '5/6 of each round, 600 iterations',
     source='2003.02389 (rewinding, fine-tuning); 1803.03635, sections 2 and 4, on smaller images',
     cost='about 6 minutes a seed on one CPU core',
-    settings=dict(n_epoch=30, rounds=16, eval_every=10, amount=.2, scope='local', fit=Learner.fit_drops, lr=1.2e-3),
+    settings=dict(n_epoch=30, rounds=16, eval_every=10, amount=.2, scope='local',
+                  fit=Learner.fit_drops, lr=1.2e-3),
     levels=(3,7,10,13,16),
     replicates=10,
     lotteries=dict(
@@ -202,33 +220,35 @@ _variants = Preset(
         kaiming=dict(model=partial(_lenet_he, 64)),
         bias=dict(cb=dict(bias=True))),
     **on_digits)
-lenets += [_variants]
+lenets.append(_variants)
 
 # %% ../nbs/35_lenets.ipynb #19f94f2c
 @claims_for('variants-digits')
 def _rewinds(f):
     larger = 'yes (2003.02389, larger nets)'
     def at(k): return [
-        f.beats(f'{f.left(k)} left: rewinding weights beats fine-tuning', larger, 'ticket',k, 'finetune',k),
-        f.beats(f'{f.left(k)} left: rewinding the learning rate beats fine-tuning', larger, 'lrr',k, 'finetune',k)]
+        f.beats(f'{f.left(k)} left: rewinding weights beats fine-tuning', larger,
+                'ticket',k, 'finetune',k),
+        f.beats(f'{f.left(k)} left: rewinding the learning rate beats fine-tuning', larger,
+                'lrr',k, 'finetune',k)]
     return {'E12 rewinding and fine-tuning on digits': at(7)+at(16)}
 
 # %% ../nbs/35_lenets.ipynb #1e0b8718
 _noise = {f'noise_{n:g}'.replace('.','_'):dict(reset=partial(noisy, n=n)) for n in (.5,1,2,3)}
 
-lenets += [Preset(
+lenets.append(Preset(
     'noise-mnist',
-    about='LeNet-300-100 on MNIST, 3,664 iterations a round: tickets whose start has noise of ½, 1, 2 and 3 '
-          'standard deviations of its layer. Paper: ½ barely matters',
+    about='LeNet-300-100 on MNIST, 3,664 iterations a round: tickets whose start has noise of ½, 1, 2 '
+          'and 3 standard deviations of its layer. Paper: ½ barely matters',
     source='1803.03635, appendix on LeNet',
     cost='28 trainings a seed of about 12 seconds on one CPU core',
     settings=dict(n_epoch=4, rounds=15, eval_every=100, **lenet),
     levels=(7,10,15),
     controls=_noise,
-    **on_mnist)]
+    **on_mnist))
 
 # %% ../nbs/35_lenets.ipynb #71d5ab86
-lenets += [Preset(
+lenets.append(Preset(
     'noise-digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits: tickets whose start has noise of ½, 1, 2 and 3 "
           'standard deviations of its layer. Paper: ½ barely matters',
@@ -237,7 +257,7 @@ lenets += [Preset(
     settings=dict(n_epoch=30, rounds=15, eval_every=10, **lenet),
     levels=(7,10,15),
     controls=_noise,
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/35_lenets.ipynb #b0ec8562
 def _gaussian(m):
@@ -249,20 +269,20 @@ def _gaussian(m):
 
 def _lenet_gaussian(n_in=784): return _from(_gaussian, lenet_300_100(n_in))
 
-lenets += [Preset(
+lenets.append(Preset(
     'gaussian-mnist',
-    about='LeNet-300-100 on MNIST, 3,664 iterations a round from weights of a normal distribution, σ = .1, '
-          "beside Glorot's. Paper: about as good",
+    about='LeNet-300-100 on MNIST, 3,664 iterations a round from weights of a normal distribution, σ = '
+          ".1, beside Glorot's. Paper: about as good",
     source='1803.03635, appendix on LeNet',
     cost='32 trainings a seed of about 12 seconds on one CPU core',
     settings=dict(n_epoch=4, rounds=15, eval_every=100, **lenet),
     levels=(7,10,15),
     controls={},
     lotteries=dict(gaussian=dict(model=_lenet_gaussian)),
-    **on_mnist)]
+    **on_mnist))
 
 # %% ../nbs/35_lenets.ipynb #9e395e94
-lenets += [Preset(
+lenets.append(Preset(
     'gaussian-digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits from weights of a normal distribution, σ = .1, "
           "beside Glorot's. Paper: about as good",
@@ -272,7 +292,7 @@ lenets += [Preset(
     levels=(7,10,15),
     controls={},
     lotteries=dict(gaussian=dict(model=partial(_lenet_gaussian, 64))),
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/35_lenets.ipynb #24490623
 def _search(run, k, **kwargs): return run.fit(searched(run, k, **kwargs))
@@ -280,7 +300,7 @@ def _search(run, k, **kwargs): return run.fit(searched(run, k, **kwargs))
 _searches = {f'prunes_{n}':partial(_search, n=n, scope={'out':.5}) for n in (30,7,4)}
 _searches['reset_at_end'] = partial(_search, n=15, scope={'out':.5}, reset='keep')
 
-lenets += [Preset(
+lenets.append(Preset(
     'rates-mnist',
     about='LeNet-300-100 on MNIST, 3,664 iterations a round: tickets of 4 % found in 30, 7 or 4 prunes '
           '(10, 37 or 56 % a round) in place of 15, and in 15 without rewinds until the end. '
@@ -290,10 +310,10 @@ lenets += [Preset(
     settings=dict(n_epoch=4, rounds=15, eval_every=100, **lenet),
     levels=(15,),
     controls=_searches,
-    **on_mnist)]
+    **on_mnist))
 
 # %% ../nbs/35_lenets.ipynb #f700866b
-lenets += [Preset(
+lenets.append(Preset(
     'rates-digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits: tickets of 4 % found in 30, 7 or 4 prunes "
           '(10, 37 or 56 % a round) in place of 15, and in 15 without rewinds until the end. '
@@ -303,7 +323,7 @@ lenets += [Preset(
     settings=dict(n_epoch=30, rounds=15, eval_every=10, **lenet),
     levels=(15,),
     controls=_searches,
-    **on_digits)]
+    **on_digits))
 
 # %% ../nbs/35_lenets.ipynb #44cb329d
 def in_seconds(p):

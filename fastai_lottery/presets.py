@@ -25,6 +25,8 @@ from .lenets import lenets,on_digits
 from .lenet_masks import lenet_masks
 
 # %% ../nbs/37_presets.ipynb #8a48ec65
+_convs = []
+
 def _days(hours): return f'{hours:.0f} hours' if hours<48 else f'{hours/24:.0f} days'
 
 def _on_cpu(iterations, rate, trainings):
@@ -40,7 +42,7 @@ _halves = {'conv*':.5, 'out':.5}
 _no_layer = 'The paper gives no layer for the dropout that we know of; here it is behind the hidden linear layers'
 
 # %% ../nbs/37_presets.ipynb #483bcea3
-_convs = [Preset(
+_convs.append(Preset(
     'conv-2',
     about="Conv-2 on CIFAR-10: 27 epochs are 20,250 iterations, the paper's 20,000. "
           'Paper: early stop 3.5 × sooner at 8.8 % (round 11), +3.4 points at 4.6 % (round 14)',
@@ -49,21 +51,22 @@ _convs = [Preset(
     data=cifar10,
     model=partial(conv_net, 2, dropout=0),
     settings=dict(n_epoch=27, lr=2e-4, scope=_halves, **_conv),
-    levels=(4,7,11,14,16))]
+    levels=(4,7,11,14,16)))
 
 # %% ../nbs/37_presets.ipynb #47e68c17
-_convs += [Preset(
+_convs.append(Preset(
     'conv-2-dropout',
-    about="Conv-2 on CIFAR-10 with dropout ½: 80 epochs are 60,000 iterations, the paper's 60,000. "+_no_layer,
+    about="Conv-2 on CIFAR-10 with dropout ½: 80 epochs are 60,000 iterations, the paper's 60,000. "
+          +_no_layer,
     source='1803.03635, section 3, dropout',
     cost=_on_cpu(60_000, 4, 27),
     data=cifar10,
     model=partial(conv_net, 2, dropout=.5),
     settings=dict(n_epoch=80, lr=3e-4, scope=_halves, **_conv),
-    levels=(4,7,11,14,16))]
+    levels=(4,7,11,14,16)))
 
 # %% ../nbs/37_presets.ipynb #390f2b16
-_convs += [Preset(
+_convs.append(Preset(
     'conv-4',
     about="Conv-4 on CIFAR-10: 33 epochs are 24,750 iterations, the paper's 25,000. "
           'Paper: early stop 3.5 × sooner at 9.2 % (round 12), +3.5 points at 11.1 % (round 11)',
@@ -72,21 +75,22 @@ _convs += [Preset(
     data=cifar10,
     model=partial(conv_net, 4, dropout=0),
     settings=dict(n_epoch=33, lr=3e-4, scope=_halves, **_conv),
-    levels=(4,7,11,12,16))]
+    levels=(4,7,11,12,16)))
 
 # %% ../nbs/37_presets.ipynb #0c0a7666
-_convs += [Preset(
+_convs.append(Preset(
     'conv-4-dropout',
-    about="Conv-4 on CIFAR-10 with dropout ½: 100 epochs are 75,000 iterations, the paper's 75,000. "+_no_layer,
+    about="Conv-4 on CIFAR-10 with dropout ½: 100 epochs are 75,000 iterations, the paper's 75,000. "
+          +_no_layer,
     source='1803.03635, section 3, dropout',
     cost=_on_cpu(75_000, 2.4, 27),
     data=cifar10,
     model=partial(conv_net, 4, dropout=.5),
     settings=dict(n_epoch=100, lr=2e-4, scope=_halves, **_conv),
-    levels=(4,7,11,12,16))]
+    levels=(4,7,11,12,16)))
 
 # %% ../nbs/37_presets.ipynb #0c9ee182
-_convs += [Preset(
+_convs.append(Preset(
     'conv-6',
     about="Conv-6 on CIFAR-10: 40 epochs are 30,000 iterations, the paper's 30,000. "
           'Paper: early stop 2.5 × sooner at 15.1 % (round 10), +3.3 points at 26.4 % (round 7)',
@@ -95,29 +99,30 @@ _convs += [Preset(
     data=cifar10,
     model=partial(conv_net, 6, dropout=0),
     settings=dict(n_epoch=40, lr=3e-4, scope={'conv*':.75, 'out':.5}, **_conv),
-    levels=(4,7,10,13,16))]
+    levels=(4,7,10,13,16)))
 
 # %% ../nbs/37_presets.ipynb #5f61e733
-_convs += [Preset(
+_convs.append(Preset(
     'conv-6-dropout',
-    about="Conv-6 on CIFAR-10 with dropout ½: 120 epochs are 90,000 iterations, the paper's 90,000. "+_no_layer,
+    about="Conv-6 on CIFAR-10 with dropout ½: 120 epochs are 90,000 iterations, the paper's 90,000. "
+          +_no_layer,
     source='1803.03635, section 3, dropout',
     cost=_on_cpu(90_000, 1.8, 27),
     data=cifar10,
     model=partial(conv_net, 6, dropout=.5),
     settings=dict(n_epoch=120, lr=2e-4, scope={'conv*':.75, 'out':.5}, **_conv),
-    levels=(4,7,10,13,16))]
+    levels=(4,7,10,13,16)))
 
 # %% ../nbs/37_presets.ipynb #faa3cfc0
-_convs += [Preset(
+_convs.append(Preset(
     'conv-2-digits',
     about="Conv-2 with 16 channels on scikit-learn's 8×8 digits: no download",
     source='1803.03635, section 3, on smaller images and 400 iterations',
     cost='about two minutes a seed on one CPU core',
     data=on_digits['data'],
     model=partial(conv_net, 2, width=16, n_in=1, size=8),
-    settings=dict(n_epoch=20, rounds=11, amount=.2, scope=_halves, fit=Learner.fit, lr=1.2e-3, eval_every=10),
-    levels=(3,7,11))]
+    settings=dict(n_epoch=20, rounds=11, eval_every=10, amount=.2, scope=_halves, fit=Learner.fit, lr=1.2e-3),
+    levels=(3,7,11)))
 
 # %% ../nbs/37_presets.ipynb #f80c85e0
 _resnet_is = 'ResNet-20 (the paper\'s "ResNet-18") on CIFAR-10, 85 epochs for the paper\'s 30,000 iterations, LR '
@@ -157,7 +162,8 @@ _resnet_warmup = Preset(
 # %% ../nbs/37_presets.ipynb #fc100184
 _resnet_rewind = Preset(
     'resnet-20-rewind',
-    about=_resnet_is+'.1, rewound to iteration 500. Paper: better than dense where a rewind to 0 is not',
+    about=_resnet_is+'.1, rewound to iteration 500. '
+          'Paper: better than dense where a rewind to 0 is not',
     source='1903.01611, late rewinding',
     settings=dict(lr=.1, **_resnet_s),
     cb=dict(rewind_to='500it', **_resnet_cb),
@@ -208,10 +214,11 @@ _vgg_rewind = Preset(
 _convs += [_vgg_high, _vgg_low, _vgg_warmup, _vgg_rewind]
 
 # %% ../nbs/37_presets.ipynb #f0b20294
-_convs += [Preset(
+_convs.append(Preset(
     'vgg-16',
-    about="VGG-16 on CIFAR-10, 160 epochs, LR .1, ÷10 at 80 and 120: is a ticket's start better than a random one? "
-          'Their code trains on all 50,000 images; here 5,000 validate. 20 % a round is ours',
+    about="VGG-16 on CIFAR-10, 160 epochs, LR .1, ÷10 at 80 and 120: is a ticket's start better than a "
+          'random one? Their code trains on all 50,000 images; here 5,000 validate. 20 % a round is '
+          'ours',
     source='1810.05270, code of its lottery-ticket experiments (weight level)',
     cost=_on_cpu(112_480, .5, 26),
     data=_vgg_data,
@@ -219,22 +226,23 @@ _convs += [Preset(
     settings=dict(lr=.1, rounds=15, **_vgg_s),
     levels=(3,6,9,12,15),
     opt_func=sgd,
-    cb=dict(exclude='fc'))]
+    cb=dict(exclude='fc')))
 
 # %% ../nbs/37_presets.ipynb #ca824d71
-_convs += [Preset(
+_convs.append(Preset(
     'vgg-16-forum',
-    about='VGG-16 on CIFAR-10, 20 epochs of one-cycle, 20 % of each layer three times: '
-          '89.34 → 89.8 → 90.3 → 90.6 %, now with its missing control, a dense net trained three times more, '
-          'from its start and going on. Adam at .001, batch 64 and augmentation are ours',
+    about='VGG-16 on CIFAR-10, 20 epochs of one-cycle, 20 % of each layer three times: 89.34 → 89.8 → '
+          '90.3 → 90.6 %, now with its missing control, a dense net trained three times more, from its '
+          'start and going on. Adam at .001, batch 64 and augmentation are ours',
     source='a run told in the fastai forum',
     cost=_on_cpu(14_060, .5, 16),
     data=_vgg_data,
     model=partial(vgg, 16, init=kaiming_),
-    settings=dict(n_epoch=20, rounds=3, amount=.2, scope=local, fit=Learner.fit_one_cycle, lr_max=1e-3, eval_every=100),
+    settings=dict(n_epoch=20, rounds=3, eval_every=100, amount=.2, scope=local,
+                  fit=Learner.fit_one_cycle, lr_max=1e-3),
     levels=(1,2,3),
     opt_func=Adam,
-    lotteries=dict(dense_again=dict(amount=0), dense_on=dict(amount=0, reset='keep')))]
+    lotteries=dict(dense_again=dict(amount=0), dense_on=dict(amount=0, reset='keep'))))
 
 # %% ../nbs/37_presets.ipynb #8ce047cd
 def _stability_of(p, k):
@@ -244,9 +252,10 @@ def _stability_of(p, k):
         p, name=f'stability-{p.name}',
         about=f'{what}: how far apart do trainings of the ticket of round {k} end?',
         source='1903.01611, table of distances',
-        cost=f"{k+1} rounds and 5 more trainings a seed of {p.settings['n_epoch']} epochs; one training as in {p.name!r}. "
-             'Made for a GPU, where it is not measured',
-        settings={**p.settings, 'rounds':k}, levels=(k,), controls={}, measures=dict(stability=ticket_stability))
+        cost=f"{k+1} rounds and 5 more trainings a seed of {p.settings['n_epoch']} epochs; "
+             f'one training as in {p.name!r}. Made for a GPU, where it is not measured',
+        settings={**p.settings, 'rounds':k}, levels=(k,),
+        controls={}, measures=dict(stability=ticket_stability))
 
 _convs += [_stability_of(p, 8) for p in (_resnet_high, _resnet_low, _resnet_warmup)]
 _convs += [_stability_of(p, 17) for p in (_vgg_high, _vgg_warmup)]
@@ -260,15 +269,17 @@ def _fashion_32(**kw):
         dl.dataset.x = nn.functional.pad(x, (2,)*4, value=float(x.min())).expand(-1,3,-1,-1)
     return dls
 
-_convs += [replace(
+_convs.append(replace(
     _resnet_low, name='transfer-resnet-20',
-    about='ResNet-20 from CIFAR-10 to Fashion-MNIST, LR .01: do masks serve another task with the trained weights, '
-          'the initial or fresh ones? Paper, with ResNet-18 and its trained weights: to 6.9 %; the other two fail',
+    about='ResNet-20 from CIFAR-10 to Fashion-MNIST, LR .01: do masks serve another task with the '
+          'trained weights, the initial or fresh ones? Paper, with ResNet-18 and its trained weights: '
+          'to 6.9 %; the other two fail',
     source='1905.07785; the nets, budgets and targets differ, and all weights train on the target',
-    cost='13 trainings on the source and four a level on the target. Made for a GPU, where it is not measured',
+    cost='13 trainings on the source and four a level on the target. Made for a GPU, where it is not '
+         'measured',
     levels=(4,8,12),
     controls={},
-    measures=dict(transfer=partial(ticket_transfer, data=_fashion_32, model=resnet_20, exclude='fc')))]
+    measures=dict(transfer=partial(ticket_transfer, data=_fashion_32, model=resnet_20, exclude='fc'))))
 
 # %% ../nbs/37_presets.ipynb #322c56c5
 def _supermask_of(p, n):
@@ -276,8 +287,8 @@ def _supermask_of(p, n):
     by_rule = partial(heuristic_supermasks, prunes=24, amount=.2, scope=p.settings['scope'])
     return replace(
         p, name=f'supermask-conv-{n}',
-        about=f'Conv-{n} on CIFAR-10: masks over untrained weights, by rules at 24 densities and learned in 100 epochs. '
-              'Batches of 250 and the learning rate are those of LeNet',
+        about=f'Conv-{n} on CIFAR-10: masks over untrained weights, by rules at 24 densities and learned '
+              'in 100 epochs. Batches of 250 and the learning rate are those of LeNet',
         source='1905.01067, sections 4 and 5',
         cost='one training of the net and four of masks, of 18,000 iterations each, a seed. '
              'Made for a GPU, where it is not measured',

@@ -31,9 +31,11 @@ def fails(*args, rc=(1,), has=()):
     for s in has: assert str(s) in err
     return err
 
-def files(d): return {str(p.relative_to(d)):p.read_bytes() for p in sorted(Path(d).rglob('*')) if p.is_file()}
-def times(d):
-    return {str(p.relative_to(d)):p.stat().st_mtime_ns for p in sorted(Path(d).rglob('*')) if p.is_file() and p.suffix!='.lock'}
+def each_file(d):
+    "By name; a lock holds the number of whoever had it last"
+    return {str(p.relative_to(d)):p for p in sorted(Path(d).rglob('*')) if p.is_file() and p.suffix!='.lock'}
+def files(d): return {k:p.read_bytes() for k,p in each_file(d).items()}
+def times(d): return {k:p.stat().st_mtime_ns for k,p in each_file(d).items()}
 
 def hashes(d):
     return {str(p.relative_to(d)):Ticket.load(p).masks.hash() for p in sorted(Path(d).rglob('ticket.safetensors'))}

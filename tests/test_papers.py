@@ -119,6 +119,15 @@ def test_page_has_a_verdict_table_and_a_figure(p):
     assert any(q==p for q,_,_ in tables)
     assert any('#| fig-cap:' in src(c) for c in cells(p, 'code'))
 
+def test_claims_are_of_presets():
+    "A name that is none would drop its claims in silence"
+    from fastai_lottery import claims
+    assert claims._claims and not claims._claims.keys()-presets.keys()
+    assert {n for n,p in presets.items() if p.claims}==claims._claims.keys()
+
+@pytest.mark.parametrize('n', [n for n,p in presets.items() if p.claims])
+def test_no_figures_no_claims(n): assert not len(check_claims(n)) and not len(check_claims(n, None, pd.DataFrame()))
+
 def test_each_claim_is_on_a_page():
     "Every preset with claims stands in some table"
     shown = {o.value for _,_,c in tables for o in ast.parse(src(c)).body[0].value.args}
