@@ -36,4 +36,5 @@ from .claims import *
 from .presets import *
 from .sweeps import *
 from .plots import *
+from .pictures import *
 __all__ = [n for n in dir() if n[0]!='_']

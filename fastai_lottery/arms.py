@@ -28,6 +28,7 @@ from .rounds import *
 from .supermask import *
 from .transfer import *
 from .analysis import *
+from .analysis import same_order
 from .looks import fast_events
 from .fits import Round,quiet,seed_all
 from .core import check_whole

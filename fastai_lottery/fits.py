@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['last_lr', 'Round']
 
-# %% ../nbs/14_fits.ipynb #dd06b323
+# %% ../nbs/14_fits.ipynb #633bcad7
 import itertools,math,random,time
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
@@ -39,9 +39,9 @@ from .statistics import unique,as_figure
 from .callback import *
 from .callback import lottery_of
 from .looks import *
-from .looks import Aside,Watch,has_valid,tests_of
+from .looks import Bystander,Watch,has_valid,tests_of
 
-# %% ../nbs/14_fits.ipynb #9aadadaf
+# %% ../nbs/14_fits.ipynb #85320688
 def hypers_of(opt):
     "Hyper-parameters of each parameter group, as plain data"
     return [{k:v.item() if isinstance(v, np.generic) else v for k,v in h.items() if k!='params'} for h in opt.hypers]
@@ -52,10 +52,11 @@ def _set_hypers(opt, hypers):
 
 def _counting(learn):
     "Callbacks whose own counts belong to a place: not those that only look, and no best model, which may be of another round"
-    return [cb for cb in learn.cbs if not isinstance(cb, (Watch,SaveModelCallback,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,
-                                                          LotteryCallback,Aside))]
+    look = (Watch,SaveModelCallback,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,LotteryCallback,Bystander)
+    return [cb for cb in learn.cbs if not isinstance(cb, look)]
 
-class AtPoint(Aside):
+# %% ../nbs/14_fits.ipynb #b83398b8
+class AtPoint(Bystander):
     "Notes the place where training is when the rewind point is recorded"
     order,run_valid = LotteryCallback.order+.5,False
     def __init__(self, course): self.course = course
@@ -66,10 +67,11 @@ class AtPoint(Aside):
         learn = self.learn
         if self.course.place is not None or learn.lottery.w_k is None: return
         where = {k:getattr(learn, k) for k in ('epoch','iter','train_iter','pct_train','n_iter','n_epoch')}
-        self.course.place = dict(where, how=self.course.how, fit=self.course.fit, its=self.course.n, hypers=hypers_of(learn.opt), ends=list(self.course.ends),
-                                 params=deepcopy(param_state(learn)), start=self.course.start, cbs=self.now())
+        course = self.course
+        course.place = dict(where, how=course.how, fit=course.fit, its=course.n, ends=list(course.ends), hypers=hypers_of(learn.opt),
+                            params=deepcopy(param_state(learn)), start=course.start, cbs=self.now())
 
-# %% ../nbs/14_fits.ipynb #cc814918
+# %% ../nbs/14_fits.ipynb #b5a6f12f
 def _put_callbacks(learn, place):
     "Counts within a fit as they were at `place`: of those that stand where they stood when that fit began"
     for cb in _counting(learn):
@@ -77,7 +79,7 @@ def _put_callbacks(learn, place):
         was,at,now = place['start'].get(n, {}),place['cbs'].get(n, {}),callback_state(cb)
         put_callback_state(cb, {k:v for k,v in at.items() if k in was and k in now and same_plain(now[k], was[k])})
 
-class GoOn(Aside):
+class GoOn(Bystander):
     "Begin the schedule at `place`"
     order,run_valid = 12,False    # after fastai's `DistributedTrainer`, which wraps the loader
     def __init__(self, course, place): self.course,self.place = course,place
@@ -97,55 +99,64 @@ class GoOn(Aside):
         if 'params' in p: put_param_state(learn, p['params'])
         if 'cbs' in p: _put_callbacks(learn, p)
 
-# %% ../nbs/14_fits.ipynb #937a71f6
+# %% ../nbs/14_fits.ipynb #30bdb955
 class Course:
     "The fits of one training: which one it is, and where it goes on"
     def __init__(self, learn, how='', place=None, done=None, save=None):
         store_attr()
         self.fit,self.ends,self.skip,self.entered,self.start = -1,[],0,False,{}
         self.asked = place is not None and done is None
-        self.before = done.get('before', 0) if done else place['its']-place['train_iter'] if place else 0    # iterations of the fits that are over
+        self.before = done.get('before', 0) if done else place['its']-place['train_iter'] if place else 0    # in fits that are over
         self.to = done or place
     @property
     def n(self):
         "Iterations so far, over all fits"
         return self.before+self.learn.train_iter
-    def with_events(self, f, event_type, ex, final=noop):
-        "As in `Learner`, but for fits that lie before the place where training goes on"
-        if event_type!='fit' or hasattr(self.learn, 'lr_finder'): return self.inner(f, event_type, ex, final)
-        self.fit += 1
-        if self.to is not None and self.fit<self.to['fit']:
-            if self.to.get('ends'): _set_hypers(self.learn.opt, self.to['ends'][self.fit])
-            final()
-        else:
-            self.inner(f, event_type, ex, final)
-            self.before += self.learn.train_iter
-        self.ends.append(hypers_of(self.learn.opt))
-    def do_fit(self):
-        "fastai's loop over epochs, from where it goes on"
-        learn,first = self.learn,0
-        if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn)
-        if self.done is not None and self.fit==self.done['fit']:
-            put_checkpoint(learn, self.done['learn'], (LotteryCallback,Aside))
-            first,self.entered,self.start = learn.epoch+1,True,self.done.get('start') or {}
-        elif self.done is None and self.place is not None and self.fit==self.place['fit'] and not self.entered: first = self.place['epoch']
-        for learn.epoch in range(first, learn.n_epoch):
-            learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
-            if self.save is not None and learn.epoch+1<learn.n_epoch: self.save(self)
-    def all_batches(self):
-        "As in `Learner`, but for batches that lie before the place where training goes on"
-        learn,skip,self.skip = self.learn,self.skip,0
-        learn.n_iter = len(learn.dl)
-        for i,b in enumerate(learn.dl):
-            if i>=skip: learn.one_batch(i, b)
 
-# %% ../nbs/14_fits.ipynb #766f77a3
+# %% ../nbs/14_fits.ipynb #7bf75dce
+@patch
+def with_events(self:Course, f, event_type, ex, final=noop):
+    "As in `Learner`, but for fits that lie before the place where training goes on"
+    if event_type!='fit' or hasattr(self.learn, 'lr_finder'): return self.inner(f, event_type, ex, final)
+    self.fit += 1
+    if self.to is not None and self.fit<self.to['fit']:
+        if self.to.get('ends'): _set_hypers(self.learn.opt, self.to['ends'][self.fit])
+        final()
+    else:
+        self.inner(f, event_type, ex, final)
+        self.before += self.learn.train_iter
+    self.ends.append(hypers_of(self.learn.opt))
+
+@patch
+def do_fit(self:Course):
+    "fastai's loop over epochs, from where it goes on"
+    learn,first = self.learn,0
+    if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn)
+    if self.done is not None and self.fit==self.done['fit']:
+        put_checkpoint(learn, self.done['learn'], (LotteryCallback,Bystander))
+        first,self.entered,self.start = learn.epoch+1,True,self.done.get('start') or {}
+    elif self.asked and self.fit==self.place['fit'] and not self.entered: first = self.place['epoch']
+    for learn.epoch in range(first, learn.n_epoch):
+        learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+        if self.save is not None and learn.epoch+1<learn.n_epoch: self.save(self)
+
+# %% ../nbs/14_fits.ipynb #143ef8ce
+@patch
+def all_batches(self:Course):
+    "As in `Learner`, but for batches that lie before the place where training goes on"
+    learn,skip,self.skip = self.learn,self.skip,0
+    learn.n_iter = len(learn.dl)
+    for i,b in enumerate(learn.dl):
+        if i>=skip: learn.one_batch(i, b)
+
+# %% ../nbs/14_fits.ipynb #c497982c
 @patch
 def check(self:Course):
     "Has the training come to the place where it was to go on?"
     if not self.asked or self.entered: return
     p = self.place
-    raise ValueError(f"the rewind point is iteration {p['its']}, in fit {p['fit']+1} and its epoch {p['epoch']+1}, and this training ended before: it had {self.fit+1} fits. "
+    raise ValueError(f"the rewind point is iteration {p['its']}, in fit {p['fit']+1} and its epoch {p['epoch']+1}, "
+                     f"and this training ended before: it had {self.fit+1} fits. "
                      "Train as the lottery did, or use a ticket that is rewound to the start")
 
 @patch
@@ -164,6 +175,7 @@ def on(self:Course):
             if k in old: vars(learn)[k] = old[k]
             else: vars(learn).pop(k, None)
 
+# %% ../nbs/14_fits.ipynb #52ecf310
 def plain_place(place):
     "What a ticket says of a place: counts and hyper-parameters"
     return {k:v for k,v in place.items() if k not in ('params','start','cbs')}
@@ -182,14 +194,14 @@ def iterations_an_epoch(learn):
     split = hasattr(learn, 'distributed_trainer') and type(learn.dls.train).__name__!='DistributedDL'
     return -(-n//n_ranks()) if split else n
 
-# %% ../nbs/14_fits.ipynb #44f3f544
+# %% ../nbs/14_fits.ipynb #16e3a850
 class _AtEnd(Callback):
     "Keep all schedules at their last value"
     order,run_valid = ParamScheduler.order-1,False
     def before_batch(self): self.learn.pct_train = 1-1/(self.learn.n_iter*self.learn.n_epoch)
 
 def last_lr(
-    fit # How to train the dense net, with a schedule that ends above 0, such as `Learner.fit_drops`; `fit_one_cycle` ends at nearly 0
+    fit # How to train the dense net, with a schedule that ends above 0, such as `Learner.fit_drops` (`fit_one_cycle` ends at nearly 0)
 ): # A way to fit, for `fit_lottery(fit=..., reset='keep')`
     "Like `fit` while the net is dense, and at `fit`'s last learning rate once it is pruned: fine-tuning (2003.02389)"
     def _fit(learn, n_epoch, cbs=None, **kwargs):
@@ -199,7 +211,7 @@ def last_lr(
     _fit.__name__,_fit.__signature__ = f'last_lr({name_of(fit)})',inspect.signature(fit)
     return _fit
 
-# %% ../nbs/14_fits.ipynb #34dd631c
+# %% ../nbs/14_fits.ipynb #e6c56345
 @dataclass
 class Round:
     "What one training under one mask showed"
@@ -220,7 +232,7 @@ class Round:
         return Ticket(self.masks, self.start, {**self.meta, **self.row}, self.held, self.beside)
     def __getitem__(self, k): return self.row[k]
 
-# %% ../nbs/14_fits.ipynb #0218f2f0
+# %% ../nbs/14_fits.ipynb #4f712682
 def _own_generators(dl): return getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)
 
 def seed_all(learn, seed):
@@ -239,7 +251,7 @@ def quiet(learn):
         es.enter_context(learn.removed_cbs(learn._grab_cbs((ProgressCallback,ShowGraphCallback))))
         yield
 
-# %% ../nbs/14_fits.ipynb #d68fd116
+# %% ../nbs/14_fits.ipynb #ae0f26a8
 def level_ranks(learn):
     "Every process gets the state of rank 0: each has batch norm statistics of its own"
     if n_ranks()>1: load_(learn.model, of_rank0(lambda: state(learn.model)))
@@ -255,7 +267,7 @@ def counted(learn, lot):
     kept = n-sum(_n_pruned(w, lot.masks[o], held.get(o)) for o,w in ws.items())
     return dict(density=kept/n, kept=kept, prunable=n)
 
-# %% ../nbs/14_fits.ipynb #73011f53
+# %% ../nbs/14_fits.ipynb #1989afec
 @dataclass(frozen=True)
 class Training:
     "How one training goes"
@@ -268,7 +280,8 @@ class Training:
     def play(self, learn): self.fit(learn, self.n_epoch, **self.kwargs)
     def text(self):
         "What tells one kind of training from another"
-        return f'{name_of(self.fit)}, {self.n_epoch}, {({k:v for k,v in sorted(self.kwargs.items()) if isinstance(v, (int,float,str,slice,tuple))})}'
+        plain = {k:v for k,v in sorted(self.kwargs.items()) if isinstance(v, (int,float,str,slice,tuple))}
+        return f'{name_of(self.fit)}, {self.n_epoch}, {plain}'
     def steps(self, learn):
         "Iterations, as far as they can be known before"
         n = iterations_an_epoch(learn)
@@ -280,19 +293,20 @@ def _check_best(track):
         if cb.best is not None and not math.isfinite(cb.best) and not getattr(cb, 'every_epoch', False):
             raise FloatingPointError(f"{cb.monitor} was never finite, so {type(cb).__name__} has no best model")
 
-# %% ../nbs/14_fits.ipynb #f8b663c9
+# %% ../nbs/14_fits.ipynb #0a8c5a11
 def _keeper(save, t0):
     "A function that gives `save` a checkpoint of a training, on its course"
     def keep(course):
         level_ranks(course.learn)
-        d = take_checkpoint(course.learn, (LotteryCallback,Aside))
-        save(dict(fit=course.fit, ends=course.ends, start=course.start, place=course.place, before=course.before, seconds=time.perf_counter()-t0, learn=d))
+        d = take_checkpoint(course.learn, (LotteryCallback,Bystander))
+        where = {k:getattr(course, k) for k in ('fit','ends','start','place','before')}
+        save(dict(where, seconds=time.perf_counter()-t0, learn=d))
     return keep
 
 @contextmanager
 def _within(learn, watch, course):
     "The surroundings of one training"
-    late = learn.lottery.rewind_to.n and course.place is None
+    late = learn.lottery.rewind_to.n and course.place is None and learn.lottery.w_k is None
     aside = [GoOn(course, course.place)] if course.place is not None else [AtPoint(course)] if late else []
     with ExitStack() as es:
         es.enter_context(quiet(learn))
@@ -301,6 +315,7 @@ def _within(learn, watch, course):
         es.enter_context(course.on())
         yield
 
+# %% ../nbs/14_fits.ipynb #783d96d8
 def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None):
     "One whole training under the masks that are on, from `place` on; what it showed, as a row and a curve, and its course"
     lot,t0 = lottery_of(learn),time.perf_counter()-(done['seconds'] if done else 0)
@@ -320,7 +335,7 @@ def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None)
     row.update(iterations=course.before-begin, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
     return of_rank0(lambda: row),pd.DataFrame(watch.curve) if watch.curve else None,course.place
 
-# %% ../nbs/14_fits.ipynb #125a1d07
+# %% ../nbs/14_fits.ipynb #5c2b4437
 def _figures(learn, watch, test_dl):
     "Losses and metrics at the end of a training"
     row,rec = learn.evaluate(),getattr(learn, 'recorder', None)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/15_identity.ipynb #fbf289f6
+# %% ../nbs/15_identity.ipynb #8f4da9f5
 import hashlib,inspect,math,re,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
@@ -33,7 +33,7 @@ from .statistics import is_lower
 from .callback import *
 from .callback import as_criterion,as_reset,as_action
 
-# %% ../nbs/15_identity.ipynb #023eda90
+# %% ../nbs/15_identity.ipynb #9af94a1f
 def _consts(c):
     "The code object `c` and those within it, as plain data"
     return c.co_code,c.co_names,[_consts(x) if hasattr(x,'co_code') else x for x in c.co_consts]
@@ -41,7 +41,8 @@ def _consts(c):
 def _closes_over(f):
     "Plain values and functions that `f` closes over"
     vs = [o.cell_contents for o in f.__closure__ or ()]
-    return [v for v in vs if isinstance(v, (int,float,str,bool,tuple,type(None))) or hasattr(v,'__code__') and v is not f]
+    plain = (int,float,str,bool,tuple,type(None))
+    return [v for v in vs if isinstance(v, plain) or hasattr(v,'__code__') and v is not f]
 
 def _code(f, c):
     "What tells a function from another: its code, its defaults and the plain values that it closes over"
@@ -56,7 +57,7 @@ def _say_partial(o):
     args = [*map(say, o.args), *(f"{k}={say(v)}" for k,v in o.keywords.items())]
     return f'partial({say(o.func)}, {", ".join(map(str, args))})'
 
-# %% ../nbs/15_identity.ipynb #a60e96e9
+# %% ../nbs/15_identity.ipynb #84a283f9
 def _say_distribution(o):
     "A distribution of torch by its parameters, such as that of MixUp"
     given = {k:getattr(o, k) for k in o.arg_constraints if k!='logits' or 'logits' in vars(o)}
@@ -64,13 +65,20 @@ def _say_distribution(o):
 
 def _say_array(o):
     "Numbers as they are, many of them by a digest"
-    return say(o.tolist()) if math.prod(o.shape)<=1000 else f'{tuple(o.shape)} {short_hash(repr(_text(torch.as_tensor(o))))}'
+    if math.prod(o.shape)<=1000: return say(o.tolist())
+    return f'{tuple(o.shape)} {short_hash(repr(_text(torch.as_tensor(o))))}'
 
 # How things of a kind are said; the first that fits counts
-_ways = [((int,float,str,bool,type(None)), lambda o: o), (partial, _say_partial), ((list,tuple,L), lambda o: [say(x) for x in o]),
-         (dict, lambda o: {str(k):say(v) for k,v in o.items()}), (type, lambda o: o.__name__), (Enum, str), (Distribution, _say_distribution),
-         (slice, lambda o: f'slice({say(o.start)}, {say(o.stop)}, {say(o.step)})'), ((np.ndarray,np.generic,torch.Tensor), _say_array)]
+_ways = [((int,float,str,bool,type(None)), lambda o: o),
+         (partial, _say_partial),
+         ((list,tuple,L), lambda o: [say(x) for x in o]),
+         (dict, lambda o: {str(k):say(v) for k,v in o.items()}),
+         (type, lambda o: o.__name__),
+         (Distribution, _say_distribution),
+         (slice, lambda o: f'slice({say(o.start)}, {say(o.stop)}, {say(o.step)})'),
+         ((np.ndarray,np.generic,torch.Tensor), _say_array)]
 
+# %% ../nbs/15_identity.ipynb #88d16a43
 def say(o):
     "A setting as text that tells it from another: functions of one's own by their code, objects by their class and plain attributes"
     if isinstance(o, Enum): return str(o)
@@ -91,7 +99,7 @@ def _made(o):
     plain = {k:say(v) for k,v in sorted(has.items()) if k in asked and isinstance(v, (int,float,str,bool,torch.Tensor))}
     return f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
 
-# %% ../nbs/15_identity.ipynb #8f3b086c
+# %% ../nbs/15_identity.ipynb #89d2aab5
 _plain = (int,float,str,bool,Enum,Distribution,np.ndarray,np.generic,torch.Tensor)
 _moving = 'learn run order best new_best wait impr idx'.split()    # what fastai's own change
 _first_seen = WeakKeyDictionary()
@@ -112,7 +120,7 @@ def about_callback(cb):
         _first_seen[cb] = f'{type(cb).__name__}({", ".join(f"{k}={say(v)!r}" for k,v in _numbers(cb).items())})'
     return _first_seen[cb]
 
-# %% ../nbs/15_identity.ipynb #b13145a3
+# %% ../nbs/15_identity.ipynb #04599f30
 def _tensor_text(o):
     "A tensor by its shape and content, floats by four sums"
     o = o.detach().as_subclass(torch.Tensor).cpu()
@@ -132,6 +140,7 @@ def _first(dl, n=32):
     if not hasattr(dl, 'new'): return next(iter(torch.utils.data.DataLoader(dl.dataset, n, collate_fn=dl.collate_fn)))
     return dl.new(shuffle=False, num_workers=0, **({'bs':min(n, dl.bs)} if dl.bs else {})).one_batch()
 
+# %% ../nbs/15_identity.ipynb #b13b6037
 def _sample(dl):
     "A digest of the first items of `dl`, which stays as it is; nothing where they cannot be read, or differ each time"
     def read():
@@ -143,20 +152,21 @@ def _sample(dl):
         except Exception: return None
     return a if a==b else None
 
-# %% ../nbs/15_identity.ipynb #4eca879e
+# %% ../nbs/15_identity.ipynb #7af88eea
 def _shapes(ts): return hashlib.sha256(repr([(n,tuple(t.shape)) for n,t in ts.items()]).encode()).hexdigest()[:16]
 
 def about_run(learn, lot, s):
     "What must be the same for a run to go on, of the settings and of the net"
-    asked = dict(amount=s.amount, criterion=s.criterion, scope=s.scope, reset=s.reset, fit=s.fit, n_epoch=s.n_epoch, seed=s.seed, eval_every=s.eval_every)
+    asked = {k:getattr(s, k) for k in ('amount','criterion','scope','reset','fit','n_epoch','seed','eval_every')}
     rule = {k:getattr(s, k) for k in ('hold','stop','to') if getattr(s, k) is not None}
     if s.start is not None: rule.update(start=s.start.digest())
     if s.tol is not None: rule.update(tol=s.tol, monitor=s.monitor, lower=s.lower)
     ws = named_weights(learn.model, lot.names() if lot.masks is None else lot.masks)
-    net = dict(rewind_to=str(lot.rewind_to), bias=lot.bias, batches=len(learn.dls.train), model=_shapes(learn.model.state_dict()), prunable=_shapes(ws))
+    net = dict(rewind_to=str(lot.rewind_to), bias=lot.bias, batches=len(learn.dls.train),
+               model=_shapes(learn.model.state_dict()), prunable=_shapes(ws))
     return {**{k:say(v) for k,v in {**asked, **rule, **s.kwargs}.items()}, **net}
 
-# %% ../nbs/15_identity.ipynb #f3e3642c
+# %% ../nbs/15_identity.ipynb #f67c43bc
 _address = r' at 0x[0-9a-fA-F]+'
 _loggers = ['fastai.distributed', *(f'fastai.callback.{o}' for o in 'wandb tensorboard neptune comet azureml captum'.split())]
 _silent = (Recorder, ProgressCallback, ShowGraphCallback, CSVLogger, TrainEvalCallback, LotteryCallback)
@@ -176,7 +186,8 @@ def about_learner(learn, lot, test_dl):
     "What a training depends on beside the settings of `fit_lottery`"
     m,dl = unwrap(learn.model),learn.dls.train
     own = {k:say(getattr(learn, k)) for k in ('opt_func','lr','wd','moms','wd_bn_bias','train_bn')}
-    return dict(own, loss_func=_loss(learn.loss_func), frozen=lot.frozen, init=say(lot.init),
-                callbacks=sorted(about_callback(cb) for cb in learn.cbs if counts_as_setting(cb)),
-                layers=short_hash(re.sub(_address, '', repr(m))), dtypes=sorted({str(p.dtype).removeprefix('torch.') for p in m.parameters()}),
+    cbs = [about_callback(cb) for cb in learn.cbs if counts_as_setting(cb)]
+    dtypes = {str(p.dtype).removeprefix('torch.') for p in m.parameters()}
+    return dict(own, loss_func=_loss(learn.loss_func), frozen=lot.frozen, init=say(lot.init), callbacks=sorted(cbs),
+                layers=short_hash(re.sub(_address, '', repr(m))), dtypes=sorted(dtypes),
                 batch_size=say(getattr(dl, 'bs', getattr(dl, 'batch_size', None))), **_about_data(learn, test_dl))

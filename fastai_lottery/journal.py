@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/18_journal.ipynb #a9025d22
+# %% ../nbs/18_journal.ipynb #9e33cd06
 import math
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -22,7 +22,7 @@ from .settings import *
 from .settings import best_of
 from .runs import *
 
-# %% ../nbs/18_journal.ipynb #2ec8591a
+# %% ../nbs/18_journal.ipynb #6d614241
 _cols = 'round density train_loss valid_loss es_iteration'.split()
 _not_shown = ('kept','prunable','iterations','seconds','mask_hash')
 
@@ -40,34 +40,48 @@ class Live:
         if self.bar:
             self.mb = master_bar(list(range(max(n,1))))
             self.mb.update(0)
-    def begin(self, k):
-        if not self.bar: return
-        self.pb = progress_bar(list(range(max(self.steps,1))), parent=self.mb, leave=False)
-        self.pb.prefix = f'Round {k}/{self.n-1} :'
-        self.pb.update(0)
-    def tick(self, i):
-        if not self.bar or i>=self.steps: return
-        self.pb.update(i)
-        self.pb.comment = ''
-    def row(self, r):
-        if not self.on: return
-        if self.hdr is None:
-            self.hdr = [k for k in r if _shown(k)]
-            self._put(self.hdr)
-        self._put([_cell(k, r[k]) for k in self.hdr])
-        if self.bar: self.mb.update(min(r['round']+1, self.n))
-    def say(self, text):
-        "A line of text, where anybody looks on"
-        if not self.on or not text: return
-        if self.bar: self.mb.write(text)
-        else: print(text)
-    def _put(self, o):
-        if self.bar: self.mb.write(o, table=True)
-        else: print('  '.join(f'{c:>12}' for c in o))
-    def end(self):
-        if self.bar: self.mb.on_iter_end()
 
-# %% ../nbs/18_journal.ipynb #a7f3c56b
+# %% ../nbs/18_journal.ipynb #c416dd33
+@patch
+def begin(self:Live, k):
+    if not self.bar: return
+    self.pb = progress_bar(list(range(max(self.steps,1))), parent=self.mb, leave=False)
+    self.pb.prefix = f'Round {k}/{self.n-1} :'
+    self.pb.update(0)
+
+@patch
+def tick(self:Live, i):
+    if not self.bar or i>=self.steps: return
+    self.pb.update(i)
+    self.pb.comment = ''
+
+@patch
+def row(self:Live, r):
+    if not self.on: return
+    if self.hdr is None:
+        self.hdr = [k for k in r if _shown(k)]
+        self._put(self.hdr)
+    self._put([_cell(k, r[k]) for k in self.hdr])
+    if self.bar: self.mb.update(min(r['round']+1, self.n))
+
+# %% ../nbs/18_journal.ipynb #5328b727
+@patch
+def say(self:Live, text):
+    "A line of text, where anybody looks on"
+    if not self.on or not text: return
+    if self.bar: self.mb.write(text)
+    else: print(text)
+
+@patch
+def _put(self:Live, o):
+    if self.bar: self.mb.write(o, table=True)
+    else: print('  '.join(f'{c:>12}' for c in o))
+
+@patch
+def end(self:Live):
+    if self.bar: self.mb.on_iter_end()
+
+# %% ../nbs/18_journal.ipynb #70781024
 def put_on(learn, lot, masks, held, weights):
     "Masks and trained weights of a round into `learn`, with a fresh optimizer"
     learn.unprune()
@@ -75,6 +89,14 @@ def put_on(learn, lot, masks, held, weights):
     lot.set_masks(masks, held)
     lot.fresh_opt()
 
+def check_reached(lot):
+    "Is there a rewind point to go back to?"
+    if lot.w_k is not None: return
+    n = lot.rounds[0]['iterations']
+    raise ValueError(f"the rewind point {str(lot.rewind_to)!r} was not reached: the dense training ended after {n} iterations. "
+                     "It is kept as round 0, see learn.lottery.report(); choose an earlier point")
+
+# %% ../nbs/18_journal.ipynb #769cb9f6
 class Journal:
     "The rounds of a lottery so far, in memory and, where there is a `folder`, on disk"
     def __init__(self, learn, s, folder=None):
@@ -88,22 +110,27 @@ class Journal:
         for o in self.rounds: self.live.row(o.row)
         while self.s.goes_on(self.rounds):
             r = len(self.rounds)
-            if r: self._check_reached()
+            if r: check_reached(self.lot)
             self.live.begin(r)
             yield r
-    def _check_reached(self):
-        "Is there a rewind point to go back to?"
-        lot,n = self.lot,self.rounds[0]['iterations']
-        if lot.w_k is not None: return
-        raise ValueError(f"the rewind point {str(lot.rewind_to)!r} was not reached: the dense training ended after {n} iterations. It is kept as round 0, "
-                         "see learn.lottery.report(); choose an earlier point")
-    def checkpoint(self, r): return None if self.folder is None else self.folder.checkpoint(r, self.lot)
-    def saver(self, r):
-        "What keeps a checkpoint of round `r`, where there is a folder"
-        return None if self.folder is None else lambda d: self.folder.keep(r, self.lot, d)
-    def place(self, r): return self.lot.place if r and self.s.goes_back else None
 
-# %% ../nbs/18_journal.ipynb #44582bcc
+# %% ../nbs/18_journal.ipynb #31f2bb05
+@patch
+def checkpoint(self:Journal, r):
+    "The checkpoint of round `r`, if a kill left one"
+    return None if self.folder is None else self.folder.checkpoint(r, self.lot)
+
+@patch
+def saver(self:Journal, r):
+    "What keeps a checkpoint of round `r`, where there is a folder"
+    return None if self.folder is None else lambda d: self.folder.keep(r, self.lot, d)
+
+@patch
+def place(self:Journal, r):
+    "Where round `r` goes on; none where it begins at the start"
+    return self.lot.place if r and self.s.goes_back else None
+
+# %% ../nbs/18_journal.ipynb #9a377583
 def _share(lot, rounds, row):
     "Where the rewind point was asked for as a share: the iteration, and which share of the dense training that was in the end"
     if lot.place is None or lot.asked.unit!='%': return {}
@@ -129,6 +156,7 @@ def tell(learn, what):
     for cb in sorted(learn.cbs, key=lambda o: o.order):
         if what in cb.__dict__ or hasattr(type(cb), what): getattr(cb, what)()
 
+# %% ../nbs/18_journal.ipynb #bfb667ad
 def _lasting(s): return f'{s:.0f} s' if s<100 else f'{s/60:.0f} min' if s<6000 else f'{s/3600:.1f} hours'
 
 @patch
@@ -150,6 +178,7 @@ def keep_trained(self:Journal):
     except ValueError: best = rs[-1]    # a figure that is no number, or of which nobody knows what is better
     lot.trained = {k:v for k,v in lot.trained.items() if k in (r, best['round'])}
 
+# %% ../nbs/18_journal.ipynb #82a0e3a1
 @patch
 def settle(self:Journal):
     "The Learner ends with the round that the settings keep"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fast_events']
 
-# %% ../nbs/13_looks.ipynb #b11aea06
+# %% ../nbs/13_looks.ipynb #4a950dcd
 import math,random
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
@@ -38,11 +38,11 @@ from .checkpoints import callback_state,put_callback_state,param_state,put_param
 from .statistics import unique,as_figure
 from .callback import *
 
-# %% ../nbs/13_looks.ipynb #a6ea7383
+# %% ../nbs/13_looks.ipynb #ebe2f550
 lookers = (Recorder, ProgressCallback, ShowGraphCallback, CSVLogger, ParamScheduler, TrackerCallback, LotteryCallback)
 _passing = 'dl iter n_iter xb yb pred loss loss_grad training'.split()
 
-class Aside(Callback):
+class Bystander(Callback):
     "A callback of ours that is there for one training, or one look"
 
 def _plain_attrs(mods):
@@ -56,11 +56,13 @@ def _put_changed(cb, old):
     now = callback_state(cb)
     put_callback_state(cb, {k:v for k,v in old.items() if k not in now or not same_plain(v, now[k])})
 
+# %% ../nbs/13_looks.ipynb #7576c190
 @contextmanager
 def as_it_was(learn, dl):
     "Put `learn`'s loop variables, its callbacks and what they hold, its model's modes and states, and all random numbers back at the end"
     old = {k:learn.__dict__[k] for k in _passing if k in learn.__dict__}
-    cbs,held,mods,rng = learn.cbs,_states(learn.cbs),_plain_attrs(learn.model.modules()),getattr(dl, 'rng', None)
+    cbs,held,mods = learn.cbs,_states(learn.cbs),_plain_attrs(learn.model.modules())
+    rng = getattr(dl, 'rng', None)
     at = rng.getstate() if isinstance(rng, random.Random) else None
     try:
         with same_rng(): yield
@@ -74,14 +76,15 @@ def as_it_was(learn, dl):
             dl.rng = rng
             rng.setstate(at)
 
-# %% ../nbs/13_looks.ipynb #f3fd8f4f
-_ours = 'round density kept prunable train_loss valid_loss iterations seconds mask_hash reset mask trial rewind_it rewind_share arm seed'.split()
+# %% ../nbs/13_looks.ipynb #d0f4e3da
+_ours = '''round density kept prunable train_loss valid_loss iterations seconds mask_hash reset mask trial rewind_it rewind_share
+arm seed'''.split()
 
 def figure_names(learn):
     "`valid_loss` and the metrics by name, told apart where two have one name, or that of a column of ours"
     return ['valid_loss', *unique(map(str, learn.metrics.attrgot('name')), _ours)]
 
-class _Figures(Aside):
+class _Figures(Bystander):
     "Loss and metrics of one validation, as fastai's `Recorder` adds them up"
     order = Recorder.order
     def __init__(self, metrics): self.mets = L(AvgLoss())+deepcopy(metrics)
@@ -100,11 +103,12 @@ def _for_a_look(learn):
     if hasattr(learn.model, 'device'): return cbs
     return L(cb for cb in cbs if type(cb).__module__!='fastai.distributed')
 
+# %% ../nbs/13_looks.ipynb #0b78f4b8
 def has_valid(learn):
     "Has `learn` a validation set with anything in it?"
     return len(learn.dls.loaders)>1 and len(learn.dls.valid)>0
 
-# %% ../nbs/13_looks.ipynb #57bdd511
+# %% ../nbs/13_looks.ipynb #50bc97ef
 @patch
 def evaluate(self:Learner,
     dl=None # A `DataLoader`, the validation set by default
@@ -123,11 +127,12 @@ def evaluate(self:Learner,
         for cb in amp: cb('after_fit')
     return of_rank0(lambda: dict(zip(names, map(as_figure, looks.mets.attrgot('value')))))
 
-# %% ../nbs/13_looks.ipynb #20471121
+# %% ../nbs/13_looks.ipynb #db81b58d
 def tests_of(learn, dl):
     "Figures on the test data `dl`, by their names in a report"
     return {} if dl is None else {f'test_{k.removeprefix("valid_")}':v for k,v in learn.evaluate(dl).items()}
 
+# %% ../nbs/13_looks.ipynb #854ae1d3
 class Watch(Callback):
     "Curve of validation figures by iteration; test figures at its minimum"
     order,run_valid = 81,False
@@ -153,9 +158,11 @@ class Watch(Callback):
         self.best = row['valid_loss']
         self.seen = {f'es_{k}':v for k,v in {'iteration':self.n, **row, **tests_of(self.learn, self.tests)}.items()}
 
-# %% ../nbs/13_looks.ipynb #3f16265b
-_inner = 'before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_step after_cancel_batch after_batch'.split()
-_cancels = (CancelBatchException,CancelBackwardException,CancelEpochException,CancelFitException,CancelStepException,CancelTrainException,CancelValidException)
+# %% ../nbs/13_looks.ipynb #41e21941
+_inner = '''before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_step
+after_cancel_batch after_batch'''.split()
+_cancels = (CancelBatchException,CancelBackwardException,CancelEpochException,CancelFitException,CancelStepException,
+            CancelTrainException,CancelValidException)
 
 def _kind(t):
     "Has the callback class `t` fastai's own `__call__`, and no `training` of its own?"
@@ -171,6 +178,7 @@ def _call(learn, cb, ev, plain):
         says = f'Exception occured in `{type(cb).__name__}` when calling event `{ev}`:\n\t{e.args[0]}'
         raise modify_exception(e, says, replace=True)
 
+# %% ../nbs/13_looks.ipynb #dcc46b67
 def _call_one(self, ev):
     "As in `Learner`, but only for callbacks that define `ev`"
     if ev=='after_fit' or not hasattr(event, ev): return type(self)._call_one(self, ev)    # `after_fit` sets `run` in all of them
@@ -183,7 +191,7 @@ def _call_one(self, ev):
     if len(todo)>1: todo.sort(key=itemgetter(0))
     for _,cb,plain in todo: _call(self, cb, ev, plain)
 
-# %% ../nbs/13_looks.ipynb #173eb35a
+# %% ../nbs/13_looks.ipynb #2f3ba5c7
 def _with_events(self, f, event_type, ex, final=noop):
     "As in `Learner`, straight to `_call_one`"
     try:

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 from .core import *
-from .core import menu_of,pick
+from .core import clean_name,menu_of,pick
 from .masks import *
 
 # %% ../nbs/05_resets.ipynb #3d346950

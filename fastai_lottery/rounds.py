@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_rounds.ipynb #852a6ca8
+# %% ../nbs/19_rounds.ipynb #9bd1a810
 import warnings
 from contextlib import ExitStack,contextmanager
 import pandas as pd
@@ -35,7 +35,7 @@ from .runs import Folder,report_of
 from .journal import *
 from .journal import Journal,Live,put_on
 
-# %% ../nbs/19_rounds.ipynb #015b59ee
+# %% ../nbs/19_rounds.ipynb #8f412f9e
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
@@ -57,12 +57,12 @@ def play_rounds(learn, s, run):
     run.settle()
     return run.rounds
 
-# %% ../nbs/19_rounds.ipynb #5d59a789
+# %% ../nbs/19_rounds.ipynb #7d4a2e83
 def _at_bottom(s, masks):
-    "Nothing more can go: fine where a rule has no density to reach, or where that is met but for the rounding of layers"
+    "Nothing more can go: fine where there is no density to reach, or where that is met but for the rounding of layers"
     if s.to is None or is_near(s, masks.n_kept, masks.numel, len(masks)): return False
-    raise ValueError(f"density {masks.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an amount), above to={s.to}; "
-                     "the rounds so far are kept")
+    raise ValueError(f"density {masks.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an "
+                     f"amount), above to={s.to}; the rounds so far are kept")
 
 @contextmanager
 def _own_words(rounds):
@@ -74,9 +74,10 @@ def _own_words(rounds):
         raise
     except FloatingPointError as e:
         n = len(rounds())
-        raise FloatingPointError(f"round {n}: {own(e)}. The {n} rounds before it are kept, see learn.lottery.report()") from None
+        says = f"round {n}: {own(e)}. The {n} rounds before it are kept, see learn.lottery.report()"
+        raise FloatingPointError(says) from None
 
-# %% ../nbs/19_rounds.ipynb #f5338139
+# %% ../nbs/19_rounds.ipynb #6ba342c3
 class DroppedWarning(UserWarning): "A new lottery begins without what was there"
 
 def start_over(learn, lot):
@@ -94,8 +95,10 @@ def _say_dropped(lot):
     n,d = len(lot.rounds),lot.masks.density
     what = f"{n} round{'s'*(n>1)} in memory" if n else f"masks of density {d:.4g}"
     how = "start='rounds' goes on from them" if n else "start=ticket goes on from a ticket"
-    warnings.warn(f"this lottery begins anew, dense and from the initial weights, and drops {what}; {how}", DroppedWarning, stacklevel=5)
+    says = f"this lottery begins anew, dense and from the initial weights, and drops {what}; {how}"
+    warnings.warn(says, DroppedWarning, stacklevel=5)
 
+# %% ../nbs/19_rounds.ipynb #1f29c93e
 def start_at(learn, lot, ticket):
     "Begin with `ticket` in place of the dense net"
     ticket.check(learn.model)
@@ -108,13 +111,14 @@ def start_at(learn, lot, ticket):
     if lot.place is None: lot.w_i = lot.w_k
     lot.fresh_opt()
 
-# %% ../nbs/19_rounds.ipynb #51136550
+# %% ../nbs/19_rounds.ipynb #c82b5b00
 def _warn_frozen(learn, lot):
     "Say so where most prunable weights are frozen and will not be pruned"
     ws = named_weights(learn.model, lot.masks)
     cold = sum(p.numel() for p in ws.values() if not p.requires_grad)/lot.masks.numel
     if cold<=.5 or lot.frozen: return
-    warnings.warn(f"{cold:.0%} of the prunable weights are frozen and stay as they are: learn.unfreeze() first, or LotteryCallback(frozen=True)", stacklevel=5)
+    warnings.warn(f"{cold:.0%} of the prunable weights are frozen and stay as they are: learn.unfreeze() first, "
+                  "or LotteryCallback(frozen=True)", stacklevel=5)
 
 def _begin(learn, lot, start, folder):
     "Where the lottery begins: anew, at a ticket, or after the rounds that there are"
@@ -126,21 +130,24 @@ def _begin(learn, lot, start, folder):
         folder.resume(learn, lot)
         folder.begun()
 
+# %% ../nbs/19_rounds.ipynb #b0bc8433
 def _check_start(learn, lot, start, path):
     "Is `start` something to go on from?"
     if start is None: return None
     if isinstance(start, Ticket): return start
-    if start!='rounds': raise ValueError(f"`start` should be a Ticket, or 'rounds' for the rounds in memory; got {start!r}")
+    if start!='rounds':
+        raise ValueError(f"`start` should be a Ticket, or 'rounds' for the rounds in memory; got {start!r}")
     if path is not None: raise ValueError("a folder goes on by itself: leave out start='rounds', or `path`")
-    if not lot.rounds: raise ValueError("start='rounds' goes on from the rounds in memory, and there are none: leave it out, or give a Ticket")
-    return start
+    if lot.rounds: return start
+    raise ValueError("start='rounds' goes on from the rounds in memory, and there are none: "
+                     "leave it out, or give a Ticket")
 
 def play(learn, s, path, start):
     "Play the lottery `s`, in the folder `path` if there is one"
     lot = learn.lottery
     with ExitStack() as es:
         folder = None if path is None else Folder(path, learn, s, es)
-        lot.path = folder and folder.path
+        lot.run_folder = folder and folder.path
         _begin(learn, lot, start, folder)
         if name_of(s.fit)!='fine_tune': _warn_frozen(learn, lot)
         run = Journal(learn, s, folder)
@@ -149,7 +156,7 @@ def play(learn, s, path, start):
         if folder: folder.end()
         return res
 
-# %% ../nbs/19_rounds.ipynb #4fc243fd
+# %% ../nbs/19_rounds.ipynb #bbf5e039
 @patch
 def fit_lottery(self:Learner,
     n_epoch:int, # Epochs of each round
@@ -159,34 +166,35 @@ def fit_lottery(self:Learner,
     scope=global_, # Who competes: `global_`, `local`, a dict of glob → rate (see `scopes`)
     reset=rewind, # What survivors start from: function of `w_k`, `w_n` ..., or its name (see `resets`)
     hold=None, # What the weights that go are held at: 0, or a mask-0 action such as `hold_init_or_zero` (see `resets`)
-    fit=Learner.fit_one_cycle, # How to train: `Learner.fit`, `fit_flat_cos`, `fine_tune` or a function `(learn, n_epoch, **kwargs)`
+    fit=Learner.fit_one_cycle, # How to train: `Learner.fit`, `fine_tune` or any function `(learn, n_epoch, **kwargs)`
     seed:int=None, # Data order and random numbers of each round follow from it
     to:float=None, # Stop at this density: the last prune is cut to meet it
-    tol:float=None, # Stop when `monitor` is worse than dense by more than this, and end with the smallest ticket within it
+    tol=None, # Stop when `monitor` is worse than dense by more than this (`.02` or `'5%'`); end with the round before
     monitor:str=None, # Validation figure for `tol`; by default the first metric
     lower:bool=None, # Is `monitor` better when lower? By default so for losses, errors, perplexity and the like
     eval_every:int=None, # Evaluate every so many iterations: gives curves and the early-stop iteration (1803.03635)
     test_dl=None, # Data whose figures are recorded, and used for nothing
-    path=None, # Folder for tickets, weights, curves and the report; a run that was stopped, even by `kill -9`, goes on there after its last finished epoch
+    path=None, # Folder for tickets, weights, curves, report; a run that was stopped, even by `kill -9`, goes on there
     stop=None, # Stop when this function of the rounds so far says so: `(rounds) -> bool`
-    start=None, # Go on from this `Ticket`, or by `'rounds'` from the rounds in memory; by default anew, from the initial weights
+    start=None, # Go on from a `Ticket`, or by `'rounds'` from those in memory; by default anew, from the initial weights
     keep:str='best', # Trained nets that stay in memory for `learn.lottery.load`: the last and the best, or `'all'`
     **kwargs # Passed to `fit`
 )->L: # A `Round` for each round, also as `learn.lottery.rounds`
-    """Iterative magnitude pruning with rewinding (1803.03635, 1903.01611): one dense round, then `rounds` of prune → rewind → retrain.
-    Raises `ValueError` for wrong settings or a folder of another run, `RuntimeError` for one in use, `OSError` when the disk is full,
-    `FloatingPointError` when a loss is not finite; finished rounds are kept"""
+    """Iterative magnitude pruning with rewinding (1803.03635, 1903.01611): one dense round, then `rounds` of prune → rewind →
+    retrain. Raises `ValueError` for wrong settings or a folder of another run, `RuntimeError` for one in use, `OSError` when
+    the disk is full, `FloatingPointError` when a loss is not finite; finished rounds are kept"""
     lot = lottery_of(self)
     start = _check_start(self, lot, start, path)
-    s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, start if isinstance(start, Ticket) else None,
+    ticket = start if isinstance(start, Ticket) else None
+    s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, ticket,
                  eval_every, test_dl, kwargs)
     lot.keep = keep
     return play(self, checked(self, lot, s), path, start)
 
-# %% ../nbs/19_rounds.ipynb #77c78d99
+# %% ../nbs/19_rounds.ipynb #29d94e79
 @patch
 def report(self:LotteryCallback)->pd.DataFrame: # One row a round
-    "What each round showed: density, kept weights, losses, metrics, early-stop iteration (`es_*`: the figures there), all measured"
+    "What each round showed: density, kept weights, losses, metrics, early-stop iteration and figures (`es_*`), all measured"
     return report_of(self.rounds)
 
 @patch
@@ -200,6 +208,7 @@ def ticket(self:LotteryCallback,
     if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
     return self.rounds[ks.index(k)].ticket
 
+# %% ../nbs/19_rounds.ipynb #c11f8326
 def _trained(lot, k):
     "Masks, held values and trained weights of round `k`, from memory or from the run's folder"
     ks = [r['round'] for r in lot.rounds]
@@ -208,8 +217,9 @@ def _trained(lot, k):
     if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
     r = lot.rounds[ks.index(k)]
     if k in lot.trained: return r.masks,r.held,lot.trained[k]
-    if lot.path is not None: return r.masks,r.held,load_tensors(lot.path/f'round_{k:02d}'/'weights')[0]
-    raise ValueError(f"the trained net of round {k} is not there; in memory are those of round{'s'*(len(lot.trained)>1)} {', '.join(map(str, sorted(lot.trained)))}. "
+    if lot.run_folder is not None: return r.masks,r.held,load_tensors(lot.run_folder/f'round_{k:02d}'/'weights')[0]
+    have = ', '.join(map(str, sorted(lot.trained)))
+    raise ValueError(f"the trained net of round {k} is not there; in memory are those of rounds {have}. "
                      "fit_lottery(..., path='folder') keeps all of them on the disk, keep='all' in memory")
 
 @patch
@@ -219,6 +229,7 @@ def load(self:LotteryCallback,
     "Put the *trained* net of round `k` into the Learner, with its masks: ready for `predict`, `export`, `show_results`"
     put_on(self.learn, self, *_trained(self, k))
 
+# %% ../nbs/19_rounds.ipynb #faf9ff68
 @patch
 def _best(self:LotteryCallback, tol, monitor, lower):
     "The best round"
@@ -226,18 +237,20 @@ def _best(self:LotteryCallback, tol, monitor, lower):
     own = self.rounds[0].meta
     m = monitor_of(self.learn, monitor or own.get('monitor'))
     if not has_valid(self.learn):
-        raise ValueError(f"the best ticket is chosen by {m!r} on the validation set, and this Learner has none: take one by its round, learn.lottery.ticket(k)")
+        raise ValueError(f"the best ticket is chosen by {m!r} on the validation set, and this Learner has none: "
+                         "take one by its round, learn.lottery.ticket(k)")
     return best_of(self.rounds, own.get('tol') if tol is None else tol, m, own.get('lower') if lower is None else lower)
 
 @patch
 def best(self:LotteryCallback,
-    tol=None, # How much worse than the dense net `monitor` may be, or a share such as `'5%'`; the lottery's own, else .005
+    tol=None, # How much worse than dense `monitor` may be, `.02` or `'5%'`; the lottery's own, else .005
     monitor:str=None, # Validation figure; the lottery's own, else the first metric
     lower:bool=None # Is it better when lower? Known of fastai's and scikit-learn's metrics
 )->Ticket:
     "The smallest ticket whose validation figure is within `tol` of the dense net's"
     return self._best(tol, monitor, lower).ticket
 
+# %% ../nbs/19_rounds.ipynb #bd98ac8c
 @patch
 def load_best(self:LotteryCallback,
     tol=None, # As in `best`
@@ -247,21 +260,23 @@ def load_best(self:LotteryCallback,
     "Put the *trained* net of the best round into the Learner, with its masks"
     self.load(self._best(tol, monitor, lower)['round'])
 
-# %% ../nbs/19_rounds.ipynb #4da6e38f
+# %% ../nbs/19_rounds.ipynb #d727dfa8
 def _of_lottery(lot, ticket):
     "Is `ticket` one of the lottery that this callback has played, so that its initial weights are known?"
     start = lot.rounds[0].start if lot.rounds else {}
-    return start.keys()==ticket.weights.keys() and all(torch.equal(v.cpu(), start[k].cpu()) for k,v in ticket.weights.items())
+    same = start.keys()==ticket.weights.keys()
+    return same and all(torch.equal(v.cpu(), start[k].cpu()) for k,v in ticket.weights.items())
 
 def _own_action(ticket):
     "The mask-0 action that the ticket was made with"
     hold = ticket.meta.get('hold')
     if hold in actions_menu(): return as_action(hold)
-    raise ValueError(f"the ticket holds pruned weights at values of its own mask (by {hold!r}), which say nothing about another mask: "
-                     "give `hold=` with `mask=`, such as hold='hold_init'")
+    raise ValueError(f"the ticket holds pruned weights at values of its own mask (by {hold!r}), which say nothing about another "
+                     "mask: give `hold=` with `mask=`, such as hold='hold_init'")
 
+# %% ../nbs/19_rounds.ipynb #d37568b0
 def _held(lot, ticket, masks, hold, w_k, gen):
-    "What pruned weights are held at under `masks`, by the mask-0 action `hold` or the one that the ticket was made with"
+    "What pruned weights are held at under `masks`, by the mask-0 action `hold` or the one that made the ticket"
     if hold is None and (not ticket.held or masks==ticket.masks): return ticket.held
     f,to = (_own_action(ticket) if hold is None else as_action(hold)),ticket.meta.get('rewind_to','init')
     late = point(to).n
@@ -269,15 +284,17 @@ def _held(lot, ticket, masks, hold, w_k, gen):
     known = dict(w_i=w_i, w_k=w_k, m=masks, gen=gen)
     if miss := [o for o in needs(f) if known.get(o) is None]:
         why = 'which a ticket does not know'
-        if miss[0]=='w_i': why = f"but this ticket was rewound to {to!r} and has no initial weights: play it in the Learner of its own lottery"
+        if miss[0]=='w_i':
+            why = f"but this ticket was rewound to {to!r} and has no initial weights: play it in its own lottery's Learner"
         have = ', '.join(k for k,v in known.items() if v is not None)
         raise ValueError(f"`hold`={name_of(f)!r} needs {miss[0]!r}, {why}; known are {have}")
     return by_name(f, list(masks), **known)
 
-# %% ../nbs/19_rounds.ipynb #d02278f3
+# %% ../nbs/19_rounds.ipynb #041fe403
 def _check_ticket(learn, ticket, how, reset):
     "Where a training of `ticket` goes on; `ValueError` or `TypeError` for what does not fit"
-    if not isinstance(ticket, Ticket): raise TypeError(f"`ticket` should be a Ticket, such as Ticket.load('mnist'); got {ticket!r}")
+    if not isinstance(ticket, Ticket):
+        raise TypeError(f"`ticket` should be a Ticket, such as Ticket.load('mnist'); got {ticket!r}")
     ticket.check(learn.model)
     check_whole('n_epoch', how.n_epoch, 1)
     goes_on = point(ticket.meta.get('rewind_to','init')) if base_state(reset)=='w_k' else point('init')
@@ -300,14 +317,14 @@ def _put_on_ticket(learn, ticket, masks, reset, hold, seeds):
     lot.set_masks(masks, held)
     lot.fresh_opt()
 
-# %% ../nbs/19_rounds.ipynb #7af78d58
+# %% ../nbs/19_rounds.ipynb #b693322e
 @patch
 def fit_ticket(self:Learner,
     ticket:Ticket, # A ticket of this model's architecture
     n_epoch:int, # Epochs
     reset=rewind, # Where survivors start: `rewind`, the control `random_reinit`, or any function (see `resets`)
     mask=None, # Control on the mask: `shuffle_mask`, `random_mask` or any function `(masks, gen) -> Masks`
-    hold=None, # Mask-0 action of `w_i`, `w_k`, `m` or `gen`, such as `hold_init`; by default as the ticket has it, under another mask by the action that made it
+    hold=None, # Mask-0 action of `w_i`, `w_k`, `m`, `gen`, such as `hold_init`; by default the ticket's own
     fit=Learner.fit_one_cycle, # How to train
     seed:int=None, # The same data order as in the lottery of this seed
     trial:int=0, # Draws of `reset` and `mask` differ by trial, the data order does not
@@ -315,7 +332,7 @@ def fit_ticket(self:Learner,
     test_dl=None, # As in `fit_lottery`
     **kwargs # Passed to `fit`
 )->Round: # What it showed; the Learner holds the trained net, under its mask
-    "Train `ticket`, or a control of it (1803.03635). Raises `ValueError`, before anything is touched, for another architecture"
+    "Train `ticket`, or a control of it (1803.03635). Raises `ValueError` for another architecture; nothing is touched then"
     lot,how,reset = lottery_of(self),Training(as_fit(fit), n_epoch, kwargs, eval_every, test_dl),as_reset(reset)
     place = _check_ticket(self, ticket, how, reset)
     r,s = ticket.meta.get('round', 0),of_rank0(torch.initial_seed) if seed is None else seed
@@ -324,7 +341,7 @@ def fit_ticket(self:Learner,
     _put_on_ticket(self, ticket, masks, reset, hold, seeds)
     live = Live(self, 1, how.steps(self))
     live.begin(r)
-    try: row,curve,_ = fit_once(self, how, place, None if seed is None else derive(seed, 'train', r), live.tick)
+    try: row,curve,_ = fit_once(self, how, place, seed if seed is None else derive(seed, 'train', r), live.tick)
     finally: live.end()
     arm = dict(round=r, reset=name_of(reset), mask='ticket' if mask is None else name_of(mask), trial=trial)
     meta = {**ticket.meta, **arm, **({} if hold is None else {'hold':say(as_action(hold))})}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_runs.ipynb #de0a5d63
+# %% ../nbs/17_runs.ipynb #ac400015
 import json,math,time
 from contextlib import ExitStack,contextmanager
 from functools import wraps
@@ -28,12 +28,12 @@ from .fits import level_ranks,place_of,plain_place
 from .settings import *
 from .identity import about_learner,about_run
 
-# %% ../nbs/17_runs.ipynb #73019374
+# %% ../nbs/17_runs.ipynb #eae88046
 def report_of(rounds):
     "One row a round"
     return pd.DataFrame([r.row for r in rounds])
 
-# %% ../nbs/17_runs.ipynb #c44511cc
+# %% ../nbs/17_runs.ipynb #b568e1b3
 round_cols = 'round density kept valid_loss mask_hash'.split()
 _elsewhere = 'Put it back from a copy, or choose another folder'
 
@@ -42,7 +42,8 @@ def rounds_table(d):
     f,dirs = Path(d)/'rounds.csv',numbered(d, 'round')    # in this order: the run may be at work
     df = read_table(f, round_cols) if f.exists() else pd.DataFrame()
     if late := [o for i,o in dirs.items() if i>len(df)]:    # one more may be there, of a round that was being written
-        raise ValueError(f"{str(f)!r} has {len(df)} rounds, but there is {str(late[0])!r}: the file is damaged or missing. {_elsewhere}")
+        raise ValueError(f"{str(f)!r} has {len(df)} rounds, but there is {str(late[0])!r}: the file is damaged or missing. "
+                         f"{_elsewhere}")
     return df
 
 def _same(v, w): return v==w or v!=v and (w is None or w!=w)
@@ -53,8 +54,10 @@ def check_row(f, i, row, meta):
     bad = [k for k,v in row.items() if not _same(v, meta.get(k))]
     if not bad: return
     k = bad[0]
-    raise ValueError(f"{str(f)!r} is damaged: it says {k} = {row[k]!r} for round {i}, and the ticket of that round {meta.get(k)!r}. {_elsewhere}")
+    raise ValueError(f"{str(f)!r} is damaged: it says {k} = {row[k]!r} for round {i}, and the ticket of that round {meta.get(k)!r}. "
+                     f"{_elsewhere}")
 
+# %% ../nbs/17_runs.ipynb #7b809258
 def checked_rounds(d):
     "`rounds.csv` of the run in `d`, each line checked against the ticket, where that is there"
     f,df = Path(d)/'rounds.csv',rounds_table(d)
@@ -62,7 +65,7 @@ def checked_rounds(d):
         if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): check_row(f, i, row, read_label(t))
     return df
 
-# %% ../nbs/17_runs.ipynb #d2242a6e
+# %% ../nbs/17_runs.ipynb #fad9136e
 _format = 2    # of run.json; it has none in folders of version 0.0.1
 _later = 'amount criterion scope reset hold stop to tol monitor lower'.split()    # the dense round does not depend on these
 
@@ -74,6 +77,7 @@ def _alone(f):
 
 def _plain(d): return json.loads(json.dumps(d))
 
+# %% ../nbs/17_runs.ipynb #2c659c42
 class Folder:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
     def __init__(self, path, learn, s, es):
@@ -93,7 +97,7 @@ class Folder:
     @_alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
-# %% ../nbs/17_runs.ipynb #9e6e65be
+# %% ../nbs/17_runs.ipynb #9af24175
 @patch
 def settings(self:Folder):
     "What `run.json` says; nothing where there is none"
@@ -102,7 +106,8 @@ def settings(self:Folder):
     try:
         if not isinstance(old := json.loads(f.read_text()), dict): raise ValueError("it holds no settings")
     except ValueError as e:
-        raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to take the folder's rounds under the present settings, or choose another folder") from None
+        raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to take the folder's rounds under the present settings, "
+                         "or choose another folder") from None
     return old
 
 @patch
@@ -114,6 +119,7 @@ def _old_names(self:Folder):
     d = read_checkpoint(self.path/'epoch.ckpt')
     return None if d is None else list(d['masks'])
 
+# %% ../nbs/17_runs.ipynb #61fac2a9
 @patch
 def _take_names(self:Folder, learn, lot):
     "In an old folder compete what competed there, if that is what the old rule says of this model"
@@ -122,7 +128,7 @@ def _take_names(self:Folder, learn, lot):
     if set(names)!=set(prunable(learn.model, weight_types, lot.include, lot.exclude, lot.bias)): return
     lot.set_masks(Masks.ones(named_weights(learn.model, names)))
 
-# %% ../nbs/17_runs.ipynb #ec142690
+# %% ../nbs/17_runs.ipynb #ca60ee31
 _said_otherwise = ('callbacks',)    # by version 0.0.1
 _own = ('torch','format','competes')
 
@@ -132,14 +138,16 @@ def _compare(self:Folder):
     "Is what the folder holds of the same settings?"
     old = self.settings()
     if not old: return
-    keys = [k for k in dict.fromkeys([*self.same,*old]) if (k in self.all or k[:5]!='data_') and k not in _own]    # what else we know of the Learner, the folder's version did not write
+    # what else we know of the Learner, the folder's version did not write
+    keys = [k for k in dict.fromkeys([*self.same,*old]) if (k in self.all or k[:5]!='data_') and k not in _own]
     if 'format' not in old: keys = [k for k in keys if k in old and k in self.all and k not in _said_otherwise]
     self._agree_on(old, keys)
 
 @patch
 def _agree_on(self:Folder, old, keys):
     diff = [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}' for k in keys if old.get(k)!=self.all.get(k)]
-    if diff: raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
+    if not diff: return
+    raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
 
 @patch
 @_alone
@@ -147,7 +155,7 @@ def begun(self:Folder):
     "All files agree: now the settings may be written"
     if not (f := self.path/'run.json').exists(): atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__), indent=1))
 
-# %% ../nbs/17_runs.ipynb #f50dd92a
+# %% ../nbs/17_runs.ipynb #72c19e11
 _outside = 'beside/'
 
 def _device(learn): return next(learn.model.parameters()).device
@@ -155,7 +163,8 @@ def _device(learn): return next(learn.model.parameters()).device
 def _split(ts, dev):
     "Tensors of a model, and those of what trains outside of it"
     ts = {k:v.to(dev) for k,v in ts.items()}
-    return {k:v for k,v in ts.items() if not k.startswith(_outside)},{k.removeprefix(_outside):v for k,v in ts.items() if k.startswith(_outside)}
+    beside = {k.removeprefix(_outside):v for k,v in ts.items() if k.startswith(_outside)}
+    return {k:v for k,v in ts.items() if not k.startswith(_outside)},beside
 
 @patch
 def begin(self:Folder, lot):
@@ -163,6 +172,7 @@ def begin(self:Folder, lot):
     lot.remember()
     lot.w_i,lot.w_k,lot.b_i,lot.b_k = of_rank0(lambda: self._begin(lot), alone=True)
 
+# %% ../nbs/17_runs.ipynb #892773b4
 @patch
 def _begin(self:Folder, lot):
     f = self.path/'init.safetensors'
@@ -182,7 +192,7 @@ def _load(self:Folder, f, read=load_tensors):
         raise ValueError(f"{e}. {_elsewhere}; to play the run again from there, remove that round's folder "
                          f"and its line and those after it in {str(self.path/'rounds.csv')!r}") from None
 
-# %% ../nbs/17_runs.ipynb #5e501f0f
+# %% ../nbs/17_runs.ipynb #2e897fe6
 @patch
 def resume(self:Folder, learn, lot):
     "Load the finished rounds, and the trained net of the last of them; all files must agree"
@@ -203,17 +213,19 @@ def _resume(self:Folder, learn, lot):
         t = self._load(d/'ticket', Ticket.load)
         curve = self._agree(f, i, row, d, t)
         if i+1<len(rows): self._load(d/'weights', read_label)    # controls and measures read them
-        first = rounds[0] if rounds else None
-        start = first.start if first else {k:v.to(_device(learn)) for k,v in t.weights.items()} if lot.w_k is None else lot.w_k
+        start = rounds[0].start if rounds else lot.w_k
+        if start is None: start = {k:v.to(_device(learn)) for k,v in t.weights.items()}
         rounds.append(Round(row, t.masks.pack(), start, self.same, curve, t.held, t.beside))
     if rows: load_(learn.model, self._load(d/'weights')[0])
     return rounds,t and t.masks,t and t.held,self._place(learn, lot, rounds)
 
+# %% ../nbs/17_runs.ipynb #2f9ec222
 @patch
 def _place(self:Folder, learn, lot, rounds):
     "Where late-rewound rounds of this run go on"
     if not rounds or not lot.rewind_to.n: return None
-    return read_checkpoint(self.round(0)/'place.ckpt', _device(learn)) or place_of(learn, rounds[0].meta, lot.rewind_to, self.same['n_epoch'])
+    place = read_checkpoint(self.round(0)/'place.ckpt', _device(learn))
+    return place or place_of(learn, rounds[0].meta, lot.rewind_to, self.same['n_epoch'])
 
 @patch
 def _agree(self:Folder, f, i, row, d, t):
@@ -232,7 +244,7 @@ def _curve(self:Folder, f, meta):
         raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {_elsewhere}")
     return read_table(f, ['iteration'])
 
-# %% ../nbs/17_runs.ipynb #47e66b1d
+# %% ../nbs/17_runs.ipynb #d3b8ce2c
 @patch
 def size_of(self:Folder, r):
     "Bytes of the files of round `r`"
@@ -260,7 +272,7 @@ def write(self:Folder, learn, rounds):
     atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
     (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
-# %% ../nbs/17_runs.ipynb #fae20d75
+# %% ../nbs/17_runs.ipynb #0436720e
 @patch
 @_alone
 def keep(self:Folder, r, lot, d):
@@ -274,7 +286,9 @@ def checkpoint(self:Folder, r, lot):
     "The checkpoint of round `r`, with its masks put on; nothing where there is none"
     d = of_rank0(lambda: read_checkpoint(self.path/'epoch.ckpt', _device(lot.learn)), alone=True)
     if d is None or d['round']!=r: return None
-    if d['w_k'] is not None: lot.w_k,lot.b_k,lot.place = d['w_k'],d.get('b_k') or {},d.get('place')
+    if d['w_k'] is not None:
+        lot.w_k,lot.b_k = d['w_k'],d.get('b_k') or {}
+        lot.place = d.get('place') or place_of(lot.learn, {}, lot.rewind_to, self.same['n_epoch'])
     lot.set_masks(Masks(d['masks']), d['held'])
     lot.n_pruned = r
     lot.fresh_opt()

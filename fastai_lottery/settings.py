@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/16_settings.ipynb #aac6cb92
+# %% ../nbs/16_settings.ipynb #3142eed6
 import hashlib,inspect,math,re,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
@@ -37,7 +37,7 @@ from .looks import figure_names,has_valid
 from .fits import Training,iterations_an_epoch
 from .identity import about_callback
 
-# %% ../nbs/16_settings.ipynb #b37d9b17
+# %% ../nbs/16_settings.ipynb #a29c5fe6
 def monitor_of(learn, monitor):
     "The validation figure that decides: `monitor`, or the first metric, or the loss"
     names = figure_names(learn)
@@ -48,7 +48,8 @@ def monitor_of(learn, monitor):
 def worse_by(new, old, monitor, lower=None):
     "By how much `new` is worse than `old`; nan is worse than anything. Raises `ValueError` for a figure that is no number"
     for v in (new, old):
-        if not isinstance(v, (int,float)): raise ValueError(f"{monitor!r} is no number ({v!r}), so nothing can go by it: choose another figure by `monitor=`")
+        if not isinstance(v, (int,float)):
+            raise ValueError(f"{monitor!r} is no number ({v!r}), so nothing can go by it: choose another figure by `monitor=`")
     d = (new-old) if is_lower(monitor, lower) else (old-new)
     return math.inf if math.isnan(d) else d
 
@@ -61,9 +62,10 @@ def best_of(rounds, tol, monitor, lower=None):
     dense = rounds[0][monitor]
     most = tolerance(.005 if tol is None else tol, dense)
     if ok := [r for r in rounds if worse_by(r[monitor], dense, monitor, lower)<=most]: return min(ok, key=lambda r: r['density'])
-    raise ValueError(f"no round is within tol={most:g} of the dense net's {monitor}={dense:g}: `tol` should be at least 0, and the dense figure a number")
+    raise ValueError(f"no round is within tol={most:g} of the dense net's {monitor}={dense:g}: "
+                     "`tol` should be at least 0, and the dense figure a number")
 
-# %% ../nbs/16_settings.ipynb #b4ce0db1
+# %% ../nbs/16_settings.ipynb #c12c9324
 @dataclass(frozen=True)
 class Settings:
     "What a lottery was asked for: the arguments of `fit_lottery`"
@@ -86,19 +88,23 @@ class Settings:
     test_dl:object = None
     kwargs:dict = field(default_factory=dict) # Passed to `fit`
 
-    def seed_for(self, *what):
-        "The seed of one purpose, such as `'prune', 3`; none where the lottery has none"
-        return None if self.seed is None else derive(self.seed, *what)
-    @property
-    def training(self):
-        "How each round trains"
-        return Training(self.fit, self.n_epoch, self.kwargs, self.eval_every, self.test_dl)
-    @property
-    def goes_back(self):
-        "Does a round begin at the rewind point, with the schedule of that moment?"
-        return base_state(self.reset)=='w_k'
+# %% ../nbs/16_settings.ipynb #2b047186
+@patch
+def seed_for(self:Settings, *what):
+    "The seed of one purpose, such as `'prune', 3`; none where the lottery has none"
+    return None if self.seed is None else derive(self.seed, *what)
 
-# %% ../nbs/16_settings.ipynb #3abc3e9b
+@patch(as_prop=True)
+def training(self:Settings):
+    "How each round trains"
+    return Training(self.fit, self.n_epoch, self.kwargs, self.eval_every, self.test_dl)
+
+@patch(as_prop=True)
+def goes_back(self:Settings):
+    "Does a round begin at the rewind point, with the schedule of that moment?"
+    return base_state(self.reset)=='w_k'
+
+# %% ../nbs/16_settings.ipynb #deee2d71
 def at_least(s, numel):
     "Weights that a density of `s.to` leaves"
     return 0 if s.to is None else round(s.to*numel)
@@ -125,7 +131,7 @@ def _is_worse(s, rounds):
     dense = rounds[0][s.monitor]
     return worse_by(rounds[-1][s.monitor], dense, s.monitor, s.lower)>tolerance(s.tol, dense)
 
-# %% ../nbs/16_settings.ipynb #4bac3178
+# %% ../nbs/16_settings.ipynb #952a19c5
 @patch
 def most(self:Settings):
     "How many prunes at most; none where a rule alone decides"
@@ -150,6 +156,7 @@ def takes_all(self:Settings, kept):
     "Would a prune of `kept` weights leave none, where a rule decides how far it goes?"
     return self.rounds is None and self.to is None and kept-round(self.amount*kept)<=0
 
+# %% ../nbs/16_settings.ipynb #1d8f969b
 @patch
 def keeps(self:Settings, rounds):
     "Which of `rounds` the Learner holds at the end: the last, or the one before where the last is outside the tolerance"
@@ -163,7 +170,7 @@ def expected(self:Settings, numel):
     if self.most() is not None or self.amount==0: return 5
     return min(100, math.ceil(math.log(max(numel,2))/-math.log(1-self.amount)))
 
-# %% ../nbs/16_settings.ipynb #f5e95f4f
+# %% ../nbs/16_settings.ipynb #35118f41
 def _check_rule(s):
     "Are the rules that end a lottery ones?"
     if s.rounds is not None: check_whole('rounds', s.rounds, 0)
@@ -186,6 +193,7 @@ def _check_stop(stop):
     except TypeError: raise ValueError(says) from None
     except ValueError: pass    # a builtin without a signature
 
+# %% ../nbs/16_settings.ipynb #1951bc0a
 def _check_valid(learn, s):
     "What looks at validation figures needs some"
     if has_valid(learn): return
@@ -194,7 +202,7 @@ def _check_valid(learn, s):
             raise ValueError(f"`{k}`={getattr(s, k)!r} goes by validation figures, and this Learner has no validation set: "
                              f"leave `{k}` out, or give the DataLoaders some data to validate on")
 
-# %% ../nbs/16_settings.ipynb #32fe5591
+# %% ../nbs/16_settings.ipynb #4de2de18
 _one_fit = 'fit fit_one_cycle fit_flat_cos fit_drops'.split()    # each of them plays `n_epoch` epochs in one fit
 
 def as_fit(fit):
@@ -213,6 +221,7 @@ def check_fit(learn, how, to):
     raise ValueError(f"the rewind point {str(to)!r} is iteration {k}, but this training has only {all_} "
                      f"({n_epoch} epochs of {n}): choose an earlier one")
 
+# %% ../nbs/16_settings.ipynb #d95440f7
 def checked(learn, lot, s):
     "`s` with names looked up. Raises `ValueError` or `TypeError` for what is wrong"
     check_amount(s.amount)

@@ -20,7 +20,7 @@ from .core import pick
 from .masks import *
 from .criteria import scores,criteria_menu
 from .masks import cut_prune
-from .scopes import make_masks,check_amount
+from .scopes import make_masks,check_amount,lengths_of
 from .resets import state,load_,fresh,untouched,check_draw,reset_state,base_state,resets_menu,actions_menu,hold_zero
 from .resets import loss_module,outside,held_at,copy_into_
 
@@ -326,13 +326,13 @@ def _scored(lot, f, old, gen, cur):
     if cur is old: return s
     return {n: torch.where(old[n]&~cur[n].to(old[n].device), torch.finfo(v.dtype).min, v) for n,v in s.items()}
 
-def _in_steps(f, old, amount, scope, scored):
+def _in_steps(f, old, amount, prune, scored):
     "Masks before the last of the steps in which `f` prunes"
     n0,steps,cur = old.n_kept,getattr(f, 'steps', 1),old
     n1 = n0-round(amount*n0)
     for i in range(1, steps):
         n = round(n0*(n1/n0)**(i/steps))
-        if n<cur.n_kept: cur = make_masks(scored(cur), old, 1-n/n0, scope)
+        if n<cur.n_kept: cur = prune(scored(cur), 1-n/n0)
     return cur
 
 # %% ../nbs/10_signals.ipynb #8d9bae80
@@ -340,7 +340,9 @@ def one_more(lot, f, amount, scope, gen, least=0):
     "Masks after one more prune by the criterion `f`, which is cut so that `least` weights stay; nothing is put on"
     old = Masks({n:lot.masks[n] for n in _free(lot)})
     check_amount(amount)
+    lengths = lengths_of(lot.net())
     def scored(cur): return _scored(lot, f, old, gen, cur)
-    s,have = scored(_in_steps(f, old, amount, scope, scored)),lot.masks.n_kept
-    def at(a): return Masks({**lot.masks, **make_masks(s, old, a, scope)})
+    def prune(s, a): return make_masks(s, old, a, scope, lengths)
+    s,have = scored(_in_steps(f, old, amount, prune, scored)),lot.masks.n_kept
+    def at(a): return Masks({**lot.masks, **prune(s, a)})
     return at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old))

@@ -32,9 +32,11 @@ def fails(*args, rc=(1,), has=()):
     return err
 
 def files(d): return {str(p.relative_to(d)):p.read_bytes() for p in sorted(Path(d).rglob('*')) if p.is_file()}
-def times(d): return {str(p.relative_to(d)):p.stat().st_mtime_ns for p in sorted(Path(d).rglob('*')) if p.is_file() and p.suffix!='.lock'}
+def times(d):
+    return {str(p.relative_to(d)):p.stat().st_mtime_ns for p in sorted(Path(d).rglob('*')) if p.is_file() and p.suffix!='.lock'}
 
-def hashes(d): return {str(p.relative_to(d)):Ticket.load(p).masks.hash() for p in sorted(Path(d).rglob('ticket.safetensors'))}
+def hashes(d):
+    return {str(p.relative_to(d)):Ticket.load(p).masks.hash() for p in sorted(Path(d).rglob('ticket.safetensors'))}
 def figures(d, n): return pd.read_csv(Path(d)/n).drop(columns=['seconds','digest'], errors='ignore')
 
 @pytest.fixture(scope='session')
@@ -78,7 +80,9 @@ def test_unknown_command_is_named():
     assert 'run' in ''.join(call('bogus')[1:])
     fails('bogus', rc=(2,), has=['bogus'])
 
-@pytest.mark.parametrize('args', [['run'], ['report'], ['run','digits','--rounds','two'], ['run','digits','--round-up']], ids=' '.join)
+@pytest.mark.parametrize('args',
+                         [['run'], ['report'], ['run','digits','--rounds','two'],
+                          ['run','digits','--round-up']], ids=' '.join)
 def test_wrong_usage(args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert fails(*args, rc=(2,)) and not list(tmp_path.iterdir())
@@ -113,8 +117,10 @@ def test_out_that_cannot_be_written(kind, tmp_path):
 def test_missing_data_says_where_and_why(tmp_path, no_network):
     (tmp_path/'data').mkdir()
     one = [o for k in ('rounds','epochs','replicates','jobs') for o in (f'--{k}', 1)]
-    err = fails('run', 'lenet-mnist', *one, '--data', tmp_path/'data', '--out', tmp_path/'o', has=['MNIST', tmp_path/'data'])
-    assert len(err.strip().splitlines())==1 and re.search(r'refused|URLError|urlopen', err), 'the reason of the failed download'
+    err = fails('run', 'lenet-mnist', *one, '--data', tmp_path/'data', '--out', tmp_path/'o',
+                has=['MNIST', tmp_path/'data'])
+    assert len(err.strip().splitlines())==1 and re.search(r'refused|URLError|urlopen',
+                                                          err), 'the reason of the failed download'
     assert not list((tmp_path/'o').rglob('*.csv'))
 
 def test_report_of_a_missing_and_of_an_empty_folder(tmp_path):
@@ -141,7 +147,8 @@ def test_a_run_shows_its_table_and_writes_its_files(done):
     assert (d/'lottery.png').stat().st_size>5000 and len(pd.read_csv(d/'results.csv'))==10
     for _,row in show_arms(results(d)).iterrows(): assert all(v in out for v in row)
     assert 'n = 2 seeds' in out and all(str(d/o) in out for o in ('lottery.png','results.csv'))
-    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|random) ', l)) for l in out.splitlines())==10, 'one line a training'
+    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|random) ',
+                             l)) for l in out.splitlines())==10, 'one line a training'
 
 def _python(out):
     "The Python that a command shows, as it can be typed"
@@ -152,7 +159,8 @@ def test_the_python_that_run_shows_gives_the_same_run(done):
     d,out = done
     was,ns = files(d),{}
     with contextlib.redirect_stdout(io.StringIO()): exec(_python(out), ns)
-    pd.testing.assert_frame_equal(ns['learn'].lottery.report().drop(columns='seconds'), figures(d/'seed_00', 'rounds.csv'))
+    pd.testing.assert_frame_equal(ns['learn'].lottery.report().drop(columns='seconds'),
+                                  figures(d/'seed_00', 'rounds.csv'))
     assert files(d)==was
 
 def test_report_gives_the_same_table_and_python(copy):
@@ -194,7 +202,8 @@ def test_more_rounds_train_every_planned_level(copy):
     seen = list(play('digits', copy, replicates=1, jobs=1, rounds=4, epochs=2))
     df = results(copy)
     assert list(df[df.arm.isin(['dense','ticket'])]['round'])==[0,1,2,3,4]
-    want = {(k,a) for k in (2,3) for a in ('reinit','random')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
+    want = {(k,a) for k in (2,3) for a in ('reinit',
+                                           'random')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
     assert {(k,a) for k,a in zip(df['round'], df.arm) if a in ('reinit','random')}==want
     now = files(copy/'seed_00')
     assert all(now[k]==v for k,v in was.items() if not k.endswith(('s.csv','tables.json'))), 'what is finished stays as it is'
@@ -212,7 +221,8 @@ def test_controls_go_on_by_name_not_by_position(copy):
 
 # --- folders of something else
 
-others = {'preset':('lenet-mnist --rounds 2 --epochs 2','lenet-mnist'), 'epochs':('digits --rounds 2 --epochs 3','epoch'),
+others = {'preset':('lenet-mnist --rounds 2 --epochs 2','lenet-mnist'),
+          'epochs':('digits --rounds 2 --epochs 3','epoch'),
     'default epochs':('digits','epoch')}
 @pytest.mark.parametrize('args,word', others.values(), ids=others)
 def test_a_folder_of_another_experiment_is_refused(args, word, copy, tmp_path, no_network):
@@ -300,7 +310,8 @@ def test_a_second_process_leaves_play_json_alone(copy):
 # --- controls and measures
 
 def _two(run, k): return [dict(a=.1*k), dict(a=.2*k)]
-_some = dict(controls=dict(random=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)), at=dict(two=(1,2)))
+_some = dict(controls=dict(random=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)),
+             at=dict(two=(1,2)))
 def _lab(d, **kw):
     p = dataclasses.replace(preset('digits'), **{**_some, **kw})
     return play_seed(p, 0, d/'seed_00', rounds=2, epochs=1)
@@ -360,7 +371,8 @@ def test_going_on_with_damaged_files(f, how, copy):
     d = copy/'seed_00'
     (d/f).write_bytes(damage[how]((d/f).read_bytes()))
     was = files(copy)
-    with pytest.raises((ValueError,OSError)) as e: play_seed(preset('digits'), 0, d, **small)       # what `main` prints in one line
+    with pytest.raises((ValueError,OSError)) as e:
+        play_seed(preset('digits'), 0, d, **small)       # what `main` prints in one line
     _named(e.value, d/f)
     assert files(copy)==was
 
@@ -426,13 +438,15 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(done, tmp_path):
     assert times(d/'seed_00'/'round_00')==at, 'the finished round was not trained again'
     assert hashes(d)==hashes(done[0]) and len(hashes(d))==6
     for s in ('seed_00','seed_01'):
-        for n in ('rounds.csv','controls.csv'): pd.testing.assert_frame_equal(figures(d/s, n), figures(done[0]/s, n), check_exact=True)
+        for n in ('rounds.csv','controls.csv'):
+            pd.testing.assert_frame_equal(figures(d/s, n), figures(done[0]/s, n), check_exact=True)
 
 # --- comparing the arms: numbers by hand
 
 def frame(**cells):
     "`a3=[…]` are the values of arm `a` in round 3, for seeds 0, 1, …; None is a seed that was not played. Rows come in no order"
-    def row(n, s, v): return dict(arm=n.rstrip('0123456789'), round=int(re.search(r'\d+', n)[0]), seed=s, es_test_accuracy=v)
+    def row(n, s, v):
+        return dict(arm=n.rstrip('0123456789'), round=int(re.search(r'\d+', n)[0]), seed=s, es_test_accuracy=v)
     df = pd.DataFrame([row(n, s, v) for n,vs in cells.items() for s,v in enumerate(vs) if v is not None])
     df['density'] = .8**df['round']
     return df.sample(frac=1, random_state=0)
@@ -451,7 +465,8 @@ def test_compare_arms_by_hand():
     assert (t.dense[3],t.ticket[3],t.reinit[3],t.random[3])==near((.92,.94,.92,.90))
     assert (t.dense_half[3],t.ticket_half[3],t.random_half[3])==near((t2*.02/3**.5, t2*.01/3**.5, 0))
     # ticket - dense: .03 .03 .00, ticket - reinit: .02 .03 .01; their standard errors are .01 and .01/√3
-    assert (t.vs_dense[3],t.vs_dense_half[3])==near((.02,t2*.01)) and (t.vs_reinit[3],t.vs_reinit_half[3])==near((.02,t2*.01/3**.5))
+    assert (t.vs_dense[3],t.vs_dense_half[3])==near((.02,t2*.01))
+    assert (t.vs_reinit[3],t.vs_reinit_half[3])==near((.02,t2*.01/3**.5))
     assert (t.vs_reinit[7],t.vs_random[7])==near((.0966666666666667,.39))
     # Holm over the two levels: the smaller p twice, the other at least as much
     mean = (.10+.09+.10)/3

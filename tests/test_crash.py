@@ -67,7 +67,8 @@ def content(f):
         return df.drop(columns=['seconds','digest'], errors='ignore').to_csv()
     return f.read_bytes()
 
-def files_in(d): return {str(f.relative_to(d)):f for f in sorted(Path(d).rglob('*')) if f.is_file() and not f.name.endswith('.lock')}
+def files_in(d):
+    return {str(f.relative_to(d)):f for f in sorted(Path(d).rglob('*')) if f.is_file() and not f.name.endswith('.lock')}
 
 def kept(folder):
     "All files that a run keeps, without the lock, and the histories of its fits"
@@ -102,7 +103,8 @@ def whole(server, tmp_path_factory):
 
 # --- killed at any moment
 
-def other(d, n): return n if (d/'run'/'init.safetensors').exists() else 0     # the folder's initial weights count, not the model's
+def other(d, n):
+    return n if (d/'run'/'init.safetensors').exists() else 0     # the folder's initial weights count, not the model's
 
 def test_killed_twenty_times_at_random_moments(server, whole, tmp_path):
     "SIGKILL from outside after it has worked for random times, until it ends; what is left is bit-equal to a run never killed"
@@ -111,7 +113,8 @@ def test_killed_twenty_times_at_random_moments(server, whole, tmp_path):
     d,end,secs = whole('plain', **kw)
     def go(at, mine):
         "The result; None where it was killed, which it is 12 times at most"
-        return server.run(folder=at, init=other(at, kills), kill_after=rng.uniform(0,.9)*secs if mine<12 else None, **kw)
+        return server.run(folder=at, init=other(at, kills), kill_after=rng.uniform(0,.9)*secs if mine<12 else None,
+                          **kw)
     while kills<24:
         at,i,mine = tmp_path/f'{i}',i+1,0
         while (r := go(at, mine)) is None: kills,mine = kills+1,mine+1
@@ -168,7 +171,8 @@ def test_goes_on_from_the_last_finished_epoch(server, tmp_path):
 
 def test_late_rewinding_goes_on_from_the_last_finished_epoch(server, tmp_path):
     kw = dict(name='late_it', folder=tmp_path, n_epoch=3, rounds=1)
-    assert server.run(n=4*3+3+1, **kw) is None      # round 1 begins at iteration 5, in its second epoch: this is in the third
+    assert server.run(n=4*3+3+1,
+                      **kw) is None      # round 1 begins at iteration 5, in its second epoch: this is in the third
     server.good(**kw)
     first,second = batches(tmp_path)
     assert [o for o in first if o[0]==1]==[(1,1,6),(1,1,7),(1,1,8),(1,2,9)]
@@ -203,7 +207,8 @@ def test_second_learner_in_one_process(tmp_path):
             with pytest.raises(RuntimeError): b.fit_lottery(1, rounds=1, path=tmp_path/'link')
     (tmp_path/'link').symlink_to(tmp_path/'run')
     a.fit_lottery(1, rounds=0, path=tmp_path/'run', cbs=Second())
-    assert len(Second.said)==2 and all('this process' in o for o in Second.said) and str(tmp_path/'run') in Second.said[0]
+    assert len(Second.said)==2 and all('this process' in o for o in Second.said)
+    assert str(tmp_path/'run') in Second.said[0]
     assert cr.bits(b.model)==cr.bits(cr.make('plain', tmp_path/'c').model), 'the second Learner is untouched'
 
 # --- other settings
@@ -241,7 +246,8 @@ def test_changed_lambda_is_told_apart(tmp_path):
 
 def test_callbacks_that_were_used_before_are_the_same_setting(tmp_path):
     cbs = [cr.EarlyStoppingCallback(patience=3)]
-    def go(cbs, rounds): return cr.make('bare', tmp_path).fit_lottery(2, rounds=rounds, seed=1, cbs=cbs, path=tmp_path/'run')
+    def go(cbs, rounds):
+        return cr.make('bare', tmp_path).fit_lottery(2, rounds=rounds, seed=1, cbs=cbs, path=tmp_path/'run')
     for i in range(2): rs = go(cbs, i)
     assert len(rs)==2
     with pytest.raises(ValueError, match='patience'): go([cr.EarlyStoppingCallback(patience=2)], 1)
@@ -304,7 +310,8 @@ def test_the_same_learner_again_and_one_that_is_looked_at(tmp_path):
     dl = l.dls.train
     def at(): return random.getstate(),cr.torch.get_rng_state().tolist(),dl.rng.getstate()
     a,d = at(),fastai_lottery.identity.about_learner(l, l.lottery, l.dls.valid)
-    assert at()==a and d==fastai_lottery.identity.about_learner(bare(tmp_path), l.lottery, l.dls.valid) and d['data_valid']==d['data_test']
+    assert at()==a and d==fastai_lottery.identity.about_learner(bare(tmp_path), l.lottery, l.dls.valid)
+    assert d['data_valid']==d['data_test']
 
 def test_loaders_that_cannot_be_read_twice_are_left_out(tmp_path):
     class Odd(cr.Noisy):
@@ -375,7 +382,8 @@ def stopped(server, whole, tmp_path_factory):
     return d
 
 of_a_round = 'ticket.safetensors','weights.safetensors','curve.csv'
-files = ['run.json','rounds.csv','init.safetensors','epoch.ckpt',*(f'round_0{r}/{f}' for r in (0,1) for f in of_a_round)]
+files = ['run.json','rounds.csv','init.safetensors','epoch.ckpt',
+         *(f'round_0{r}/{f}' for r in (0,1) for f in of_a_round)]
 
 def spoil(f, how):
     if how=='removed': f.unlink()
@@ -570,7 +578,8 @@ def test_damaged_play_json(how, lab, server, tmp_path):
 def test_killed_among_controls_and_measures(server, lab, tmp_path):
     for f in ('.controls','.measures'):
         d = tmp_path/f
-        assert server.run('replicate', hurt=dict(kill=dict(at=f[1:])), folder=d, measures=True, rounds=1, epochs=1) is None
+        assert server.run('replicate', hurt=dict(kill=dict(at=f[1:])), folder=d, measures=True, rounds=1,
+                          epochs=1) is None
         server.good(what='replicate', folder=d, measures=True, rounds=1, epochs=1)
         assert kept(d)==kept(lab/'seed_00')
     d = tmp_path/'counted'      # the tables are whole, and the last count is missing

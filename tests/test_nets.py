@@ -68,7 +68,8 @@ def shapes(m, x):
 
 def test_conv6_shapes():
     s = shapes(conv_net(6), torch.randn(1,3,32,32))
-    want = dict(conv2=(64,32,32), pool1=(64,16,16), conv4=(128,16,16), pool2=(128,8,8), conv6=(256,8,8), pool3=(256,4,4),
+    want = dict(conv2=(64,32,32), pool1=(64,16,16), conv4=(128,16,16), pool2=(128,8,8), conv6=(256,8,8),
+                pool3=(256,4,4),
                 flat=(4096,), fc1=(256,), fc2=(256,), out=(10,))
     assert {k:s[k] for k in want}==want
 
@@ -80,10 +81,12 @@ def test_resnet_shapes():
 
 def test_vgg_shapes():
     s = shapes(vgg(19, width=8), torch.randn(1,3,32,32))
-    assert [s[f'pool{i}'] for i in (1,2,3,4)]==[(8,16,16),(16,8,8),(32,4,4),(64,2,2)] and 'pool5' not in s and s['flat']==(64,)
+    assert [s[f'pool{i}'] for i in (1,2,3,4)]==[(8,16,16),(16,8,8),(32,4,4),(64,2,2)] and 'pool5' not in s
+    assert s['flat']==(64,)
 
 @pytest.mark.parametrize('n,size', [(2,2),(2,9),(4,7),(4,31),(6,8),(6,28)])
-def test_conv_on_odd_sizes(n, size): assert conv_net(n, width=4, n_in=1, size=size, n_out=7)(torch.randn(3,1,size,size)).shape==(3,7)
+def test_conv_on_odd_sizes(n, size):
+    assert conv_net(n, width=4, n_in=1, size=size, n_out=7)(torch.randn(3,1,size,size)).shape==(3,7)
 
 @pytest.mark.parametrize('size', [16,17,33,47])
 @pytest.mark.parametrize('f', [resnet_20,vgg])
@@ -259,7 +262,8 @@ def test_sgd_without_decay_by_default():
 
 def test_sgd_with_one_cycle_and_groups():
     "`moms` reach torch's momentum, and each group has its own rate"
-    learn = Learner(data(), Bn(), loss_func=F.cross_entropy, opt_func=sgd, splitter=lambda m: [params(m.a)+params(m.bn), params(m.b)])
+    learn = Learner(data(), Bn(), loss_func=F.cross_entropy, opt_func=sgd,
+                    splitter=lambda m: [params(m.a)+params(m.bn), params(m.b)])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, slice(.01,.1), moms=(.8,.7,.8))
     assert min(learn.recorder.hps['mom'])<.75 and len(learn.opt.opt.param_groups)==2
     with learn.no_bar(), learn.no_logging(): learn.fit_drops(1, slice(.01,.1), drops=[2])
@@ -267,7 +271,8 @@ def test_sgd_with_one_cycle_and_groups():
 
 def test_pruned_weights_stay_zero_under_sgd():
     learn = Learner(data(), Bn(), loss_func=F.cross_entropy, opt_func=sgd, cbs=LotteryCallback())
-    with learn.no_bar(), learn.no_logging(): learn.fit_lottery(2, rounds=2, amount=.5, fit=Learner.fit_drops, lr=.1, wd=1e-2, seed=0)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_lottery(2, rounds=2, amount=.5, fit=Learner.fit_drops, lr=.1, wd=1e-2, seed=0)
     for n,m in learn.lottery.masks.items(): assert not named_weights(learn.model)[n][~m].any()
     assert learn.lottery.rounds[-1]['kept']==48
 
@@ -327,10 +332,12 @@ def test_rate_after_many_iterations():
 def test_rate_after_a_late_rewind(to, k):
     "Going on from iteration k means: at its rate, through what is left of the schedule"
     learn = drop_learner([LotteryCallback(to)])
-    with learn.no_bar(), learn.no_logging(): learn.fit_lottery(5, rounds=2, fit=Learner.fit_drops, lr=.1, drops=[9,'4ep'], warmup=6, seed=0)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_lottery(5, rounds=2, fit=Learner.fit_drops, lr=.1, drops=[9,'4ep'], warmup=6, seed=0)
     want = [(i, rate(i,.1,(9,16),.1,6)) for i in range(20)]
     for f,w in zip(learn.rates.fits, (want, want[k:], want[k:])):
-        assert [i for i,_ in f]==[i for i,_ in w] and np.allclose([r[0] for _,r in f], [r for _,r in w], rtol=1e-12, atol=0)
+        assert [i for i,_ in f]==[i for i,_ in w]
+        assert np.allclose([r[0] for _,r in f], [r for _,r in w], rtol=1e-12, atol=0)
     assert len(learn.rates.fits)==3 and [r['iterations'] for r in learn.lottery.rounds]==[20,20-k,20-k]
 
 def test_fit_drops_goes_with_a_ticket_and_a_folder(tmp_path):
@@ -344,7 +351,8 @@ def test_fit_drops_goes_with_a_ticket_and_a_folder(tmp_path):
     assert [o['mask_hash'] for o in b.lottery.rounds]==[o['mask_hash'] for o in whole.lottery.rounds]
     assert b.lottery.rounds[2]['valid_loss']==whole.lottery.rounds[2]['valid_loss']
     assert r['iterations']==8
-    with pytest.raises(ValueError, match='drops was'): b.fit_lottery(2, rounds=2, path=tmp_path, **{**kw, 'drops':(.25,)})
+    with pytest.raises(ValueError, match='drops was'):
+        b.fit_lottery(2, rounds=2, path=tmp_path, **{**kw, 'drops':(.25,)})
 
 def test_learners_own_rate_and_other_arguments():
     learn = drop_learner(lr=.04)
@@ -358,7 +366,8 @@ def test_learners_own_rate_and_other_arguments():
     assert learn.opt is opt
     rates_of(learn, 1, lr=.1, drops=[2], reset_opt=True)
     assert learn.opt is not opt
-    assert np.allclose([r[0] for _,r in rates_of(learn, 3, lr=.1, drops=[10], warmup=5, start_epoch=1)], [.08]+[.1]*5+[.01]*2)
+    assert np.allclose([r[0] for _,r in rates_of(learn, 3, lr=.1, drops=[10], warmup=5, start_epoch=1)],
+                       [.08]+[.1]*5+[.01]*2)
 
 def test_hps_are_recorded():
     learn = drop_learner()
@@ -388,5 +397,6 @@ def test_errors_of_the_schedule(kw, say):
     assert say in str(e.value)
 
 def test_fraction_never_falls_out_of_a_short_training():
-    for n in (1,2): assert np.allclose([r[0] for _,r in rates_of(drop_learner(), n, lr=.1, drops=[.01,.99])], [.1]+[.01]*(4*n-1))
+    for n in (1,2):
+        assert np.allclose([r[0] for _,r in rates_of(drop_learner(), n, lr=.1, drops=[.01,.99])], [.1]+[.01]*(4*n-1))
     assert np.allclose([r[0] for _,r in rates_of(drop_learner(), 1, lr=.1, drops=[.999])], [.1]*4)

@@ -21,8 +21,12 @@ def per_group(m, k): return m.reshape(len(m), -1, k).sum(-1)
 # --- ERK
 
 @pytest.mark.parametrize('amount,want', [
-    (.9,  [18714,6906,1000]),               # out would have 26620*110/1594 = 1837: it keeps its 1000; 25620*1084/1484 = 18714.34
-    (.99, [1810,668,184]),                  # 2662 in all, 1.67 of each unit of dims: 1810.30, 668.01, 183.70; nothing is cut off
+    (.9,
+     [18714,6906,
+      1000]),               # out would have 26620*110/1594 = 1837: it keeps its 1000; 25620*1084/1484 = 18714.34
+    (.99,
+     [1810,668,
+      184]),                  # 2662 in all, 1.67 of each unit of dims: 1810.30, 668.01, 183.70; nothing is cut off
     (.2,  [181960,30000,1000]),             # two are cut off: fc2 would have 211960*400/1484
     (.999,[181,67,18]), (0,[235200,30000,1000])])
 def test_erk_by_hand(amount, want):
@@ -88,7 +92,8 @@ def test_erk_floor_and_empty_layers():
         warnings.simplefilter('error')
         assert kept(make_masks(ws, dense(ws), .9995, partial(erk, floor=3)))==[97,3]
         assert kept(make_masks(ws, dense(ws), .9995, partial(erk, floor=10)))==[96,4]
-    with pytest.raises(ValueError, match=r'amount=0\.9999 would remove 199984 weights, but `floor=50` leaves only 199950'):
+    with pytest.raises(ValueError,
+                       match=r'amount=0\.9999 would remove 199984 weights, but `floor=50` leaves only 199950'):
         make_masks(ws, dense(ws), .9999, partial(erk, floor=50))
 
 @pytest.mark.parametrize('power', [-1, 'x', math.nan, math.inf, None, True], ids=str)
@@ -119,7 +124,8 @@ def test_full_amount_is_the_pattern(n, m, shape):
     "Exactly n in each group; which: the best ones"
     ws = draw(dict(w=shape))
     new = make_masks(ws, dense(ws), 1-n/m, n_of_m(n,m))['w']
-    g,s = new.reshape(-1,m),ws['w'].reshape(-1,m)     # rows are multiples of m, so groups are the same in the flat weight
+    g,s = new.reshape(-1,m),ws['w'].reshape(-1,
+                                            m)     # rows are multiples of m, so groups are the same in the flat weight
     assert (g.sum(-1)==n).all()
     assert all(set(a.nonzero()[:,0].tolist())==set(np.argsort(b.numpy())[m-n:].tolist()) for a,b in zip(g, s))
 
@@ -231,7 +237,8 @@ def test_no_loop_over_groups():
 
 def test_names_of_scopes():
     for n,f in dict(erk=erk, local=local, global_=global_, **{'global':global_}).items(): assert as_scope(n, ['w']) is f
-    a = {say(o) for o in (n_of_m(2,4), n_of_m(1,4), n_of_m(4,8), erk, partial(erk, power=.5), partial(erk, floor=5), local, global_)}
+    a = {say(o) for o in (n_of_m(2,4), n_of_m(1,4), n_of_m(4,8), erk, partial(erk, power=.5), partial(erk, floor=5),
+                          local, global_)}
     assert len(a)==8 and say(n_of_m(2,4))==say(as_scope('2:4', ['w']))=='n_of_m(2, 4)'
     code = "from fastai_lottery.scopes import *; from fastai_lottery.identity import say; print(say(n_of_m(1, 8)))"
     got = subprocess.run([sys.executable,'-W','ignore','-c',code], capture_output=True, text=True, check=True)
@@ -274,7 +281,8 @@ def test_inverse_mask():
     assert (i&t).n_kept==0 and (i|t).n_kept==t.numel and i.density==pytest.approx(.9)
     assert inverse_mask(i)==t and rng_states()==rng
     with pytest.raises(ValueError, match='the ticket is dense.*take a later round'): inverse_mask(dense(lenet))
-    with pytest.warns(EmptyLayerWarning, match='keeps all of out'): inverse_mask(make_masks(lenet, dense(lenet), .9, erk))
+    with pytest.warns(EmptyLayerWarning, match='keeps all of out'):
+        inverse_mask(make_masks(lenet, dense(lenet), .9, erk))
 
 def test_erk_mask():
     "As many weights as the ticket, wherever the ticket has them; another draw with another generator"

@@ -266,7 +266,7 @@ def test_errors():
         (dict(base=lambda w_i: w_i.sum()),'shape',ValueError), (dict(how=partial(edge_popup, density=0)),'density',ValueError),
         (dict(how=partial(signed_mask, tau=-1)),'tau',ValueError), (dict(include='nope'),'nope',ValueError)):
         fails(lambda: add_supermask(m, **kw), word, e)
-        assert bits(m)==was and modules(m)==modules(net()) and not hasattr(m, '_supermask')  # an error leaves the model as it was
+        assert bits(m)==was and modules(m)==modules(net()) and not hasattr(m, '_supermask')    # an error leaves the model as it was
     fails(lambda: remove_supermask(m), 'no supermasks')
     fails(lambda: supermask_ticket(m), 'no supermasks')
     add_supermask(m)

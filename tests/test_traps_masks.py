@@ -119,7 +119,8 @@ def test_trap_02_exact_count(amount, fill, scope):
     learn = learner()
     with torch.no_grad():
         for p in named_weights(learn.model).values():
-            if fill!='distinct': p.copy_(dict(ties=torch.ones_like(p), zeros=torch.zeros_like(p), repeated=(p*4).round()/4)[fill])
+            if fill!='distinct':
+                p.copy_(dict(ties=torch.ones_like(p), zeros=torch.zeros_like(p), repeated=(p*4).round()/4)[fill])
     ws,was = named_weights(learn.model),{}
     for _ in range(3):
         masks = learn.lottery.masks
@@ -392,7 +393,8 @@ def test_trap_09_a_floor_for_each_layer(scope):
     with pytest.raises(ValueError, match='floor=40'): learn.prune(.9, scope=partial(scope, floor=40))
 
 def test_trap_09_biases_and_norms_are_out_by_default():
-    assert prunable(conv_bn())==['0.weight','3.weight','7.weight'] and prunable(nn.LSTM(3,4))==['weight_ih_l0','weight_hh_l0']
+    assert prunable(conv_bn())==['0.weight','3.weight','7.weight']
+    assert prunable(nn.LSTM(3,4))==['weight_ih_l0','weight_hh_l0']
     assert prunable(nn.MultiheadAttention(4,2))==['in_proj_weight','out_proj.weight']
     assert prunable(conv_bn(), types=nn.BatchNorm2d)==['1.weight','4.weight']
     learn = learner(conv_bn, data(shape=(1,6,6)))
