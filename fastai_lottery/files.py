@@ -50,7 +50,7 @@ def atomic(
     except (OSError,SafetensorError) as e: raise _no_room(path, e) from None
     finally: Path(tmp).unlink(missing_ok=True)
 
-# %% ../nbs/06_files.ipynb #3192bc7d
+# %% ../nbs/06_files.ipynb #d6bbefb4
 def atomic_text(path, s):
     with atomic(path) as tmp: tmp.write_text(s)
 
@@ -80,7 +80,7 @@ def save_tensors(
     with atomic(path) as tmp: save_file(tensors, tmp, dict(format=_format, meta=js, sha256=_digest(tensors, js)))
     return path
 
-# %% ../nbs/06_files.ipynb #14694b0f
+# %% ../nbs/06_files.ipynb #e5729526
 _unreadable = SafetensorError,ValueError,RuntimeError,OverflowError,OSError
 
 def load_tensors(
@@ -132,7 +132,7 @@ def row_digest(o):
     said = {k:_as_read(v) for k,v in o.items() if k not in ('digest','seed') and v==v and v is not None}
     return 'x'+short_hash(repr(sorted(said.items())))[:8]
 
-# %% ../nbs/06_files.ipynb #34bba162
+# %% ../nbs/06_files.ipynb #d620a9e6
 def read_json(f):
     "The dict in a file, empty where there is none"
     try:
@@ -152,7 +152,7 @@ def append_rows(f, rows, new):
     with atomic(f) as tmp: pd.DataFrame([dict(o, digest=row_digest(o)) for o in rows]).to_csv(tmp, index=False)
     count_rows(f, rows)
 
-# %% ../nbs/06_files.ipynb #47b9d580
+# %% ../nbs/06_files.ipynb #ae0d2d80
 _again = "Put it back from a copy; or remove the file, and its trainings are played again"
 
 def _check_rows(f, rows):
@@ -165,7 +165,7 @@ def _check_rows(f, rows):
         if of==of and of!=n[k,a]:
             raise ValueError(f"{str(f)!r} is damaged: it has {n[k,a]} of {of:.0f} rows of {a!r} in round {k}. {_again}")
 
-# %% ../nbs/06_files.ipynb #57e23e46
+# %% ../nbs/06_files.ipynb #46bddde2
 def read_rows(f, *need, drop=('made','of')):
     "The rows that `append_rows` wrote. Raises `ValueError` for one that is not what was written, or that lacks its fellows"
     df = read_table(f, ('arm','round',*need))
@@ -181,7 +181,7 @@ def read_written(f, *need):
                          "or go on with the run, which plays what is missing again")
     return df
 
-# %% ../nbs/06_files.ipynb #5c1fb23d
+# %% ../nbs/06_files.ipynb #be211ae6
 def numbered(d, what):
     "Folders `what`_NN in `d` by their number"
     named = {o:re.fullmatch(rf'{what}_(\d+)', o.name) for o in sorted(Path(d).glob(f'{what}_*'))}
@@ -199,7 +199,7 @@ def _holder(f):
         if (pid := f.read_text()).isdecimal(): return 'this process' if int(pid)==os.getpid() else f'process {pid}'
     return 'process ?'
 
-# %% ../nbs/06_files.ipynb #bd3ffcfa
+# %% ../nbs/06_files.ipynb #49a71ca3
 @contextmanager
 def locked(
     path, # Folder
@@ -220,5 +220,7 @@ def locked(
         with suppress(OSError): f.write_text(str(os.getpid()))    # on a full disk nobody learns our number
         yield
     finally:
+        if me[0]==os.getpid():    # a child that was forked may come here, too
+            with suppress(OSError): os.truncate(f, 0)
         _mine.discard(me)
         lock.release()

@@ -81,6 +81,26 @@ class Ema(Callback):
         ps = zip(self.model.parameters(), self.avg[0].module.parameters())
         self.learn.loss_grad = self.loss_grad+.1*sum((p-q.detach()).pow(2).sum() for p,q in ps)
 
+class Carried(Callback):
+    "Counts the batches of all rounds, and trains a little otherwise with each"
+    run_valid = False
+    def __init__(self): self.seen = 0
+    def before_batch(self):
+        self.seen += 1
+        self.learn.xb = (self.xb[0]*(1+.01*self.seen),)
+
+class Weighted(nn.Module):
+    "A loss that learns a weight for each class"
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+    def forward(self, pred, y): return F.cross_entropy(pred*self.weight, y)+.01*self.weight.pow(2).sum()
+
+class Wrapped:
+    "As fastai's losses keep theirs"
+    def __init__(self): self.func = Weighted()
+    def __call__(self, pred, y): return self.func(pred, y)
+
 # --- data
 
 class Noisy:
@@ -119,6 +139,8 @@ def twice(learn, n_epoch, **kw):
     learn.fit(1, .01)
     learn.fit_one_cycle(n_epoch-1, .02, **kw)
 
+loss = Wrapped()
+def with_loss(m): return [params(m),list(loss.func.parameters())]
 def track(): return [SaveModelCallback(), EarlyStoppingCallback(patience=2), ReduceLROnPlateau(patience=1, factor=2)]
 
 runs = dict(
@@ -145,6 +167,8 @@ runs = dict(
     unfreeze = dict(cbs=lambda: [Unfreeze()], fit=Learner.fit, lr=.02, lr_max=None),
     ema      = dict(cbs=lambda: [Ema()]),
     lstm     = dict(zoo='awd_lstm'),
+    learned  = dict(learn=dict(loss=loss, splitter=with_loss), cb=dict(rewind_to='5it')),
+    carried  = dict(cbs=lambda: [Carried()]),
     found    = dict(fit=found, lr_max=None))
 
 def make(name, folder, init=0):

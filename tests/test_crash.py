@@ -139,6 +139,16 @@ def test_killed_run_ends_the_same(name, server, whole, tmp_path):
     parts = zip([0,*last], [*moments,len(done)-1])
     assert [o for p in batches(tmp_path) for o in p]==[o for a,t in parts for o in done[a:t+1]]
 
+@pytest.mark.parametrize('name', ['plain','learned'])
+def test_killed_in_the_first_epoch_of_a_round(name, server, whole, tmp_path):
+    "What trains beside the net is as the round found it"
+    d,end,_ = whole(name)
+    for i,n in enumerate((1,4)):    # the first batch of round 1, its first epoch's last
+        at = tmp_path/f'{i}'
+        done = batches(d)[0]
+        assert server.run(name=name, folder=at, n=next(j for j,o in enumerate(done) if o[0]==1)+n) is None
+        same(d, at, end, server.good(name=name, folder=at, init=9))
+
 def test_killed_around_each_file_that_is_put_in_place(server, whole, tmp_path):
     "All states that the disk can be in"
     d,end,_ = whole('plain', n_epoch=2, rounds=1)

@@ -27,6 +27,7 @@ def test_one_holder_in_a_process_by_whatever_name(tmp_path, monkeypatch):
 def test_it_is_free_after_an_error(tmp_path):
     with pytest.raises(KeyError):
         with locked(tmp_path): raise KeyError
+    assert (tmp_path/'.run.lock').read_text()=='', 'nobody is named who is not there'
     free(tmp_path)
 
 def test_one_holder_among_threads(tmp_path):
