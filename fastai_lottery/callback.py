@@ -43,7 +43,7 @@ class LotteryCallback(Known, Callback):
         store_attr('include,exclude,types,bias,frozen,init')
         self.blank()
 
-# %% ../nbs/11_callback.ipynb #d06d9b08
+# %% ../nbs/11_callback.ipynb #cbb3df29
 @patch
 def prune(self:Learner,
     amount:float=.2, # Fraction of the surviving weights to remove
@@ -77,7 +77,7 @@ def rewind(self:Learner,
     lot.hold()
     lot.fresh_opt()
 
-# %% ../nbs/11_callback.ipynb #c0b60bb2
+# %% ../nbs/11_callback.ipynb #6c8b1fa7
 @patch
 def unprune(self:Learner):
     "Take the masks off: all weights may move again, from where they are (pruned ones from 0)"
@@ -98,7 +98,7 @@ def blank(self:LotteryCallback):
     self.b_i,self.b_k = {},{}    # what trains outside the model
     self.rounds,self.n_pruned,self.exported,self.held_here = L(),0,False,False
 
-# %% ../nbs/11_callback.ipynb #e6a7a924
+# %% ../nbs/11_callback.ipynb #4f968a84
 @patch
 def keep_zeros(self:Learner)->dict: # Number of weights that it took, by name; the others were pruned before
     """Take competing weights that are exactly 0 for pruned, say after `learn.load` or a `load_state_dict` of what another tool
@@ -109,7 +109,7 @@ def keep_zeros(self:Learner)->dict: # Number of weights that it took, by name; t
     lot.set_masks(new, lot.values(new))
     return took
 
-# %% ../nbs/11_callback.ipynb #101b8faa
+# %% ../nbs/11_callback.ipynb #fe539933
 @patch
 def competing(self:LotteryCallback)->pd.DataFrame: # A row a parameter: `shape`, `numel`, `share` of all, `competes`, and `why` or why not
     "Which parameters compete, and why. Masks that are on decide, where they were made by another rule"
@@ -131,7 +131,7 @@ def how_much(self:LotteryCallback)->str:
     n = int(df.numel[df.competes].sum())
     return f"{n:,} weights compete, {df.share[df.competes].sum():.1%} of all, in {df.competes.sum()} of {len(df)} parameters"
 
-# %% ../nbs/11_callback.ipynb #71110410
+# %% ../nbs/11_callback.ipynb #a693c462
 _export = getattr(Learner.export, '__wrapped__', Learner.export)
 @patch
 def export(self:Learner,
@@ -148,7 +148,7 @@ def export(self:Learner,
         for o in lots: o.hold()
 Learner.export.__wrapped__ = _export
 
-# %% ../nbs/11_callback.ipynb #d8f2fa95
+# %% ../nbs/11_callback.ipynb #dc018e61
 @patch
 def __getstate__(self:LotteryCallback):
     d = super(LotteryCallback, self).__getstate__()
@@ -172,14 +172,14 @@ def why_nothing(self:LotteryCallback, rounds=False):
     if rounds: return "there are no rounds yet: learn.fit_lottery(...) plays them"
     return f"there is nothing to rewind to yet: the rewind point {str(self.rewind_to)!r} is recorded by training. Train first"
 
-# %% ../nbs/11_callback.ipynb #291d2a82
+# %% ../nbs/11_callback.ipynb #67a1d424
 def _set_learn(self, new):
     if new is not None: check_alone(self, new)
     if new is not self.learn: self.let_go()
     self.__dict__['learn'] = new
 LotteryCallback.learn = property(lambda self: self.__dict__.get('learn'), _set_learn)
 
-# %% ../nbs/11_callback.ipynb #8d98b294
+# %% ../nbs/11_callback.ipynb #897b3edf
 @patch
 def net(self:LotteryCallback):
     "The Learner's model; `ValueError` for a callback that is on no Learner"
@@ -200,7 +200,7 @@ def lottery_of(learn):
     lot.check_model()
     return lot
 
-# %% ../nbs/11_callback.ipynb #7831c4aa
+# %% ../nbs/11_callback.ipynb #6d9a2369
 @patch
 def remember(self:LotteryCallback):
     "Record the initial weights, once; also the rewind point if that is `'init'`"
@@ -234,7 +234,7 @@ def before_batch(self:LotteryCallback):
     if self.learn.train_iter!=self.rewind_to.step(self.learn.n_iter): return
     self.w_k,self.b_k = of_rank0(lambda: (state(self.learn.model),outside_state(self.learn)))
 
-# %% ../nbs/11_callback.ipynb #0d83edfe
+# %% ../nbs/11_callback.ipynb #b3e73006
 @patch
 def set_masks(self:LotteryCallback,
     masks:Masks, # Masks of the model's weights
@@ -268,10 +268,10 @@ def hold(self:LotteryCallback):
         self._listen()
     if self._hold is not None: self._hold()
 
-# %% ../nbs/11_callback.ipynb #636bd8eb
+# %% ../nbs/11_callback.ipynb #400f296b
 @patch
 def after_opt_step(self:LotteryCallback, *args):
-    if self.run and self.learn is not None: self.hold()
+    if self.run: self.hold()
 
 @patch
 def after_load(self:LotteryCallback, m, keys):
@@ -284,14 +284,14 @@ def before_forward(self:LotteryCallback, m, args):
     if self._hold is None: self.hold()
     else: self._hold.check(m.training)
 
-# %% ../nbs/11_callback.ipynb #495ef5c3
+# %% ../nbs/11_callback.ipynb #b53e1e57
 @patch
 def let_go(self:LotteryCallback, exports=False):
     "Take all hooks off; they come back with the next hold"
     if self._watch is not None: self._watch.off()
     self._hold,self._exports = None,exports
 
-# %% ../nbs/11_callback.ipynb #ddb8c46b
+# %% ../nbs/11_callback.ipynb #3a5cc70f
 @patch
 def __deepcopy__(self:LotteryCallback, memo):
     memo[id(self)] = new = type(self).__new__(type(self))
@@ -302,7 +302,7 @@ def __deepcopy__(self:LotteryCallback, memo):
     new._watch.on(new, m, opt, self.masks is not None and self.masks.n_kept<self.masks.numel)
     return new
 
-# %% ../nbs/11_callback.ipynb #2e3aedef
+# %% ../nbs/11_callback.ipynb #442bb8f5
 def _after_steps(cb): return 'after_step' in vars(cb) or hasattr(type(cb), 'after_step')
 
 @patch
@@ -331,7 +331,7 @@ def after_step(self:LotteryCallback):
     if h is not None: self._watch.on(self, self.learn.model, self.learn.opt, bool(h.ws))    # the optimizer may be a new one
     self.hold()
 
-# %% ../nbs/11_callback.ipynb #b8a688b1
+# %% ../nbs/11_callback.ipynb #16a3b6c5
 for o in ('after_cancel_batch', 'after_cancel_train', 'before_validate', 'after_cancel_epoch', 'after_cancel_fit', 'after_fit'):
     setattr(LotteryCallback, o, LotteryCallback.hold)
 
