@@ -18,9 +18,12 @@ from .statistics import *
 from .signals import *
 from .callback import *
 from .checkpoints import *
+from .looks import *
 from .fits import *
+from .identity import *
 from .settings import *
 from .runs import *
+from .journal import *
 from .rounds import *
 from .supermask import *
 from .transfer import *
@@ -33,4 +36,5 @@ from .claims import *
 from .presets import *
 from .sweeps import *
 from .plots import *
+from .pictures import *
 __all__ = [n for n in dir() if n[0]!='_']

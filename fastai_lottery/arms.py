@@ -28,7 +28,9 @@ from .rounds import *
 from .supermask import *
 from .transfer import *
 from .analysis import *
-from .fits import Round,fast_events,quiet,seed_all
+from .analysis import same_order
+from .looks import fast_events
+from .fits import Round,quiet,seed_all
 from .core import check_whole
 
 # %% ../nbs/32_arms.ipynb #8f634c0d

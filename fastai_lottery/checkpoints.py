@@ -8,99 +8,139 @@ __all__ = ['take_checkpoint', 'put_checkpoint', 'write_checkpoint', 'read_checkp
 # %% ../nbs/12_checkpoints.ipynb #d1c15eb7
 import hashlib,io,random,warnings
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Callable,NamedTuple
 import numpy as np
 import torch
+from torch import nn
 from fastcore.foundation import L
+from fastai.callback.core import Callback
 from fastai.metrics import Metric
 from .core import *
-from .resets import state,load_
+from .resets import state,load_,copy_into_,loss_module
 from .files import atomic
+from .signals import outside_of
 
 # %% ../nbs/12_checkpoints.ipynb #3ea2360c
 class _NotPlain(Exception): pass
-
-def _stateful(o): return not isinstance(o, type) and all(callable(getattr(type(o), k, None)) for k in ('state_dict','load_state_dict'))
+_scalars = {int,float,bool,str,type(None)}
 
 def _plain(o):
     "`o` as tensors and plain data"
     if torch.is_tensor(o): return o.detach().as_subclass(torch.Tensor)
     if isinstance(o, np.generic): return o.item()
     if o is None or isinstance(o, (str,int,float,bool)): return o
-    if isinstance(o, np.ndarray) and o.dtype!=object: return {'#array':torch.from_numpy(o.copy())}
-    if isinstance(o, (list,L)):
-        if len(o)>8 and all(torch.is_tensor(t) and t.ndim==0 for t in o) and len({(t.dtype,t.device) for t in o})==1: return {'#stack':torch.stack(list(o)).detach().as_subclass(torch.Tensor)}
-        res = [_plain(x) for x in o]
-        return {'#L':res} if isinstance(o, L) else res
-    if type(o) is tuple: return tuple(_plain(x) for x in o)
+    if type(o) is tuple: return tuple(map(_plain, o))
     if isinstance(o, dict) and all(isinstance(k, (str,int)) for k in o): return {k:_plain(v) for k,v in o.items()}
-    return _special(o)
-
-def _special(o):
-    "`o` as plain data, of a kind that `_back` needs to know"
-    if isinstance(o, set): return {'#set':[_plain(x) for x in o]}
-    if isinstance(o, deque): return {'#deque':([_plain(x) for x in o],o.maxlen)}
-    if (g := _generator(o)) is not None: return {'#rng':_plain(g[0]())}
-    if isinstance(o, Metric): return {'#vars':_plain_vars(o)}
-    if _stateful(o): return {'#state':_plain(o.state_dict())}
+    for tag,kind in _kinds.items():
+        if kind.is_one(o): return {tag:kind.write(o)}
+    if isinstance(o, list): return _plain_list(o)
     raise _NotPlain(type(o).__name__)
 
-def _plain_vars(o, skip=('learn',)):
+def _plain_list(o):
+    types = set(map(type, o))
+    if types<={float,np.float64}: return np.array(o).tolist()    # a recorder has a number a step: they are not looked at one by one
+    return list(o) if types<=_scalars else [_plain(x) for x in o]
+
+def _plain_of(d):
+    "Of a dict what is plain"
     res = {}
-    for k,v in vars(o).items():
-        if k in skip: continue
-        try: res[k] = _plain(v)
-        except _NotPlain: pass
+    for k,v in d.items():
+        with suppress(_NotPlain): res[k] = _plain(v)
     return res
+
+# %% ../nbs/12_checkpoints.ipynb #d7e52c94
+def callback_state(cb):
+    "What a callback holds, as plain data; what is no plain data is left out"
+    return _plain_of({k:v for k,v in vars(cb).items() if k!='learn'})
+
+# %% ../nbs/12_checkpoints.ipynb #98833375
+_as_torch = torch._C.DisableTorchFunctionSubclass    # fastai's tensors take 10 µs to say what they are, and there are as many as steps
+
+class _Kind(NamedTuple):
+    "Something that is no plain data"
+    is_one:Callable # Is `o` one?
+    write:Callable # As plain data
+    read:Callable # And back: of what was written, and what is there now
+
+def _is_stack(o):
+    "Many numbers, each in a tensor of its own"
+    if not isinstance(o, (list,L)) or len(o)<=8 or not all(map(torch.is_tensor, o)): return False
+    with _as_torch(): return len({(t.dtype,t.device,t.ndim) for t in o}|{(o[0].dtype,o[0].device,0)})==1
+
+def _stateful(o):
+    both = 'state_dict','load_state_dict'
+    return not isinstance(o, type) and all(callable(getattr(type(o), k, None)) for k in both)
+
+def _in_place(put):
+    "Read into what is there, if something is"
+    def _f(v, old):
+        if old is not None: put(old, v)
+        return old
+    return _f
+
+# %% ../nbs/12_checkpoints.ipynb #507375ac
+def _array(o): return isinstance(o, np.ndarray) and o.dtype!=object
+def _stack(o):
+    with _as_torch(): return torch.stack(list(o)).detach().as_subclass(torch.Tensor)
+def _rng_back(o, v): _generator(o)[1](_back(v))
+def _state_back(o, v): o.load_state_dict(_back(v))
+
+_kinds = {
+    '#array': _Kind(_array, lambda o: torch.from_numpy(o.copy()), lambda v,_: v.cpu().numpy()),
+    '#stack': _Kind(_is_stack, _stack, lambda v,_: list(v.unbind())),
+    '#L':     _Kind(lambda o: isinstance(o, L), lambda o: _plain(list(o)), lambda v,old: L(_back(v, old))),
+    '#set':   _Kind(lambda o: isinstance(o, set), lambda o: _plain(list(o)), lambda v,_: set(_back(v))),
+    '#deque': _Kind(lambda o: isinstance(o, deque), lambda o: (_plain(list(o)),o.maxlen), lambda v,_: deque(_back(v[0]), v[1])),
+    '#rng':   _Kind(lambda o: _generator(o) is not None, lambda o: _plain(_generator(o)[0]()), _in_place(_rng_back)),
+    '#vars':  _Kind(lambda o: isinstance(o, Metric), callback_state, _in_place(lambda o,v: put_callback_state(o, v))),
+    '#state': _Kind(_stateful, lambda o: _plain(o.state_dict()), _in_place(_state_back)),
+}
 
 # %% ../nbs/12_checkpoints.ipynb #2ffafe5e
 def _generator(o):
     "How to read and to set the state of a random generator; None for anything else"
     if isinstance(o, random.Random): return o.getstate,o.setstate
     if isinstance(o, torch.Generator): return o.get_state,lambda s: o.set_state(s.cpu())
-    b = getattr(o, 'bit_generator', None) if isinstance(o, np.random.Generator) else getattr(o, '_bit_generator', None) if isinstance(o, np.random.RandomState) else None
-    if b is not None: return lambda: b.state,partial(setattr, b, 'state')
+    if isinstance(o, np.random.RandomState): return partial(o.get_state, legacy=False),o.set_state    # with the second of two Gaussians
+    if isinstance(o, np.random.Generator): return lambda: o.bit_generator.state,partial(setattr, o.bit_generator, 'state')
 
 # %% ../nbs/12_checkpoints.ipynb #c5c221a9
+def _is_leaf(o): return isinstance(o, nn.Parameter) or torch.is_tensor(o) and o.requires_grad and o.is_leaf
+
 def _back(o, old=None):
-    "What `_plain` was given; generators and what has a state are set in place, where they are in `old`"
-    if isinstance(o, dict):
-        if '#array' in o: return o['#array'].cpu().numpy()
-        if '#stack' in o: return list(o['#stack'].unbind())
-        if '#L' in o: return L(_back(o['#L'], old))
-        if '#set' in o: return set(_back(o['#set']))
-        if '#deque' in o: return deque(_back(o['#deque'][0]), o['#deque'][1])
-        if '#rng' in o or '#vars' in o or '#state' in o: return _set_in(old, o)
-        new = {k:_back(v, old.get(k) if isinstance(old, dict) else None) for k,v in o.items()}
-        if not isinstance(old, dict) or type(old) is dict: return new
-        old.clear()
-        old.update(new)
-        return old    # a `Counter`, a `defaultdict`
+    "What `_plain` was given; parameters, generators and what has a state are set in place, where they are in `old`"
+    if isinstance(o, dict): return _back_dict(o, old)
+    if torch.is_tensor(o) and _is_leaf(old) and old.shape==o.shape:
+        with torch.no_grad(): return old.copy_(o)    # it stays the one that the optimizer knows
     if not isinstance(o, (list,tuple)): return o
     olds = list(old) if isinstance(old, (list,tuple,L)) and len(old)==len(o) else [None]*len(o)
     return type(o)(map(_back, o, olds))
 
-def _set_in(old, o):
-    if old is None: return None
-    if '#vars' in o: _put_back(old, o['#vars'])
-    elif '#rng' in o: _generator(old)[1](_back(o['#rng']))
-    else: old.load_state_dict(_back(o['#state']))
-    return old
+def _back_dict(o, old):
+    if tag := next((k for k in o if k in _kinds), None): return _kinds[tag].read(o[tag], old)
+    new = {k:_back(v, old.get(k) if isinstance(old, dict) else None) for k,v in o.items()}
+    if not isinstance(old, dict) or type(old) is dict: return new
+    old.clear()
+    old.update(new)
+    return old    # a `Counter`, a `defaultdict`
 
-def _put_back(o, d):
-    "Attributes `d` of `_plain_vars` into `o`"
+# %% ../nbs/12_checkpoints.ipynb #d8fb273c
+def put_callback_state(o, d):
+    "Attributes `d` of `callback_state` into `o`"
     for k,v in d.items(): vars(o)[k] = _back(v, vars(o).get(k))
 
 # %% ../nbs/12_checkpoints.ipynb #9e83e74b
+def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]
+
 def _rng(dls):
     "States of all generators: the global ones and the loaders' own"
     res = dict(python=random.getstate(), numpy=_plain(np.random.get_state()), torch=torch.get_rng_state(), loaders=[])
     if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
     for dl in dls.loaders: res['loaders'].append([_plain(g) if _generator(g) else None for g in _generators(dl)])
     return res
-
-def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]
 
 def _set_rng(dls, d):
     random.setstate(d['python'])
@@ -111,51 +151,111 @@ def _set_rng(dls, d):
         if gs[0] is not None: dl.rng = random.Random()    # of its own, whoever else has the present one
         _back(gs, _generators(dl))
 
-# %% ../nbs/12_checkpoints.ipynb #7185ffe2
-_counts = 'epoch n_epoch train_iter pct_train'.split()
+# %% ../nbs/12_checkpoints.ipynb #3679a1f7
+def _loss(learn):
+    "The module of the loss, where there is one that is no part of the net"
+    m = loss_module(learn.loss_func)
+    return None if m is None or any(o is m for o in learn.model.modules()) else m
 
+def _others(learn):
+    "Parameters that the optimizer trains, of neither the net nor the loss, by name"
+    return {n:v for n,v in outside_of(learn).items() if n.startswith('opt.')}
+
+def _wrapper(f):
+    "The object that a loss is, or is a method or a partial of; None for a module, and for a callback, which has its own place"
+    while (o := f.func if isinstance(f, partial) else getattr(f, '__self__', None)) is not None: f = o
+    return None if isinstance(f, (nn.Module,Callback,type)) or not hasattr(f, '__dict__') else f
+
+# %% ../nbs/12_checkpoints.ipynb #7185ffe2
 def _grad(p): return None if p.grad is None else p.grad.detach() if p.grad.any() else 0.
 
-def _params(learn):
-    "What is not in a model's state: gradients, frozen layers, plain attributes of modules"
-    ps,m = list(learn.model.parameters()),unwrap(learn.model)
-    return dict(grads=[_grad(p) for p in ps], free=[p.requires_grad for p in ps], frozen=getattr(learn.opt, 'frozen_idx', None),
-                modules=[{k:v for k,v in _plain_vars(o).items() if k[0]!='_' and k!='training'} for o in m.modules()])
+def _trained(learn):
+    "All parameters, those of the net first"
+    loss = _loss(learn)
+    return [*learn.model.parameters(), *(() if loss is None else loss.parameters()), *_others(learn).values()]
 
-def _put_params(learn, d):
-    for p,g,free in zip(learn.model.parameters(), d['grads'], d['free']):
+def _public(o, skip=()): return {k:v for k,v in vars(o).items() if k[0]!='_' and k!='training' and not isinstance(v, skip)}
+
+def _attributes(learn):
+    "Modules of the net and of the loss, and what wraps the latter; each with its attributes"
+    loss,wrap = _loss(learn),_wrapper(learn.loss_func)
+    res = [(o,_public(o)) for m in (unwrap(learn.model),loss) if m is not None for o in m.modules()]
+    return res if wrap is None else [*res, (wrap,_public(wrap, nn.Module))]
+
+# %% ../nbs/12_checkpoints.ipynb #28331ec0
+def param_state(learn):
+    "What is not in a model's state: gradients, frozen layers, plain attributes of modules"
+    ps = _trained(learn)
+    return dict(grads=[_grad(p) for p in ps], free=[p.requires_grad for p in ps], frozen=getattr(learn.opt, 'frozen_idx', None),
+                modules=[_plain_of(d) for _,d in _attributes(learn)])
+
+def put_param_state(learn, d):
+    for p,g,free in zip(_trained(learn), d['grads'], d['free']):
         p.requires_grad_(free)
         p.grad = None if g is None else torch.zeros_like(p) if not torch.is_tensor(g) else g.to(p.device).clone()
     if d['frozen'] is not None: learn.opt.frozen_idx = d['frozen']
-    for o,v in zip(unwrap(learn.model).modules(), d['modules']): _put_back(o, v)
+    for (o,_),v in zip(_attributes(learn), d['modules']): put_callback_state(o, v)
+
+# %% ../nbs/12_checkpoints.ipynb #cb5ca11e
+def same_plain(a, b):
+    "Are two pieces of plain data the same, tensors bit for bit?"
+    if torch.is_tensor(a): return torch.is_tensor(b) and a.shape==b.shape and torch.equal(a, b)
+    if isinstance(a, dict): return isinstance(b, dict) and a.keys()==b.keys() and all(same_plain(v, b[k]) for k,v in a.items())
+    if isinstance(a, (list,tuple)): return type(a)==type(b) and len(a)==len(b) and all(map(same_plain, a, b))
+    return a==b or a!=a and b!=b
+
+# %% ../nbs/12_checkpoints.ipynb #fb20f7a9
+_counts = 'epoch n_epoch train_iter pct_train'.split()
+
+def _opt_state(opt):
+    try: return None if opt is None else _plain(opt.state_dict())
+    except _NotPlain as e:
+        raise TypeError(f"the state of {type(opt).__name__} holds a {e}, and a checkpoint holds tensors, numbers and text only: "
+                        "train without `path`, or let its state_dict() give these") from None
+
+def _with_states(cbs, saved):
+    "Each callback with its state. Raises `ValueError` where they are others"
+    saved = [(n.lstrip('_'),v) for n,v in saved if n!='_GoOn']    # version 0.0.1 had more that were private
+    has,want = [type(cb).__name__.lstrip('_') for cb in cbs],[n for n,_ in saved]
+    if has==want: return [(cb,v) for cb,(_,v) in zip(cbs, saved)]
+    raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
 
 # %% ../nbs/12_checkpoints.ipynb #9bc71454
 def take_checkpoint(
-    learn, # A Learner at the end of an epoch
+    learn, # A Learner at the end of an epoch, or in a fit that is about to begin its first
     skip=() # Classes of callbacks that look after themselves
-)->dict: # Plain data
+)->dict: # Plain data. Tensors are the training's own where they can be: write it before training goes on
     "All that the rest of this training depends on. Raises `TypeError` for an optimizer whose state is no plain data"
-    cbs,scaler = [(type(cb).__name__, _plain_vars(cb)) for cb in learn.cbs if not isinstance(cb, skip)],vars(learn).get('scaler')
-    try: opt = _plain(learn.opt.state_dict())
-    except _NotPlain as e: raise TypeError(f"the state of {type(learn.opt).__name__} holds a {e}, and a checkpoint holds tensors, numbers and text only: train without `path`, or let its state_dict() give these") from None
-    return dict(model=state(learn.model), params=_params(learn), opt=opt, rng=_rng(learn.dls), cbs=cbs, scaler=scaler and scaler.state_dict(),
-                loss=_plain(learn.loss_func.state_dict()) if isinstance(learn.loss_func, torch.nn.Module) else None, **{k:_plain(getattr(learn, k)) for k in _counts})
+    cbs,scaler = [cb for cb in learn.cbs if not isinstance(cb, skip)],vars(learn).get('scaler')
+    loss = _loss(learn)
+    return dict(
+        model=state(learn.model),
+        params=param_state(learn),
+        opt=_opt_state(learn.opt),
+        rng=_rng(learn.dls),
+        cbs=[(type(cb).__name__, callback_state(cb)) for cb in cbs],
+        scaler=scaler and scaler.state_dict(),
+        loss=None if loss is None else _plain(loss.state_dict()),
+        others={n:p.detach() for n,p in _others(learn).items()},
+        **{k:_plain(getattr(learn, k)) for k in _counts if k in vars(learn)})
 
+# %% ../nbs/12_checkpoints.ipynb #b02f8bf9
 def put_checkpoint(
     learn, # A Learner whose fit has begun in the same way, with the same callbacks
     d:dict, # What `take_checkpoint` gave
     skip=() # As given to `take_checkpoint`
 ):
     "Go on where `take_checkpoint` was called. Raises `ValueError` where the callbacks are others"
-    cbs = [cb for cb in learn.cbs if not isinstance(cb, skip)]
-    if (has := [type(cb).__name__ for cb in cbs])!=(want := [n for n,_ in d['cbs']]): raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
+    cbs = _with_states([cb for cb in learn.cbs if not isinstance(cb, skip)], d['cbs'])
     load_(learn.model, d['model'])
-    learn.opt.load_state_dict(_back(d['opt']))
-    _put_params(learn, d['params'])
-    for cb,(_,v) in zip(cbs, d['cbs']): _put_back(cb, v)
+    if d['opt'] is not None: learn.opt.load_state_dict(_back(d['opt']))
+    if d['loss']: _loss(learn).load_state_dict(_back(d['loss']))
+    copy_into_(_others(learn), d.get('others', {}))
+    put_param_state(learn, d['params'])
+    for cb,v in cbs: put_callback_state(cb, v)
     if d['scaler'] and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(d['scaler'])
-    if d['loss']: learn.loss_func.load_state_dict(d['loss'])
-    for k in _counts: setattr(learn, k, d[k])
+    for k in _counts:
+        if k in d: setattr(learn, k, d[k])
     _set_rng(learn.dls, d['rng'])
 
 # %% ../nbs/12_checkpoints.ipynb #52c70b61
@@ -175,15 +275,21 @@ def write_checkpoint(
             f.write(hashlib.sha256(b).digest())
             f.write(b)
 
+# %% ../nbs/12_checkpoints.ipynb #1c978107
+def _wrong(head, digest, b):
+    "What is wrong with a file, if something is"
+    if head!=_head: return 'of another version of fastai_lottery, or damaged'
+    return 'damaged' if hashlib.sha256(b).digest()!=digest else None
+
 def read_checkpoint(
     path, # File that `write_checkpoint` wrote
     device='cpu' # Where tensors go that were not on the CPU
 ): # The dict; `None`, with a warning, for a file that is damaged or of another version, and `None` where there is none
     "Read a checkpoint and check it"
     if not (path := Path(path)).exists(): return None
-    b = path.read_bytes()
-    head,digest,b = b[:(n := len(_head))],b[n:n+32],b[n+32:]
-    if wrong := 'of another version of fastai_lottery, or damaged' if head!=_head else 'damaged' if hashlib.sha256(b).digest()!=digest else None:
+    b,n = path.read_bytes(),len(_head)
+    if wrong := _wrong(b[:n], b[n:n+32], b[n+32:]):
         warnings.warn(f"the checkpoint {str(path)!r} is {wrong}; its round starts again from the beginning")
         return None
-    return torch.load(io.BytesIO(b), map_location=lambda o,at: o if at=='cpu' else torch.serialization.default_restore_location(o, str(device)), weights_only=True)
+    def place(o, at): return o if at=='cpu' else torch.serialization.default_restore_location(o, str(device))
+    return torch.load(io.BytesIO(b[n+32:]), map_location=place, weights_only=True)

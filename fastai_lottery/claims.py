@@ -32,7 +32,7 @@ class Claim(NamedTuple):
 
 def _one_sided(f, *args, **kwargs): return float(quiet_test(f, *args, **kwargs).pvalue)
 
-# %% ../nbs/34_claims.ipynb #b1f1c4fd
+# %% ../nbs/34_claims.ipynb #3f2d12f9
 def claim_difference(
     what:str, # What is claimed, in words
     paper:str, # The paper's figure, as text
@@ -49,7 +49,7 @@ def claim_difference(
     p = _one_sided(stats.ttest_rel, a, b, alternative='greater') if d.n>1 else math.nan
     return Claim(what, paper, d.mean, d.lo, d.hi, p, 1-p, want, unit, 'paired t, one-sided', d.n)
 
-# %% ../nbs/34_claims.ipynb #dc5d1fe6
+# %% ../nbs/34_claims.ipynb #1213d5e9
 def claim_ratio(
     what:str, # What is claimed, in words
     paper:str, # The paper's figure, as text
@@ -67,7 +67,7 @@ def claim_ratio(
     ps = [_one_sided(stats.ttest_rel, np.log(a), np.log(b), alternative=s) if g.n>1 else math.nan for s in sides]
     return Claim(what, paper, g.mean, g.lo, g.hi, *ps, want, unit, 'paired t of logarithms, one-sided', g.n)
 
-# %% ../nbs/34_claims.ipynb #0392c712
+# %% ../nbs/34_claims.ipynb #78673a06
 def claim_match(
     what:str, # What is claimed, in words
     paper:str, # The paper's figure, as text
@@ -83,7 +83,7 @@ def claim_match(
     d,p = interval(scale*(a-b)),tost(scale*a, scale*b, margin)
     return Claim(what, paper, d.mean, d.lo, d.hi, p, min(2-2*p, 1.), (-margin,margin), unit, f'TOST ± {margin:g} {unit}', d.n)
 
-# %% ../nbs/34_claims.ipynb #d006e135
+# %% ../nbs/34_claims.ipynb #19ec4089
 def claim_value(
     what:str, # What is claimed, in words
     paper:str, # The paper's figure, as text
@@ -126,7 +126,7 @@ def _p(p):
     if p!=p: return ''
     return '< .0001' if p<1e-4 else f'{p:.2g}'
 
-# %% ../nbs/34_claims.ipynb #6e5c926f
+# %% ../nbs/34_claims.ipynb #99cb13de
 def verdicts(
     claims # What the `claim_...` functions gave
 )->pd.DataFrame: # One row a claim: paper, ours, tolerance, n, test, p, verdict
@@ -137,7 +137,7 @@ def verdicts(
                                   p=_p(p), verdict=_verdict(c, p, o))
     return pd.DataFrame([row(*o) for o in zip(cs, ps, os)])
 
-# %% ../nbs/34_claims.ipynb #a3baa886
+# %% ../nbs/34_claims.ipynb #17319e47
 def _both(a, b):
     "The figures of the seeds that both have"
     both = a.index.intersection(b.index)
@@ -150,18 +150,31 @@ class Figures:
         "A figure of an arm at round `k`, by seed"
         if self.df is None: return pd.Series(dtype=float)
         return self.df[(self.df.arm==arm)&(self.df['round']==k)].set_index('seed')[col]
-    def acc(self, a, k, b, j):
-        "Test accuracies at the early stop of arm `a` at round `k`, and of `b` at `j`"
-        return _both(self.of(a, k, 'es_test_accuracy'), self.of(b, j, 'es_test_accuracy'))
-    def stops(self, a, k, b, j):
-        "Early-stop iterations of arm `a` at round `k`, and of `b` at `j`"
-        return _both(self.of(a, k, 'es_iteration'), self.of(b, j, 'es_iteration'))
+    def pair(self, a, k, b, j, col='es_test_accuracy'):
+        "Figures of arm `a` at round `k` and of `b` at `j`, of the seeds that have both"
+        return _both(self.of(a, k, col), self.of(b, j, col))
     def left(self, k):
         "Weights left at round `k`, as text"
         d = () if self.df is None else self.df[self.df['round']==k].density
         return f'{100*d.median():.1f} %' if len(d) else f'round {k}'
 
-# %% ../nbs/34_claims.ipynb #0ef47233
+# %% ../nbs/34_claims.ipynb #7fb5ae8a
+@patch
+def beats(self:Figures, what, paper, a, k, b, j, want=(0,math.inf)):
+    "The claim that arm `a` at round `k` is more accurate than `b` at `j`, at the early stop on test data"
+    return claim_difference(what, paper, *self.pair(a, k, b, j), want)
+
+@patch
+def matches(self:Figures, what, paper, a, k, b, j, margin):
+    "The claim that they are as accurate, within `margin` points"
+    return claim_match(what, paper, *self.pair(a, k, b, j), margin)
+
+@patch
+def stops(self:Figures, what, paper, a, k, b, j, want):
+    "The claim that the early-stop iteration of `a` is within `want` times that of `b`"
+    return claim_ratio(what, paper, *self.pair(a, k, b, j, 'es_iteration'), want)
+
+# %% ../nbs/34_claims.ipynb #ea36bd76
 @patch
 def measure(self:Figures, col, **where):
     "A figure that was measured, by seed: the mean where there are several"
@@ -182,7 +195,7 @@ def by_valid(self:Figures, arm):
     has = ms is not None and len(ms) and (ms.arm==arm).any()
     return Figures(self.df, best_by_valid(ms[ms.arm==arm]) if has else None)
 
-# %% ../nbs/34_claims.ipynb #c2e15b5a
+# %% ../nbs/34_claims.ipynb #c9a8290d
 _claims = {}    # preset → functions that give its claims
 
 def claims_for(
@@ -234,7 +247,7 @@ def _level(figures, arms, k):
         row.update({a:i.mean, f'{a}_half':i.half}, **(dict(n=i.n) if a=='ticket' else _lead(a, ticket, x)))
     return row
 
-# %% ../nbs/34_claims.ipynb #96c4b081
+# %% ../nbs/34_claims.ipynb #0feee635
 def compare_arms(
     df:pd.DataFrame, # What `results` gives
     col:str='es_test_accuracy' # Figure to compare

@@ -39,20 +39,34 @@ class TensorDS:
     def c(self):
         "Number of classes, where `vocab` names them"
         return None if self.vocab is None else len(self.vocab)
-    def new(self, x, y=None):
-        "Other tensors with the same classes, loss and statistics"
-        return type(self)(x, y, self.vocab, self.loss_func, self.stats)
-    def new_empty(self):
-        "The same without items, for `Learner.export`"
-        return self.new(*(t.new_empty(0, *t.shape[1:]) for t in self.tensors))
-    def to(self, device):
-        "The same on `device`"
-        return self.new(*(t.to(device) for t in self.tensors))
+
+# %% ../nbs/30_data.ipynb #5ab9852e
+@patch
+def new(self:TensorDS, x, y=None):
+    "Other tensors with the same classes, loss and statistics"
+    return type(self)(x, y, self.vocab, self.loss_func, self.stats)
+
+@patch
+def new_empty(self:TensorDS):
+    "The same without items, for `Learner.export`"
+    return self.new(*(t.new_empty(0, *t.shape[1:]) for t in self.tensors))
+
+@patch
+def to(self:TensorDS, device):
+    "The same on `device`"
+    return self.new(*(t.to(device) for t in self.tensors))
 
 # %% ../nbs/30_data.ipynb #c392cea1
 _dl_hooks = 'before_iter after_batch after_iter get_idxs shuffle_fn'.split()
-_dl_ignored = 'num_workers pin_memory timeout indexed do_setup verbose'.split() # meaningless for data in memory; `new` and `predict` pass them
+# meaningless for data in memory; `new` and `predict` pass them
+_dl_ignored = 'num_workers pin_memory timeout indexed do_setup verbose'.split()
 
+def _check_dl(bs, kwargs):
+    if bad := set(kwargs).difference(_dl_hooks+_dl_ignored):
+        raise TypeError(f"`TensorDL` has no {sorted(bad)}; it makes whole batches, so use `tfm`, or one of {_dl_hooks}")
+    if not isinstance(bs, int) or bs<1: raise ValueError(f"`bs` should be a whole number from 1; got {bs!r}")
+
+# %% ../nbs/30_data.ipynb #3e14546e
 class TensorDL(DataLoader):
     "A `DataLoader` over the tensors of a `TensorDS`: a batch is one `index_select`, on the device where the tensors are"
     def __init__(self,
@@ -66,56 +80,55 @@ class TensorDL(DataLoader):
         seed:int=None, # Seed of the order and of `tfm`; None draws one from Python's generator, as every fastai loader does
         **kwargs
     ):
-        if bad := set(kwargs).difference(_dl_hooks+_dl_ignored):
-            raise TypeError(f"`TensorDL` has no {sorted(bad)}; it makes whole batches, so use `tfm`, or one of {_dl_hooks}")
-        if not isinstance(bs, int) or bs<1: raise ValueError(f"`bs` should be a whole number from 1; got {bs!r}")
-        state = random.getstate()
-        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, n=n, device=device,
-                         **{k:v for k,v in kwargs.items() if k in _dl_hooks})
+        _check_dl(bs, kwargs)
+        state,hooks = random.getstate(),{k:v for k,v in kwargs.items() if k in _dl_hooks}
+        super().__init__(dataset, bs=bs, shuffle=shuffle, drop_last=drop_last, n=n, device=device, **hooks)
         self.tfm = tfm
         if seed is not None:
             self.rng = random.Random(seed)
             random.setstate(state)
-
-    # the tensors say which device this is, so the two cannot disagree
-    @property
-    def device(self): return self.dataset.x.device
-    @device.setter
-    def device(self, device):
-        if device is None: return
-        DataLoader.device.fset(self, device)
-        self.dataset = self.dataset.to(self._device)
-
     def _gen(self): return torch.Generator().manual_seed(self.rng.getrandbits(63))
     def shuffle_fn(self, idxs): return idxs[torch.randperm(len(idxs), generator=self._gen())]
     def get_idxs(self):
         idxs = torch.arange(self.n)
         return self.shuffle_fn(idxs) if self.shuffle else idxs
 
-    def __iter__(self):
-        self.randomize()
-        self.before_iter()
-        idxs,gen,tensors = torch.as_tensor(self.get_idxs()).to(self.device),self._gen(),self.dataset.tensors
-        for i in idxs.split(self.bs)[:len(self)]:
-            b = tuple(t.index_select(0, i) for t in tensors)
-            if self.tfm is not None: b = (self.tfm(b[0], gen), *b[1:])
-            yield self.after_batch(b)
-        self.after_iter()
+# %% ../nbs/30_data.ipynb #8632a113
+@patch
+def __iter__(self:TensorDL):
+    self.randomize()
+    self.before_iter()
+    idxs,gen,tensors = torch.as_tensor(self.get_idxs()).to(self.device),self._gen(),self.dataset.tensors
+    for i in idxs.split(self.bs)[:len(self)]:
+        b = tuple(t.index_select(0, i) for t in tensors)
+        if self.tfm is not None: b = (self.tfm(b[0], gen), *b[1:])
+        yield self.after_batch(b)
+    self.after_iter()
 
-    def new(self, dataset=None, cls=None, **kwargs):
-        "A loader like this one, drawing from a copy of its `rng`. One that does not shuffle does not augment, unless told to"
-        if dataset is None: dataset = self.dataset
-        if not isinstance(dataset, TensorDS):
-            dataset = self.dataset.new(dataset if isinstance(dataset, Tensor) else torch.stack([torch.as_tensor(o) for o in dataset]))
-        tfm = None if kwargs.get('shuffle') is False else self.tfm
-        res = super().new(dataset, cls, **merge(dict(tfm=tfm, seed=0), kwargs))
-        if 'seed' not in kwargs: res.rng.setstate(self.rng.getstate())
-        return res
+# %% ../nbs/30_data.ipynb #e158d195
+def _device(self): return self.dataset.x.device
+def _move(self, device):
+    if device is None: return
+    DataLoader.device.fset(self, device)
+    self.dataset = self.dataset.to(DataLoader.device.fget(self))
+TensorDL.device = property(_device, _move)
 
-    def decode_batch(self, b, max_n=9, **kwargs):
-        "The items of `b`, the class by its name: what `learn.predict` shows"
-        name = lambda y: y if self.vocab is None else self.vocab[int(y)]
-        return [(x, *map(name, y)) for x,*y in zip(*b)][:max_n]
+@patch
+def new(self:TensorDL, dataset=None, cls=None, **kwargs):
+    "A loader like this one, drawing from a copy of its `rng`. One that does not shuffle does not augment, unless told to"
+    if dataset is None: dataset = self.dataset
+    if not isinstance(dataset, TensorDS):
+        dataset = self.dataset.new(dataset if isinstance(dataset, Tensor) else torch.stack([torch.as_tensor(o) for o in dataset]))
+    tfm = None if kwargs.get('shuffle') is False else self.tfm
+    res = super(TensorDL, self).new(dataset, cls, **merge(dict(tfm=tfm, seed=0), kwargs))
+    if 'seed' not in kwargs: res.rng.setstate(self.rng.getstate())
+    return res
+
+@patch
+def decode_batch(self:TensorDL, b, max_n=9, **kwargs):
+    "The items of `b`, the class by its name: what `learn.predict` shows"
+    name = lambda y: y if self.vocab is None else self.vocab[int(y)]
+    return [(x, *map(name, y)) for x,*y in zip(*b)][:max_n]
 
 # %% ../nbs/30_data.ipynb #82c5afb4
 def flip_crop(
@@ -170,12 +183,14 @@ def image_dls(
     "Loaders over standardised images held on `device`"
     n,stats = len(train[0]),pixel_stats(train[0])
     n_train = n if n_train is None else n_train
-    if not bs<=n_train<=n: raise ValueError(f"`n_train` should be from `bs`={bs}, for one whole batch, to {n}, all there are; got {n_train}")
+    if not bs<=n_train<=n:
+        raise ValueError(f"`n_train` should be from `bs`={bs}, for one whole batch, to {n}, all there are; got {n_train}")
     mean,std = (s.float()[:,None,None] for s in stats)
     mk = lambda x,y: TensorDS(x.float().sub_(mean).div_(std), y, vocab=list(vocab), stats=stats)
     dss = mk(*(t[:n_train] for t in train)),mk(*valid),mk(*test)
     device = default_device() if device is None else device
-    dls = [TensorDL(ds, val_bs if i else bs, shuffle=not i, drop_last=not i, tfm=None if i else tfm, seed=seed) for i,ds in enumerate(dss)]
+    first,*others = dss
+    dls = [TensorDL(first, bs, shuffle=True, drop_last=True, tfm=tfm, seed=seed), *(TensorDL(ds, val_bs, seed=seed) for ds in others)]
     return DataLoaders(*dls, device=device)
 
 # %% ../nbs/30_data.ipynb #1b1c2482
@@ -206,10 +221,12 @@ def read_torchvision(
     root = data_root(path)
     try: return [cls(root, train=train, download=download) for train in (True,False)]
     except Exception as e:
-        why = ' '.join(str(e).split())[:300]
-        raise FileNotFoundError(f"{cls.__name__} is missing or damaged in '{root.absolute()}' ({why or type(e).__name__}). "
-            f"{'Downloading did not help' if download else 'Downloading was not allowed'}. Give the folder that holds it by `path=` or by the environment "
-            "variable FASTAI_LOTTERY_DATA, delete files that are damaged, or run once with a network and `download=True`") from None
+        why = ' '.join(str(e).split())[:300] or type(e).__name__
+        tried = 'Downloading did not help' if download else 'Downloading was not allowed'
+        raise FileNotFoundError(
+            f"{cls.__name__} is missing or damaged in '{root.absolute()}' ({why}). {tried}. Give the folder that holds it by `path=` or by "
+            "the environment variable FASTAI_LOTTERY_DATA, delete files that are damaged, or run once with a network and `download=True`"
+        ) from None
 
 # %% ../nbs/30_data.ipynb #536cde99
 def _torchvision_dls(cls, path, download, n_valid, **kwargs):
@@ -245,6 +262,7 @@ def fashion_mnist(
     from torchvision.datasets import FashionMNIST
     return _torchvision_dls(FashionMNIST, path, download, n_valid, bs=bs, **kwargs)
 
+# %% ../nbs/30_data.ipynb #988800cf
 def cifar10(
     bs:int=60, # Items a training batch; in arXiv 1803.03635 60 for the Conv nets, 128 for ResNet, 64 for VGG
     path=None, # Folder that holds `cifar-10-batches-py`; see `data_root`
@@ -255,4 +273,5 @@ def cifar10(
 )->DataLoaders: # Images of (3,32,32): 45,000 train, 5,000 valid, 10,000 test
     "CIFAR-10 as split in arXiv 1803.03635"
     from torchvision.datasets import CIFAR10
-    return _torchvision_dls(CIFAR10, path, download, n_valid, bs=bs, **merge(dict(tfm=flip_crop if augment else None), kwargs))
+    kwargs = merge(dict(tfm=flip_crop if augment else None), kwargs)
+    return _torchvision_dls(CIFAR10, path, download, n_valid, bs=bs, **kwargs)

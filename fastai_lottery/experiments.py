@@ -22,7 +22,7 @@ from .resets import *
 from .files import *
 from .files import append_rows,atomic_text,count_rows,numbered,read_rows,read_table,read_written,records,short_hash
 from .callback import *
-from .settings import say
+from .identity import say
 from .runs import checked_rounds,round_cols
 from .rounds import *
 from .arms import *

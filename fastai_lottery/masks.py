@@ -80,7 +80,7 @@ def __eq__(self:Masks, o):
     return isinstance(o, Masks) and list(self)==list(o) and all(torch.equal(m.cpu(), o[n].cpu()) for n,m in self.items())
 Masks.__hash__ = None
 
-# %% ../nbs/01_masks.ipynb #ee9fe994
+# %% ../nbs/01_masks.ipynb #0491d879
 @patch
 def to(self:Masks,
     device # Where to
@@ -111,7 +111,7 @@ def hash(self:Masks)->str: # 16 hexadecimal digits
         h.update(b.tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_masks.ipynb #e6df08be
+# %% ../nbs/01_masks.ipynb #360bfc20
 _ints = {1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 
 def _bits(w, m, chunk=2**18):
@@ -161,7 +161,7 @@ class Hold:
             if v is not None: a.add_(v)
         self.seen,self.fresh = [w._version for w in self.ws],True
 
-# %% ../nbs/01_masks.ipynb #5a3a9ecc
+# %% ../nbs/01_masks.ipynb #1a330750
 @patch
 @torch.inference_mode(False)    # or nobody could write to these views outside of it
 def _plan(self:Hold):
@@ -172,7 +172,7 @@ def _plan(self:Hold):
     def wider(a, b): return bufs[a.dtype][:b.numel()].view(b.shape) if a.device.type=='cpu' else None
     return [(a, b, wider(a, b), v) for a,b,v in ps]
 
-# %% ../nbs/01_masks.ipynb #37e9f16a
+# %% ../nbs/01_masks.ipynb #7a8d9585
 @patch
 def moved(self:Hold)->bool:
     "Did a weight change since the last call, as far as torch can tell? It counts writes, but not those through `.data`"
@@ -215,7 +215,7 @@ def apply_(self:Masks,
     hold_(list(ws.values()), [m.to(ws[n].device) for n,m in self.items()], [(held or {}).get(n) for n in self])
     return model
 
-# %% ../nbs/01_masks.ipynb #13ab2b2c
+# %% ../nbs/01_masks.ipynb #3f2abeea
 @patch
 def near(self:Masks, weights):
     "These masks, each on the device of its weight"
@@ -227,7 +227,7 @@ def holder(self:Masks, weights, held=None):
     part = [n for n,m in self.items() if not m.all()]
     return Hold([weights[n] for n in part], [self[n] for n in part], [(held or {}).get(n) for n in part])
 
-# %% ../nbs/01_masks.ipynb #bf443d44
+# %% ../nbs/01_masks.ipynb #bfb90d34
 def _or_none(at):
     "`at`, with None for an amount that is more than the scope can take, and without a word about empty layers"
     def _at(a):
@@ -252,7 +252,7 @@ def cut_prune(at, amount, least, have, n0, layers):
         a = (lo+hi)/2
     return at(best)
 
-# %% ../nbs/01_masks.ipynb #c13d3337
+# %% ../nbs/01_masks.ipynb #9f14e150
 class Hook:
     "Calls `method` of an owner that is still there; a copy or a pickle does nothing"
     def __init__(self, method): self.method = weakref.WeakMethod(method)
@@ -274,7 +274,7 @@ def on_model(
     res = [] if after_load is None else [m.register_load_state_dict_post_hook(Hook(after_load))]
     return res+([] if before_forward is None else [m.register_forward_pre_hook(Hook(before_forward))])
 
-# %% ../nbs/01_masks.ipynb #a44d2406
+# %% ../nbs/01_masks.ipynb #07c52412
 class After:
     "`obj.name`, followed by `method` of an owner that is still there; a copy of `obj` gets its plain method"
     def __init__(self, obj, name, method):
@@ -292,7 +292,7 @@ class After:
         if self.was is None: delattr(obj, self.name)
         else: setattr(obj, self.name, self.was)
 
-# %% ../nbs/01_masks.ipynb #1ea16459
+# %% ../nbs/01_masks.ipynb #8d0b6a2d
 def optimizers_in(opt)->list:
     "`opt`, and the optimizers that it holds inside"
     res,todo = [],[opt]
@@ -321,7 +321,7 @@ def on_steps(
         res += [After(o, n, method) for n in names if callable(getattr(type(o), n, None))]
     return res
 
-# %% ../nbs/01_masks.ipynb #b3b8b15e
+# %% ../nbs/01_masks.ipynb #2b0f1219
 def _ref(o): return (lambda: None) if o is None else weakref.ref(o)
 
 class Watch:

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 from .core import *
-from .core import menu_of,pick
+from .core import clean_name,menu_of,pick
 from .masks import *
 
 # %% ../nbs/05_resets.ipynb #3d346950
@@ -87,7 +87,7 @@ def rewind_or_zero(w_k, w_i, w_f):
     "The rewind, but survivors that training moved towards 0 start at 0 (1905.01067, variant 2, with `hold_init_or_zero`)"
     return torch.where(w_f.abs()<w_i.abs(), torch.zeros_like(w_k), w_k)
 
-# %% ../nbs/05_resets.ipynb #7adae915
+# %% ../nbs/05_resets.ipynb #8478a447
 def held_at(n, w, v, go, kept, old=None):
     "Where weight `n` is held, a tensor of the shape of `w`: the weights `go` at `v`, those that went before at `old`"
     if not torch.is_tensor(v) or v.shape!=w.shape:
@@ -114,7 +114,7 @@ def load_(
     m.load_state_dict({k: state[name(k,v)] for k,v in m.state_dict(keep_vars=True).items()})
     return m
 
-# %% ../nbs/05_resets.ipynb #2b69d6f1
+# %% ../nbs/05_resets.ipynb #876f86e0
 def misfit(model, state, masks):
     "What tells `model` from the one that `state` (may be None) and `masks` are of; None where nothing does"
     ws,has = named_weights(model),{clean_name(k) for k in unwrap(model).state_dict()}
@@ -125,7 +125,7 @@ def misfit(model, state, masks):
         if ws[n].shape!=shape: return f"its {n!r} has shape {tuple(ws[n].shape)}, not {tuple(shape)}"
     if more := [n for n in ws if shapes and n in has and n not in shapes]: return f"{more[0]!r} is new"
 
-# %% ../nbs/05_resets.ipynb #9fa45048
+# %% ../nbs/05_resets.ipynb #4812afbc
 def zeros_of(model, masks):
     "`masks` without the weights of `model` that are exactly 0, and how many these are by name; warns where that is odd"
     new = masks&Masks({n:w!=0 for n,w in named_weights(model, masks).items()})
@@ -140,7 +140,7 @@ def zeros_of(model, masks):
                       "leave them out: learn.unprune(), and LotteryCallback(exclude=...)", stacklevel=5)
     return new,took
 
-# %% ../nbs/05_resets.ipynb #647e7f3c
+# %% ../nbs/05_resets.ipynb #4e1b62cf
 @contextmanager
 def untouched(
     m:nn.Module, # A model
@@ -160,7 +160,7 @@ def untouched(
             p.requires_grad_(r)
         for o,t in modes: o.training = t
 
-# %% ../nbs/05_resets.ipynb #61a8e985
+# %% ../nbs/05_resets.ipynb #b13a0731
 def loss_module(
     f # A loss function
 ): # The module that it is or that it keeps, or None
@@ -172,7 +172,7 @@ def loss_module(
         else: f = own.get('func', own.get('old_lf'))
     return f
 
-# %% ../nbs/05_resets.ipynb #fd59f7f3
+# %% ../nbs/05_resets.ipynb #35ffbd58
 def outside(
     model:nn.Module, # A model
     loss_func, # Its loss
@@ -189,7 +189,7 @@ def outside(
     others = [p for k,p in free.items() if k not in own]
     return {**{f'loss_func.{k}':v for k,v in moves.items()}, **{f'opt.{i}':p for i,p in enumerate(others)}}
 
-# %% ../nbs/05_resets.ipynb #47a88557
+# %% ../nbs/05_resets.ipynb #a19d5cff
 def copy_into_(
     has:dict, # Tensors by name, changed in place
     state:dict # As many, of the same shapes; nothing happens where there are none

@@ -20,7 +20,7 @@ from .core import pick
 from .masks import *
 from .criteria import scores,criteria_menu
 from .masks import cut_prune
-from .scopes import make_masks,check_amount
+from .scopes import make_masks,check_amount,lengths_of
 from .resets import state,load_,fresh,untouched,check_draw,reset_state,base_state,resets_menu,actions_menu,hold_zero
 from .resets import loss_module,outside,held_at,copy_into_
 
@@ -43,7 +43,7 @@ def _as_trained(m, batches, loss_func, names, masks, held):
         m.train()
         yield _ready(m, names, masks, held)
 
-# %% ../nbs/10_signals.ipynb #a0d2deef
+# %% ../nbs/10_signals.ipynb #a4ac3c49
 def loss_grads(
     m:nn.Module, # A model; it is put back as it was
     batches, # Pairs of inputs and targets, each a tuple of tensors on the model's device
@@ -74,7 +74,7 @@ def hessian_grads(
         hs = torch.autograd.grad(sum((g*g).sum() for g in gs)/2, list(ws.values()), **some)
         return {n:h.detach() for n,h in zip(ws, hs)}
 
-# %% ../nbs/10_signals.ipynb #16410471
+# %% ../nbs/10_signals.ipynb #d5e76291
 def _parts(o):
     "Tensors in lists, tuples, mappings and dataclasses, however deep"
     if torch.is_tensor(o): return [o]
@@ -97,7 +97,7 @@ def _outcome(o):
         raise ValueError(f"the synaptic flow needs outputs that are numbers; this net gives {type(o).__name__}")
     return sum(t.sum() for t in ts)
 
-# %% ../nbs/10_signals.ipynb #78b6321a
+# %% ../nbs/10_signals.ipynb #d9665068
 @contextmanager
 def _doubled(m):
     "`m` in double precision, and back, each layer to its own: a net may be half in bfloat16"
@@ -131,7 +131,7 @@ def flow_grads(
             _outcome(m(*_ones(xb))).backward()
             return _grads(ws)
 
-# %% ../nbs/10_signals.ipynb #4f9986b8
+# %% ../nbs/10_signals.ipynb #f14bddb8
 def _shuffled(dl):
     "The loader in a random order that is always the same"
     if type(dl).__name__=='DistributedDL': dl = dl.dl    # this may run in one process alone
@@ -151,7 +151,7 @@ def mixed_batches(
     def n_inp(b): return getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
     return [(tuple(b[:n_inp(b)]),tuple(b[n_inp(b):])) for b in bs]
 
-# %% ../nbs/10_signals.ipynb #9586b8a3
+# %% ../nbs/10_signals.ipynb #d602227c
 def gradients(
     learn, # A Learner
     asked, # Words that a criterion asks for: `g`, `hg` and `r` are made here
@@ -164,12 +164,12 @@ def gradients(
               r=lambda: flow_grads(m, bs[0][0] if bs else (), *under))
     return {k:f() for k,f in fs.items() if k in asked}
 
-# %% ../nbs/10_signals.ipynb #11b6f3e0
+# %% ../nbs/10_signals.ipynb #df487e3b
 def as_criterion(o): return pick(o, criteria_menu(), 'criterion')
 def as_reset(o): return pick(o, resets_menu(), 'reset')
 def as_action(o): return hold_zero if o is None else pick(o, actions_menu(), 'hold')
 
-# %% ../nbs/10_signals.ipynb #a9436d81
+# %% ../nbs/10_signals.ipynb #39da2d6a
 class Known:
     "What a callback with a Learner's snapshots, masks and rounds knows, for criteria, resets and mask-0 actions"
     paused = False # Do forward passes take the weights as they are?
@@ -185,7 +185,7 @@ def unwatched(learn):
     finally:
         for o,p in zip(lots, was): o.paused = p
 
-# %% ../nbs/10_signals.ipynb #0cb639c9
+# %% ../nbs/10_signals.ipynb #3df5fd28
 def said(cb):
     "The callback as it was made"
     ks = ['include','exclude','types','bias','frozen','init']
@@ -202,7 +202,7 @@ def check_alone(cb, new):
         raise ValueError(f"{said(cb)} is another Learner's, with its snapshots, masks and {len(cb.rounds)} rounds: "
                          "give each Learner a LotteryCallback() of its own, or take this one off the other by remove_cb")
 
-# %% ../nbs/10_signals.ipynb #008eaeba
+# %% ../nbs/10_signals.ipynb #e4a2e72e
 @patch
 def tell_left_out(self:Known):
     "Warn, once, of matrices that do not compete though nobody asked for that; how much competes goes to the log"
@@ -216,7 +216,7 @@ def tell_left_out(self:Known):
     warnings.warn(f"left out, though nobody said so: {', '.join(out[:8])}{more}. {self.how_much()}; learn.lottery.competing() "
                   "lists all. LotteryCallback(exclude=...) leaves them out in silence, a name in `include` takes one in", stacklevel=4)
 
-# %% ../nbs/10_signals.ipynb #23ff3a2a
+# %% ../nbs/10_signals.ipynb #1d547601
 @patch
 def known(self:Known,
     names, # Names of prunable weights
@@ -233,7 +233,7 @@ def known(self:Known,
         check_draw(res['w_n'], self.w_i, names)
     return res
 
-# %% ../nbs/10_signals.ipynb #37ed7ab6
+# %% ../nbs/10_signals.ipynb #d2a17f10
 @patch
 def values(self:Known,
     new:Masks, # The next masks
@@ -250,7 +250,7 @@ def values(self:Known,
         return held_at(n, w.detach(), now[n], go, kept, old.get(n))
     return {n:one(n, w) for n,w in named_weights(self.net(), names).items()}
 
-# %% ../nbs/10_signals.ipynb #a2a34c02
+# %% ../nbs/10_signals.ipynb #ec152f77
 @patch
 def start(self:Known,
     reset, # Function of the vocabulary, or its name
@@ -270,7 +270,7 @@ def _start(self:Known, reset, names, masks, w_k, seed):
     by_id = {id(ws[n]):new[n] for n in names}
     return {k: by_id.get(id(ws.get(k)), v) for k,v in new.items()}    # a tied weight has several names
 
-# %% ../nbs/10_signals.ipynb #4456523d
+# %% ../nbs/10_signals.ipynb #567657bb
 def trained_by(learn):
     "Parameters that the optimizer has, or will have"
     opt = learn.opt_func if learn.opt is None and isinstance(learn.opt_func, OptimWrapper) else learn.opt
@@ -280,7 +280,7 @@ def trained_by(learn):
 
 def outside_of(learn): return outside(learn.model, learn.loss_func, trained_by(learn))
 
-# %% ../nbs/10_signals.ipynb #eec2e96b
+# %% ../nbs/10_signals.ipynb #d4253996
 def outside_state(
     learn # A Learner
 )->dict: # Copies by name: `loss_func.<its name there>`, and `opt.<number>` for all other parameters of the optimizer
@@ -294,7 +294,7 @@ def load_outside_(
     "Put what trains outside the model back to `state`. Raises `ValueError` where something else trains there now"
     if state: copy_into_(outside_of(learn), state)
 
-# %% ../nbs/10_signals.ipynb #5e06a61d
+# %% ../nbs/10_signals.ipynb #57b31512
 @patch
 def outside_for(self:Known,
     reset # Function of the vocabulary, or its name
@@ -313,7 +313,7 @@ def fresh_opt(self:Known):
     if self.hypers is not None and len(self.hypers)==len(opt.hypers):
         for k in self.hypers[0]: opt._set_hyper(k, [h[k] for h in self.hypers])
 
-# %% ../nbs/10_signals.ipynb #3f51d09d
+# %% ../nbs/10_signals.ipynb #ee4ac409
 def _free(lot):
     "Names of the weights that a prune may take: those that are not frozen"
     free = [n for n,p in named_weights(lot.net(), lot.masks).items() if lot.frozen or p.requires_grad]
@@ -326,21 +326,23 @@ def _scored(lot, f, old, gen, cur):
     if cur is old: return s
     return {n: torch.where(old[n]&~cur[n].to(old[n].device), torch.finfo(v.dtype).min, v) for n,v in s.items()}
 
-def _in_steps(f, old, amount, scope, scored):
+def _in_steps(f, old, amount, prune, scored):
     "Masks before the last of the steps in which `f` prunes"
     n0,steps,cur = old.n_kept,getattr(f, 'steps', 1),old
     n1 = n0-round(amount*n0)
     for i in range(1, steps):
         n = round(n0*(n1/n0)**(i/steps))
-        if n<cur.n_kept: cur = make_masks(scored(cur), old, 1-n/n0, scope)
+        if n<cur.n_kept: cur = prune(scored(cur), 1-n/n0)
     return cur
 
-# %% ../nbs/10_signals.ipynb #eb2603cd
+# %% ../nbs/10_signals.ipynb #8d9bae80
 def one_more(lot, f, amount, scope, gen, least=0):
     "Masks after one more prune by the criterion `f`, which is cut so that `least` weights stay; nothing is put on"
     old = Masks({n:lot.masks[n] for n in _free(lot)})
     check_amount(amount)
+    lengths = lengths_of(lot.net())
     def scored(cur): return _scored(lot, f, old, gen, cur)
-    s,have = scored(_in_steps(f, old, amount, scope, scored)),lot.masks.n_kept
-    def at(a): return Masks({**lot.masks, **make_masks(s, old, a, scope)})
+    def prune(s, a): return make_masks(s, old, a, scope, lengths)
+    s,have = scored(_in_steps(f, old, amount, prune, scored)),lot.masks.n_kept
+    def at(a): return Masks({**lot.masks, **prune(s, a)})
     return at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old))

@@ -6,7 +6,7 @@
 __all__ = ['Interval', 'Paired', 'early_stop', 'interval', 'geo_interval', 'summarise', 'paired', 'holm', 'tost']
 
 # %% ../nbs/09_statistics.ipynb #4c109fdc
-import math,warnings
+import math,re,warnings
 from collections import namedtuple
 import numpy as np,pandas as pd
 from scipy import stats
@@ -119,3 +119,49 @@ def tost(
     above = quiet_test(stats.ttest_1samp, a-b, -margin, alternative='greater')
     below = quiet_test(stats.ttest_1samp, a-b, margin, alternative='less')
     return float(max(above.pvalue, below.pvalue))
+
+# %% ../nbs/09_statistics.ipynb #31cb1bc4
+_higher_fractions = '''accuracy accuracy_multi top_k_accuracy accuracy_score balanced_accuracy_score foreground_acc f1_score
+fbeta_score precision_score recall_score jaccard_score jaccard_coeff jaccard_coeff_multi dice dice_multi roc_auc_score
+roc_auc_score_multi average_precision_score ap_score_multi'''.split()
+_higher_others = '''explained_variance_score r2_score cohen_kappa_score matthews_corrcoef corpus_bleu_metric pearson_corr_coef
+spearman_corr_coef'''.split()
+_lower_fractions = 'error error_rate hamming_loss zero_one_loss'.split()
+_lower_others = '''loss perplexity mse rmse mae msle exp_rmspe rmspe brier_score brier_score_loss mean_squared_error
+mean_absolute_error log_loss'''.split()
+_higher,_lower = {*_higher_fractions,*_higher_others},{*_lower_fractions,*_lower_others}
+_fractions = {*_higher_fractions,*_lower_fractions}
+
+# %% ../nbs/09_statistics.ipynb #70412306
+def stem(name):
+    "A figure's name without what our columns put before it, and the number that tells two of a name apart"
+    return re.sub(r'_\d+$', '', re.sub(r'^(es_)?(test_|valid_|train_)?', '', name.lower()))
+
+def is_lower(name, lower=None):
+    "Is the figure `name` better when lower? `lower` says it; else it has to be known by name"
+    s = stem(name)
+    if lower is not None: return bool(lower)
+    if s in _lower or s.endswith('_loss'): return True
+    if s in _higher: return False
+    raise ValueError(f"is {name!r} better when lower or when higher? Say it: lower=True or lower=False. "
+                     f"Known by name are {', '.join(sorted(_higher|_lower))}")
+
+def is_fraction(name): return stem(name) in _fractions
+
+# %% ../nbs/09_statistics.ipynb #acfc057b
+def unique(names, taken=()):
+    "`names`, each told from those before it and from `taken`: accuracy, accuracy_2, ..."
+    res = []
+    for n in names:
+        i,new = 2,n
+        while new in taken or new in res: i,new = i+1,f'{n}_{i}'
+        res.append(new)
+    return res
+
+# %% ../nbs/09_statistics.ipynb #1fe42df8
+def as_figure(v):
+    "The value of a metric as a number, and what is no number as text, to be shown and kept"
+    if v is None: return float('nan')
+    try: return float(v)
+    except (TypeError,ValueError): pass
+    return str(v.tolist() if hasattr(v, 'tolist') else v)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from .core import *
+from .core import clean_name
 from .masks import *
 from .resets import load_
 from .files import *

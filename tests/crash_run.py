@@ -1,10 +1,12 @@
-"Lotteries that are killed: `python crash_run.py` is a server that forks a process for each attempt, so that imports are done once; see test_crash.py"
+"""Lotteries that are killed; see test_crash.py.
+`python crash_run.py` is a server that forks a process for each attempt, so that imports are done once"""
 import gc,json,os,random,resource,signal,sys,time,traceback,warnings
 from collections import Counter,deque
 from pathlib import Path
 warnings.filterwarnings('ignore')
 from nets import *
 from fastai.callback.fp16 import MixedPrecision,AMPMode
+from fastai_lottery.looks import *
 from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
 from fastai_lottery.data import TensorDS,TensorDL
@@ -19,7 +21,9 @@ class Note(Callback):
     def after_fit(self):
         if hasattr(self.learn, 'lr_finder'): return
         r = self.learn.recorder
-        res = dict(values=[list(map(float, v)) for v in r.values], losses=[float(o) for o in r.losses], lrs=[float(o) for o in r.lrs], iters=list(r.iters), hps={k:[float(np.mean(o)) for o in v] for k,v in getattr(r,'hps',{}).items()})
+        def floats(os): return list(map(float, os))
+        values,hps = [floats(v) for v in r.values],{k:floats(map(np.mean, v)) for k,v in getattr(r,'hps',{}).items()}
+        res = dict(values=values, losses=floats(r.losses), lrs=floats(r.lrs), iters=list(r.iters), hps=hps)
         f = self.learn.path/f'history_{len(self.learn.lottery.rounds)}.json'
         f.with_suffix('.new').write_text(json.dumps(res))
         os.rename(f.with_suffix('.new'), f)
@@ -31,19 +35,24 @@ class Batches(Callback):
     def after_batch(self):
         if not self.training or hasattr(self.learn, 'lr_finder'): return
         Batches.i += 1
-        with open(self.learn.path/'batches', 'a') as f: f.write(f'{os.getpid()} {len(self.learn.lottery.rounds)} {self.learn.epoch} {self.learn.train_iter}\n')
+        at = os.getpid(),len(self.learn.lottery.rounds),self.learn.epoch,self.learn.train_iter
+        with open(self.learn.path/'batches', 'a') as f: f.write(' '.join(map(str, at))+'\n')
         if Batches.i==Batches.n: os.kill(os.getpid(), signal.SIGKILL)
 
 class Noise(Callback):
     "Draws from every generator there is, the global ones and its own, and remembers what it has drawn"
     run_valid = False
-    def before_fit(self): self.gens,self.last,self.seen,self.n = [random.Random(1), np.random.default_rng(1), torch.Generator().manual_seed(1)],deque(maxlen=3),set(),Counter()
+    def before_fit(self):
+        self.gens = [random.Random(1), np.random.default_rng(1), torch.Generator().manual_seed(1)]
+        self.last,self.seen,self.n = deque(maxlen=3),set(),Counter()
     def before_batch(self):
-        x = random.random()+np.random.rand()+self.gens[0].random()+self.gens[1].random()+torch.rand(1, generator=self.gens[2]).item()
+        a,b,c = self.gens
+        x = random.random()+np.random.rand()+a.random()+b.random()+torch.rand(1, generator=c).item()
         self.last.append(x)
         self.n['batches'] += 1
         self.seen.add(self.epoch)
-        self.learn.xb = (self.xb[0]+torch.randn_like(self.xb[0])*sum(self.last)/50+.01*len(self.seen)+.001*self.n['batches'],)
+        noise = torch.randn_like(self.xb[0])*sum(self.last)/50
+        self.learn.xb = (self.xb[0]+noise+.01*len(self.seen)+.001*self.n['batches'],)
 
 class Unfreeze(Callback):
     "A weight that is frozen at first, a bias that is frozen at last, and a dropout rate and a momentum that go up"
@@ -59,14 +68,18 @@ class Unfreeze(Callback):
 class HalfOnCpu(MixedPrecision):
     "Mixed precision with a scaler that scales, on the CPU, and by no powers of 2, which would leave no trace"
     __module__ = MixedPrecision.__module__
-    def before_fit(self): self.autocast,self.learn.scaler,self.scales = torch.autocast('cpu', dtype=torch.bfloat16),torch.amp.GradScaler('cpu', init_scale=3., growth_factor=1.7, growth_interval=2),L()
+    def before_fit(self):
+        self.autocast,self.scales = torch.autocast('cpu', dtype=torch.bfloat16),L()
+        self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=3., growth_factor=1.7, growth_interval=2)
 
 class Ema(Callback):
     "An average of the net that is looked at by nobody but the loss"
     run_valid = False
     def before_fit(self): self.avg = [torch.optim.swa_utils.AveragedModel(self.model)]
     def after_step(self): self.avg[0].update_parameters(self.model)
-    def after_loss(self): self.learn.loss_grad = self.loss_grad+.1*sum((p-q.detach()).pow(2).sum() for p,q in zip(self.model.parameters(), self.avg[0].module.parameters()))
+    def after_loss(self):
+        ps = zip(self.model.parameters(), self.avg[0].module.parameters())
+        self.learn.loss_grad = self.loss_grad+.1*sum((p-q.detach()).pow(2).sum() for p,q in ps)
 
 # --- data
 
@@ -80,26 +93,33 @@ def _rows(n):
     x = torch.randn(n, 8, generator=g)
     return list(zip(x, (x@torch.randn(8, 4, generator=g)).argmax(1)))
 
-def workers(): return DataLoaders(DataLoader(Noisy(64), bs=16, shuffle=True, drop_last=True, num_workers=1), DataLoader(Noisy(32), bs=32), device='cpu')
+def workers():
+    train = DataLoader(Noisy(64), bs=16, shuffle=True, drop_last=True, num_workers=1)
+    return DataLoaders(train, DataLoader(Noisy(32), bs=32), device='cpu')
 def tensordl():
     x,y = map(torch.stack, zip(*_rows(96)))
-    return DataLoaders(TensorDL(TensorDS(x[:64],y[:64]), bs=16, shuffle=True, tfm=lambda x,gen: x+.1*torch.randn(x.shape, generator=gen)), TensorDL(TensorDS(x[64:],y[64:]), bs=32), device='cpu')
+    def noisy(x, gen): return x+.1*torch.randn(x.shape, generator=gen)
+    train = TensorDL(TensorDS(x[:64],y[:64]), bs=16, shuffle=True, tfm=noisy)
+    return DataLoaders(train, TensorDL(TensorDS(x[64:],y[64:]), bs=32), device='cpu')
 def torchdl():
     x,y = map(torch.stack, zip(*_rows(96)))
-    ds = torch.utils.data.TensorDataset
+    ds,dl = torch.utils.data.TensorDataset,torch.utils.data.DataLoader
     sampler = torch.utils.data.WeightedRandomSampler([1.]*64, 64, generator=torch.Generator().manual_seed(3))
-    return DataLoaders(torch.utils.data.DataLoader(ds(x[:64],y[:64]), batch_size=16, sampler=sampler), torch.utils.data.DataLoader(ds(x[64:],y[64:]), batch_size=32), device='cpu')
+    return DataLoaders(dl(ds(x[:64],y[:64]), batch_size=16, sampler=sampler), dl(ds(x[64:],y[64:]), batch_size=32), device='cpu')
 
 # --- the runs: what is different from `play`
 
 def splitter(m): return L(m[:4], m[4:]).map(params)
 def found(learn, n_epoch, **kw):
     "Looks for a learning rate, then trains: two fits, of which the first is no training"
-    with learn.no_bar(): lr = learn.lr_find(num_it=8, show_plot=False, suggest_funcs=()) or learn.recorder.lrs[int(np.argmin(learn.recorder.losses))]/100
+    with learn.no_bar(): learn.lr_find(num_it=8, show_plot=False, suggest_funcs=())
+    lr = learn.recorder.lrs[int(np.argmin(learn.recorder.losses))]/100
     learn.fit_one_cycle(n_epoch, lr, **kw)
 def twice(learn, n_epoch, **kw):
     learn.fit(1, .01)
     learn.fit_one_cycle(n_epoch-1, .02, **kw)
+
+def track(): return [SaveModelCallback(), EarlyStoppingCallback(patience=2), ReduceLROnPlateau(patience=1, factor=2)]
 
 runs = dict(
     plain    = dict(),
@@ -110,7 +130,7 @@ runs = dict(
     fused    = dict(learn=dict(opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, fused=True)))),
     sgd      = dict(learn=dict(opt_func=partial(SGD, mom=.9)), fit=Learner.fit, lr=.05, lr_max=None),
     ranger   = dict(learn=dict(opt_func=ranger), fit=Learner.fit_flat_cos, lr=.02, lr_max=None),
-    trackers = dict(cbs=lambda: [SaveModelCallback(), EarlyStoppingCallback(patience=2), ReduceLROnPlateau(patience=1, factor=2)], n_epoch=5, lr_max=.3),
+    trackers = dict(cbs=track, n_epoch=5, lr_max=.3),
     gather   = dict(cbs=lambda: [GradientAccumulation(40)]),
     hold     = dict(hold='hold_init_or_zero', reset='rewind_or_zero'),
     last_lr  = dict(reset='keep', fit=last_lr(Learner.fit_one_cycle), lr_max=.02),
@@ -142,16 +162,20 @@ def make(name, folder, init=0):
 def play(name='plain', folder='.', init=0, n=None, **change):
     "A run, in `folder`/run; what is shown by its end"
     Batches.n,learn = n,make(name, folder, init)
-    s = {**dict(n_epoch=3, rounds=2, amount=.4, seed=5, eval_every=4, lr_max=.05), **{k:v for k,v in runs[name].items() if k not in ('cb','learn','cbs','dls','zoo','test')}, **change}
+    own = {k:v for k,v in runs[name].items() if k not in ('cb','learn','cbs','dls','zoo','test')}
+    s = {**dict(n_epoch=3, rounds=2, amount=.4, seed=5, eval_every=4, lr_max=.05), **own, **change}
     if s['lr_max'] is None: s.pop('lr_max')
     test = data().valid if runs[name].get('test', True) and 'zoo' not in runs[name] else None
     with learn.no_bar(), learn.no_logging(): learn.fit_lottery(**s, test_dl=test, path=Path(folder)/'run')
-    return dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), leaks=0 if learn.lottery.held else leaks(learn))
+    lot = learn.lottery
+    return dict(model=digest(learn.model), masks=lot.masks.hash(), leaks=0 if lot.held else leaks(learn))
 
 def replicate(folder='.', seed=0, measures=False, **change):
     "A replicate of the preset `digits`, whose settings are shorter"
     p = presets.preset('digits')
-    if measures: p = experiments.replace(p, measures=dict(left=lambda run,k: dict(kept=run.ticket(k).masks.n_kept), two=lambda run,k: [dict(a=.1), dict(a=.2)]))
+    def left(run, k): return dict(kept=run.ticket(k).masks.n_kept)
+    def two(run, k): return [dict(a=.1), dict(a=.2)]
+    if measures: p = experiments.replace(p, measures=dict(left=left, two=two))
     return len(experiments.play_seed(p, seed, folder, **change))
 
 def command(args, log):
@@ -216,6 +240,21 @@ def worked(pid, t0):
     except OSError: return time.monotonic()-t0
     return (int(s[11])+int(s[12]))/os.sysconf('SC_CLK_TCK')+random.random()*.01
 
+def start(what, args, hurt, out):
+    if not (pid := os.fork()): child(what, args, hurt, out)
+    return pid
+
+def end(pid, secs=None):
+    "Wait for its end, or kill it when it has worked for `secs`: was it killed, and how long did it work"
+    def what_of(p): return os.WIFSIGNALED(p[1]),p[2].ru_utime+p[2].ru_stime
+    if secs is None: return what_of(os.wait4(pid, 0))
+    t0 = time.monotonic()
+    while worked(pid, t0)<secs:
+        if (p := os.wait4(pid, os.WNOHANG))[0]: return what_of(p)
+        time.sleep(.001)
+    os.kill(pid, signal.SIGKILL)
+    return what_of(os.wait4(pid, 0))
+
 def server():
     "Lines of JSON in, lines of JSON out"
     torch.set_num_threads(1)
@@ -224,19 +263,6 @@ def server():
     os.dup2(2, 1)
     gc.collect()
     gc.freeze()    # so that children share what they only read
-    def start(what, args, hurt, out):
-        if not (pid := os.fork()): child(what, args, hurt, out)
-        return pid
-    def end(pid, secs=None):
-        "Wait for its end, or kill it when it has worked for `secs`: was it killed, and how long did it work"
-        if secs is not None:
-            t0 = time.monotonic()
-            while worked(pid, t0)<secs:
-                if (p := os.wait4(pid, os.WNOHANG))[0]: return os.WIFSIGNALED(p[1]),p[2].ru_utime+p[2].ru_stime
-                time.sleep(.001)
-            os.kill(pid, signal.SIGKILL)
-        _,status,used = os.wait4(pid, 0)
-        return os.WIFSIGNALED(status),used.ru_utime+used.ru_stime
     do = dict(start=start, end=end)
     for line in sys.stdin:
         d = json.loads(line)

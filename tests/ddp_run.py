@@ -166,7 +166,7 @@ def controls(d):
 @case
 def own_figures(d):
     "What each process sees otherwise must not part them"
-    rs = learner(metrics=[Odd()]).fit_lottery(1, rounds=3, tol=.5, monitor='odd')
+    rs = learner(metrics=[Odd()]).fit_lottery(1, rounds=3, tol=.5, monitor='odd', lower=False)
     return [r['odd'] for r in rs]
 
 @case

@@ -68,7 +68,8 @@ def loaders(shape=(8,), n=64, ints=None, bs=16):
     x = torch.randint(0, ints, (n+32, *shape), generator=g) if ints else torch.randn(n+32, *shape, generator=g)
     f = x.float().reshape(n+32, -1)
     rows = list(zip(x, (f@torch.randn(f.shape[1], 4, generator=g)).argmax(1)))
-    return DataLoaders(DataLoader(rows[:n], bs=bs, shuffle=True, drop_last=True), DataLoader(rows[n:], bs=32), device='cpu')
+    return DataLoaders(DataLoader(rows[:n], bs=bs, shuffle=True, drop_last=True), DataLoader(rows[n:], bs=32),
+                       device='cpu')
 
 def few_digits(seed=0, device='cpu', **kwargs): return digits(seed=seed, n_train=240, device=device, **kwargs)
 def turned_digits(**kwargs):
@@ -80,7 +81,8 @@ def mlp(): return nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,12), nn
 def drop_bn(): return nn.Sequential(nn.Linear(8,12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(.3), nn.Linear(12,4))
 def conv_bn():
     a,b = nn.Conv2d(1,6,3),nn.Conv2d(6,8,3)
-    return nn.Sequential(a, nn.BatchNorm2d(6), nn.ReLU(), b, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32,4))
+    return nn.Sequential(a, nn.BatchNorm2d(6), nn.ReLU(), b, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(32,4))
 def small_lenet(): return LeNet(64, 16, 10)
 
 class Tied(nn.Module):
@@ -117,7 +119,8 @@ def learner(model=mlp, dls=loaders, lot=None, cbs=(), seed=0, opt_func=Adam, **k
     dls = dls()
     torch.manual_seed(seed)
     cbs = [LotteryCallback(**(lot or {})), *[o() for o in cbs]]
-    return Learner(dls, model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs, lr=.01, opt_func=opt_func, **kwargs)
+    return Learner(dls, model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs, lr=.01, opt_func=opt_func,
+                   **kwargs)
 
 @contextlib.contextmanager
 def quiet(learn):
@@ -212,7 +215,8 @@ runs |= {f'criterion_{n}':partial(play, criterion=n, rounds=1, n_epoch=1) for n 
 runs |= {f'criterion_{n}_bn':partial(play, criterion=n, rounds=1, n_epoch=1, **images) for n in ('snip','grasp','synflow')}
 runs |= {'criterion_own':partial(play, criterion=lambda w_i,w_f: (w_f-w_i).abs()+.1*w_f.abs())}
 runs |= {f'reset_{n}':partial(play, reset=n, rounds=1, n_epoch=1, **images) for n in resets}
-runs |= {'reset_own':partial(play, reset=lambda w_k,w_f: .5*(w_k+w_f)), 'reset_noisy_2':partial(play, reset=partial(noisy, n=2))}
+runs |= {'reset_own':partial(play, reset=lambda w_k,w_f: .5*(w_k+w_f)),
+         'reset_noisy_2':partial(play, reset=partial(noisy, n=2))}
 
 def run(f):
     "Add a run: a function of a folder of its own, by its name"
@@ -226,7 +230,8 @@ def verbs(d):
     "The verbs, one after the other"
     learn,res = learner(**images),[]
     with quiet(learn):
-        for f,kw in ((learn.prune, dict(amount=.3, scope='local')), (learn.prune, dict(amount=.3, criterion='snip', seed=2)),
+        for f,kw in ((learn.prune, dict(amount=.3, scope='local')),
+                     (learn.prune, dict(amount=.3, criterion='snip', seed=2)),
                      (learn.rewind, {}), (learn.rewind, dict(reset='noisy', seed=3)), (learn.prune, dict(amount=.3, hold='hold_init')),
                      (learn.prune, dict(amount=.3, criterion='random', seed=4)), (learn.unprune, {})):
             learn.fit_one_cycle(1, .01)
@@ -239,11 +244,13 @@ def two_lotteries(d):
     "The second one on a Learner knows nothing of the first"
     learn = learner(**images)
     a = figures(learn, lottery(learn, rounds=1))
-    return dict(first=a, second=figures(learn, lottery(learn, rounds=1, scope='local', seed=6)), best=of_ticket(learn.lottery.best(tol=1.)))
+    return dict(first=a, second=figures(learn, lottery(learn, rounds=1, scope='local', seed=6)),
+                best=of_ticket(learn.lottery.best(tol=1.)))
 
 ticket_controls = dict(
     same=dict(), reinit=dict(reset='random_reinit'), reinit_1=dict(reset='random_reinit', trial=1), noisy=dict(reset='noisy'),
-    shuffled=dict(mask=shuffle_mask), shuffled_1=dict(mask=shuffle_mask, trial=1), random=dict(mask=random_mask), erk=dict(mask=erk_mask),
+    shuffled=dict(mask=shuffle_mask), shuffled_1=dict(mask=shuffle_mask,
+                                                      trial=1), random=dict(mask=random_mask), erk=dict(mask=erk_mask),
     inverse=dict(mask=inverse_mask), no_seed=dict(seed=None, mask=shuffle_mask), fit=dict(fit=Learner.fit, lr=.02, eval_every=3))
 
 def controls_of(d, held=False, rewind_to='init', **kwargs):
@@ -252,7 +259,8 @@ def controls_of(d, held=False, rewind_to='init', **kwargs):
     lottery(learn, **kwargs)
     t = Ticket.load(learn.lottery.ticket().save(d/'ticket'))
     todo = {**ticket_controls, 'other':dict(mask=mask_of(learn.lottery.ticket(1)))}
-    if held: todo = {k:todo[k] for k in ('same','reinit','shuffled')} | {'init':dict(hold='hold_init', mask=shuffle_mask)}
+    if held:
+        todo = {k:todo[k] for k in ('same','reinit','shuffled')} | {'init':dict(hold='hold_init', mask=shuffle_mask)}
     for n,kw in todo.items():
         with quiet(learn): r = learn.fit_ticket(t, 2, **{'seed':5, **kw})
         res[n] = dict(of_round(r), end=of_learner(learn))
@@ -347,7 +355,8 @@ def distributed(d):
     ps = [me('--rank', r, d, WORLD_SIZE='2', RANK=str(r), LOCAL_RANK=str(r)) for r in range(2)]
     try: said = [p.communicate(timeout=300)[0] for p in ps]
     finally: [p.kill() for p in ps]
-    if bad := [f'process {r}:\n{said[r][-3000:]}' for r in range(2) if ps[r].returncode]: raise RuntimeError('\n'.join(bad))
+    if bad := [f'process {r}:\n{said[r][-3000:]}' for r in range(2) if ps[r].returncode]:
+        raise RuntimeError('\n'.join(bad))
     a,b = (json.loads((d/f'{r}.json').read_text()) for r in range(2))
     return dict(rank_0=a, same=a==b)
 
@@ -357,14 +366,16 @@ def distributed(d):
 def supermasks(d):
     "Learned ones, each kind"
     res = {}
-    for n,kw in dict(bernoulli=dict(), rescaled=dict(base=signed_constant, rescale=True), popup=dict(how=partial(edge_popup, density=.3)),
+    for n,kw in dict(bernoulli=dict(), rescaled=dict(base=signed_constant, rescale=True),
+                     popup=dict(how=partial(edge_popup, density=.3)),
                      signed=dict(how=signed_mask, base=signed_kaiming, zero_bias=False)).items():
         torch.manual_seed(1)
         model = add_supermask(small_lenet(), seed=3, **kw)
         learn = Learner(few_digits(), model, metrics=accuracy, opt_func=partial(SGD, mom=.9))
         set_seed(2)
         with quiet(learn): learn.fit(2, 1. if n=='signed' else 20.)
-        res[n] = dict(evaluate=learn.evaluate(), ticket=of_ticket(supermask_ticket(model)), trained=digest(state(model)))
+        res[n] = dict(evaluate=learn.evaluate(), ticket=of_ticket(supermask_ticket(model)),
+                      trained=digest(state(model)))
         res[n]['bare'] = digest(state(remove_supermask(model)))
     return plain(res)
 
@@ -395,7 +406,8 @@ def arms_tickets(d):
                   searched_3=searched(run, 2, 3), searched_keep=searched(run, 2, 2, reset='keep'))
         res = {n:dict(ticket=of_ticket(t), fit=of_round(run.fit(t))) for n,t in ts.items()}
         other = of_round(run.fit(run.ticket(1), order=0, reset='random_reinit'))
-        return dict(res, other_order=other, transfer=plain(ticket_transfer(run, 2, data=turned_digits, model=small_lenet, exclude='out')))
+        return dict(res, other_order=other,
+                    transfer=plain(ticket_transfer(run, 2, data=turned_digits, model=small_lenet, exclude='out')))
 
 @run
 def arms_late(d):
@@ -425,7 +437,8 @@ def of_preset(name, d, rounds=2, epochs=2):
 small_presets = ('digits criteria-tiny mask-0-tiny variants-tiny one-shot-tiny signs-tiny noise-digits gaussian-digits transfer-digits '
                  'stability-digits instability-digits supermask-digits conv-2-digits').split()
 runs |= {f'preset_{n}':partial(of_preset, n) for n in small_presets}
-runs |= {'preset_rates-digits':partial(of_preset, 'rates-digits', rounds=1, epochs=1)}    # its searches are many trainings
+runs |= {'preset_rates-digits':partial(of_preset, 'rates-digits', rounds=1,
+                                       epochs=1)}    # its searches are many trainings
 
 # --- what no training is needed for
 
@@ -435,12 +448,14 @@ def foundations(d):
     def first(f):
         torch.manual_seed(3)
         return digest(state(f()))
-    nets = dict(lenet=partial(lenet_300_100, 64), conv_2=partial(conv_net, 2, width=4), conv_6=partial(conv_net, 6, width=2),
+    nets = dict(lenet=partial(lenet_300_100, 64), conv_2=partial(conv_net, 2, width=4),
+                conv_6=partial(conv_net, 6, width=2),
                 vgg=partial(vgg, 16, width=4), vgg_he=partial(vgg, 19, width=4, init=kaiming_), resnet=resnet_20, awd=Awd)
     seeds,draw = [derive(3), derive(3, 'train', 2), derive(2**40, 'mask', 1, 0)],torch.rand(3, generator=generator(3, 'prune', 1))
     dls = digits(seed=4, device='cpu')
     batch,parts = dls.one_batch(),[dl.dataset.tensors for dl in dls.loaders]
-    return dict(seeds=seeds, draw=draw.tolist(), nets={n:first(f) for n,f in nets.items()}, order=split_order(9, seed=2).tolist(),
+    return dict(seeds=seeds, draw=draw.tolist(), nets={n:first(f) for n,f in nets.items()},
+                order=split_order(9, seed=2).tolist(),
                 batch=digest(dict(enumerate(batch))), parts=[digest(dict(enumerate(o))) for o in parts])
 
 @run
@@ -450,13 +465,15 @@ def analyses(d):
     rs = lottery(learn)
     lot,now = learn.lottery,state(learn.model)
     t,path = lot.ticket(),instability(learn, lot.w_i, now, 4).path
-    tables = dict(layers=layer_table(t.masks), size=ticket_size(t.weights, t.masks), flops=flops(learn.model, torch.ones(2,1,6,6), t.masks),
+    tables = dict(layers=layer_table(t.masks), size=ticket_size(t.weights, t.masks),
+                  flops=flops(learn.model, torch.ones(2,1,6,6), t.masks),
                   moved=moved(t, lot.w_i, now), signs=sign_changes(t, lot.w_i, now), angle=stability(t, lot.w_i, now),
                   overlap=overlap_table([r.masks for r in rs]), report=lot.report(), path=path)
     a,b = [.91,.92,.95,.9],[.9,.89,.93,.91]
     cs = [claim_difference('more', '', a, b), claim_ratio('×', '', a, b),
           claim_match('same', '', a, b, 2.), claim_value('is', '', a, (.8,1))]
-    stats = dict(interval=interval(a), geo=geo_interval(a), paired=paired(a, b), holm=holm([.01,.04,.03]).tolist(), tost=tost(a, b, .05))
+    stats = dict(interval=interval(a), geo=geo_interval(a), paired=paired(a, b), holm=holm([.01,.04,.03]).tolist(),
+                 tost=tost(a, b, .05))
     tables['verdicts'] = verdicts(cs)
     return dict({n:of_table(o) for n,o in tables.items()}, stats=plain(stats), barrier=float(barrier(path)))
 
@@ -501,7 +518,8 @@ def about():
     said = cpu.read_text() if cpu.exists() else ''
     def says(k): return m[1] if (m := re.search(rf'^{k}\s*: (.*)$', said, re.M)) else ''
     flags = [o for o in says('flags').split() if re.match('fma|avx|amx', o)]
-    versions = dict(torch=torch.__version__, fastai=fastai.__version__, numpy=np.__version__, python=platform.python_version())
+    versions = dict(torch=torch.__version__, fastai=fastai.__version__, numpy=np.__version__,
+                    python=platform.python_version())
     return dict(versions, capability=torch.backends.cpu.get_cpu_capability(), probe=probe(),
                 processor=platform.processor() or platform.machine(), cpu=says('model name'), flags=flags)
 
@@ -527,7 +545,8 @@ def is_near(a, b, key):
     "Is `b` as `a`, but for rounding?"
     if type(a) is not type(b) or isinstance(a, (str,bool,type(None))): return a==b
     if key.startswith('es_'): return True                                # a curve may have its least elsewhere
-    if 'accuracy' in key or 'density' in key: return bool(np.isclose(a, b, rtol=0, atol=.05, equal_nan=True))    # a few items or weights
+    if 'accuracy' in key or 'density' in key:
+        return bool(np.isclose(a, b, rtol=0, atol=.05, equal_nan=True))    # a few items or weights
     return a==b if isinstance(a, int) else bool(np.isclose(a, b, **near))
 
 def is_alike(a, b, key): return isinstance(a, float) and isinstance(b, float) or is_near(a, b, key)
@@ -541,7 +560,8 @@ def difference(want, got, same=is_same, skip=(), at='', key=''):
     "Where `got` first differs from `want`, in words; None if nowhere"
     if key in skip: return None
     if isinstance(want, dict) and isinstance(got, dict):
-        if set(want)!=set(got): return f"{at or 'it'} has more: {sorted({*got}-{*want})}, and lacks: {sorted({*want}-{*got})}"
+        if set(want)!=set(got):
+            return f"{at or 'it'} has more: {sorted({*got}-{*want})}, and lacks: {sorted({*want}-{*got})}"
         todo = [(want[k],got[k],f'{at}.{k}' if at else k,k) for k in want]
     elif isinstance(want, list) and isinstance(got, list):
         if len(want)!=len(got): return f'{at} has {len(got)} entries, and had {len(want)}'

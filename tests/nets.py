@@ -23,7 +23,8 @@ for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]     
 def dls_of(x, y, bs=16, valid=32, **kwargs):
     "In-memory loaders over rows of `x` and `y`; the last `valid` rows are for validation"
     rows = list(zip(x, y))
-    return DataLoaders(DataLoader(rows[:-valid], bs=bs, shuffle=True, drop_last=True, **kwargs), DataLoader(rows[-valid:], bs=valid, **kwargs), device='cpu')
+    train = DataLoader(rows[:-valid], bs=bs, shuffle=True, drop_last=True, **kwargs)
+    return DataLoaders(train, DataLoader(rows[-valid:], bs=valid, **kwargs), device='cpu')
 
 def data(shape=(8,), n=64, bs=16, classes=4, ints=None, **kwargs):
     "`n` rows for training and 32 for validation, with something to learn in them"
@@ -75,20 +76,30 @@ class AWD(nn.Module):
     def forward(self, x): return self.head(self.body(x).mean(1))
 
 def mlp(h=12): return nn.Sequential(nn.Linear(8,h), nn.ReLU(), nn.Linear(h,h), nn.ReLU(), nn.Linear(h,4))
-def drop_bn(): return nn.Sequential(nn.Linear(8,12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(.3), nn.Linear(12,12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(.3), nn.Linear(12,4))
-def conv_bn(): return nn.Sequential(nn.Conv2d(1,6,3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6,8,3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32,4))
+def drop_bn():
+    def block(n): return nn.Linear(n,12),nn.BatchNorm1d(12),nn.ReLU(),nn.Dropout(.3)
+    return nn.Sequential(*block(8), *block(12), nn.Linear(12,4))
+def conv_bn():
+    def block(a, b): return nn.Conv2d(a,b,3),nn.BatchNorm2d(b),nn.ReLU()
+    return nn.Sequential(*block(1,6), *block(6,8), nn.Flatten(), nn.Linear(32,4))
+def lstm(): return Ends(nn.LSTM(8,6,batch_first=True), 6)
+def gru(): return Ends(nn.GRU(8,6,num_layers=2,batch_first=True,bidirectional=True), 12)
+def attention(): return Ends(nn.MultiheadAttention(8,2,batch_first=True), 8, lambda b,x: b(x,x,x,need_weights=False))
+def rmsnorm(): return nn.Sequential(nn.Linear(8,8), rms(8), nn.ReLU(), nn.Linear(8,4))
+def bias_free(): return nn.Sequential(nn.Linear(8,12,bias=False), nn.ReLU(), nn.Linear(12,4,bias=False))
 
 # by name: net, keywords of `data`, `include`, and weights that must be prunable with it
 zoo = dict(
     batchnorm =(conv_bn, dict(shape=(1,6,6)), None, ['0.weight','3.weight','7.weight']),
     bare      =(Bare, {}, '*', ['w','head.weight']),
-    lstm      =(lambda: Ends(nn.LSTM(8,6,batch_first=True), 6), dict(shape=(5,8)), None, ['body.weight_ih_l0','body.weight_hh_l0','head.weight']),
-    gru       =(lambda: Ends(nn.GRU(8,6,num_layers=2,batch_first=True,bidirectional=True), 12), dict(shape=(5,8)), None, ['body.weight_hh_l1_reverse','body.weight_ih_l0']),
-    awd_lstm  =(AWD, dict(shape=(6,), ints=20), None, ['body.encoder.weight','body.rnns.0.weight_hh_l0_raw','body.rnns.1.module.weight_ih_l0','head.weight']),
-    attention =(lambda: Ends(nn.MultiheadAttention(8,2,batch_first=True), 8, lambda b,x: b(x,x,x,need_weights=False)), dict(shape=(5,8)), None, ['body.in_proj_weight','body.out_proj.weight','head.weight']),
+    lstm      =(lstm, dict(shape=(5,8)), None, ['body.weight_ih_l0','body.weight_hh_l0','head.weight']),
+    gru       =(gru, dict(shape=(5,8)), None, ['body.weight_hh_l1_reverse','body.weight_ih_l0']),
+    awd_lstm  =(AWD, dict(shape=(6,), ints=20), None,
+                ['body.encoder.weight','body.rnns.0.weight_hh_l0_raw','body.rnns.1.module.weight_ih_l0','head.weight']),
+    attention =(attention, dict(shape=(5,8)), None, ['body.in_proj_weight','body.out_proj.weight','head.weight']),
     embedding =(lambda: Ends(nn.Embedding(20,8), 8), dict(shape=(6,), ints=20), None, ['body.weight','head.weight']),
-    rmsnorm   =(lambda: nn.Sequential(nn.Linear(8,8), rms(8), nn.ReLU(), nn.Linear(8,4)), {}, None, ['0.weight','3.weight']),
-    bias_free =(lambda: nn.Sequential(nn.Linear(8,12,bias=False), nn.ReLU(), nn.Linear(12,4,bias=False)), {}, None, ['0.weight','2.weight']),
+    rmsnorm   =(rmsnorm, {}, None, ['0.weight','3.weight']),
+    bias_free =(bias_free, {}, None, ['0.weight','2.weight']),
     tied      =(Tied, {}, None, ['enc.weight','head.weight']))
 
 # --- learners
@@ -97,7 +108,9 @@ def learner(model=mlp, dls=None, cbs=LotteryCallback, seed=0, path='.', loss=Non
     "A silent Learner whose initial weights follow from `seed`; `cbs=None` goes without the lottery"
     torch.manual_seed(seed)
     cbs = L(cbs).map(lambda o: o() if isinstance(o, type) else o)
-    l = Learner(dls or data(), model() if callable(model) and not isinstance(model, nn.Module) else model, loss_func=loss or CrossEntropyLossFlat(), metrics=kwargs.pop('metrics', accuracy), cbs=cbs, path=path, **{'lr':.01, **kwargs})
+    if not isinstance(model, nn.Module): model = model()
+    kwargs = {'lr':.01, 'metrics':accuracy, **kwargs}
+    l = Learner(dls or data(), model, loss_func=loss or CrossEntropyLossFlat(), cbs=cbs, path=path, **kwargs)
     l.logger = noop
     return l.remove_cbs(L(o for o in l.cbs if isinstance(o, ProgressCallback)))
 
@@ -114,7 +127,8 @@ def seed_all(learn, seed=3):
 def bits(o):
     "A model or its state as `{name: bytes}`: equal only where every bit is"
     o = state(o) if isinstance(o, nn.Module) else o
-    return {k:(str(v.dtype), tuple(v.shape), v.detach().cpu().contiguous().numpy().tobytes()) if torch.is_tensor(v) else v for k,v in o.items()}
+    def of(v): return str(v.dtype), tuple(v.shape), v.detach().cpu().contiguous().numpy().tobytes()
+    return {k:of(v) if torch.is_tensor(v) else v for k,v in o.items()}
 
 def digest(o): return hashlib.sha256(repr(sorted(bits(o).items())).encode()).hexdigest()
 

@@ -56,7 +56,8 @@ small = Preset('small', 'a net of 296 weights on some digits', 'none', 'seconds'
 
 def seconds(d):
     "How long each finished round took, as written in the tables of rounds in the folder `d`"
-    return {f.parent.relative_to(d).as_posix():list(map(float, pd.read_csv(f, dtype=str).seconds)) for f in sorted(d.rglob('rounds.csv'))}
+    return {f.parent.relative_to(d).as_posix():list(map(float,
+                                                        pd.read_csv(f, dtype=str).seconds)) for f in sorted(d.rglob('rounds.csv'))}
 
 # --- written by the old version
 
@@ -77,7 +78,8 @@ def write_all(d):
     for n in stops: write_stop(n, d/n)
     write_tickets(d/'tickets')
     play_seed(small, 0, d/'replicate'/'seed_00', device='cpu', rounds=1)
-    for f in [*d.rglob('.*'), *d.rglob('models')]: shutil.rmtree(f) if f.is_dir() else f.unlink()    # locks, and what callbacks saved
+    for f in [*d.rglob('.*'), *d.rglob('models')]:
+        shutil.rmtree(f) if f.is_dir() else f.unlink()    # locks, and what callbacks saved
 
 # --- read, and gone on
 

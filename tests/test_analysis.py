@@ -1,9 +1,9 @@
 "Laws of 26_analysis: figures equal those by hand, and a Learner is as it was"
-import math
+import ast,inspect,math
 import pytest
-import matplotlib.pyplot as plt
 import numpy as np,pandas as pd
 from nets import *
+from fastai_lottery import analysis
 from fastai_lottery.analysis import *
 from fastai_lottery.scopes import shuffle_mask
 
@@ -25,10 +25,14 @@ def trained():
 def normed():
     l = learner(drop_bn)
     return l,*two(l)
-@pytest.fixture(autouse=True)
-def close():
-    yield
-    plt.close('all')
+
+def test_it_draws_nothing():
+    "Numbers only: pictures have a room of their own"
+    tree = list(ast.walk(ast.parse(inspect.getsource(analysis))))
+    mods = [a.name for o in tree if isinstance(o, ast.Import) for a in o.names]
+    mods += [o.module for o in tree if isinstance(o, ast.ImportFrom)]
+    assert {'numpy','collections'}<=set(mods) and not [m for m in mods if m.startswith('matplotlib')]
+    assert not [n for n in analysis.__all__ if n.startswith('plot')]
 
 # ---- instability
 
@@ -40,7 +44,8 @@ class Quad(nn.Module):
     def forward(self, x): return self.w.expand(len(x), 2)
 
 def quad(): # loss ‖w‖²
-    return learner(Quad, dls_of(torch.zeros(64,1), torch.zeros(64,2)), loss=lambda p,y: (p-y).pow(2).sum(1).mean(), metrics=[])
+    return learner(Quad, dls_of(torch.zeros(64,1), torch.zeros(64,2)), loss=lambda p,y: (p-y).pow(2).sum(1).mean(),
+                   metrics=[])
 
 def test_barrier_of_a_quadratic_by_hand():
     # (α−2(1−α))² = (3α−2)² along the first axis: 4 at 0, 1 at 1, highest at an end
@@ -68,7 +73,8 @@ def test_barrier_with_itself_is_exactly_0(trained, normed):
 def test_barrier_is_symmetric(trained):
     l,a,b = trained
     r,s = instability(l, a, b, alphas=5),instability(l, b, a, alphas=5)
-    assert r.path.loss.tolist()==pytest.approx(s.path.loss.tolist()[::-1], rel=1e-5) and r.barrier==pytest.approx(s.barrier)
+    assert r.path.loss.tolist()==pytest.approx(s.path.loss.tolist()[::-1], rel=1e-5)
+    assert r.barrier==pytest.approx(s.barrier)
 
 def test_ends_are_what_evaluate_says(trained, normed):
     for l,a,b in (trained,normed):
@@ -122,8 +128,11 @@ def test_nothing_changes_the_learner(normed):
         next(l.model.children()).eval()
         for p in l.model.parameters(): p.grad = torch.full_like(p, .25)
         bn = [m for m in l.model.modules() if isinstance(m, nn.BatchNorm1d)]
-        def snap(): return (bits(l.model), [m.training for m in l.model.modules()], [m.momentum for m in bn], [p.grad.sum().item() for p in l.model.parameters()], [id(p) for p in l.model.parameters()],
-                            [p.requires_grad for p in l.model.parameters()], rng_states(), [d.rng.getstate() for d in l.dls.loaders], list(l.cbs), sorted(l.__dict__), l.lottery.masks.hash(), bits(a), bits(b))
+        def snap():
+            params = [(p.grad.sum().item(),id(p),p.requires_grad) for p in l.model.parameters()]
+            modes = [m.training for m in l.model.modules()],[m.momentum for m in bn]
+            orders = rng_states(),[d.rng.getstate() for d in l.dls.loaders]
+            return bits(l.model),params,modes,orders,list(l.cbs),sorted(l.__dict__),l.lottery.masks.hash(),bits(a),bits(b)
         before = snap()
         instability(l, a, b, alphas=3)
         assert snap()==before
@@ -150,7 +159,8 @@ def test_torch_loader_with_its_own_generator(normed):
     r = instability(l, a, a, alphas=4)
     assert torch.equal(g.get_state(), before) and r.barrier==0 and r.path.loss.nunique()==1
 
-@pytest.mark.parametrize('wrap', [nn.DataParallel, lambda m: torch.compile(m, backend='eager')], ids=['DataParallel','compile'])
+@pytest.mark.parametrize('wrap', [nn.DataParallel, lambda m: torch.compile(m, backend='eager')],
+                         ids=['DataParallel','compile'])
 def test_wrapped_models(normed, wrap):
     l,a,b = normed
     want = instability(l, a, b, alphas=3).path
@@ -158,7 +168,8 @@ def test_wrapped_models(normed, wrap):
     pd.testing.assert_frame_equal(instability(l, a, b, alphas=3).path, want)
     m = Masks.ones(named_weights(l.model, prunable(l.model)))
     t = stability(m, l.model, a)
-    assert list(t.index)==['0.weight','4.weight','8.weight','total'] and t.distance.total==pytest.approx(stability(m, state(l.model), a).distance.total)
+    assert list(t.index)==['0.weight','4.weight','8.weight','total']
+    assert t.distance.total==pytest.approx(stability(m, state(l.model), a).distance.total)
 
 def test_tied_and_integers():
     l = learner(Tied)
@@ -179,7 +190,8 @@ def test_instability_errors(trained):
     def says(s, *args, e=ValueError, **kw):
         with pytest.raises(e, match=s): instability(l, *args, **kw)
     says("`w_2` is of another architecture: it has no '4.bias'", a, {k:v for k,v in b.items() if k!='4.bias'})
-    says(r"`w_1` is of another architecture: its '0.weight' has shape \(3, 8\), the model's \(12, 8\)", {**a, '0.weight':torch.ones(3,8)}, b)
+    shapes = r"its '0.weight' has shape \(3, 8\), the model's \(12, 8\)"
+    says(f"`w_1` is of another architecture: {shapes}", {**a, '0.weight':torch.ones(3,8)}, b)
     says("`w_1` is of another architecture: it has 'more', which the model lacks", {**a, 'more':torch.ones(3)}, b)
     says("`w_1` should be a state", 3, b, e=TypeError)
     for o in (1.5, -.1, math.nan, math.inf): says(r'`alphas` should be in \[0, 1\]; got', a, b, alphas=[0,o])
@@ -188,12 +200,26 @@ def test_instability_errors(trained):
     l.metrics = []
     says("by='error' needs `accuracy` or `error_rate`", a, b)
     assert bits(l.model)==before
+
+def test_barrier_errors():
     with pytest.raises(ValueError, match='both ends'): barrier(pd.DataFrame(dict(alpha=[0,.5], error=[0,1])))
-    with pytest.raises(ValueError, match="no figures of 'error'; it has loss"): barrier(pd.DataFrame(dict(alpha=[0,1], error=[np.nan]*2, loss=[1,2])))
+    no = pd.DataFrame(dict(alpha=[0,1], error=[np.nan]*2, loss=[1,2]))
+    with pytest.raises(ValueError, match="no figures of 'error'; it has loss"): barrier(no)
+
+def test_without_a_validation_set_it_is_said_where_to_measure(trained):
+    l,a,b = trained
+    want = instability(l, a, b, alphas=3).path
+    valid = l.dls.valid
+    for dls in (DataLoaders.from_dsets(l.dls.train_ds, [], bs=16), DataLoaders(l.dls.train)):
+        l.dls = dls
+        with pytest.raises(ValueError, match='this Learner has none: say where to measure, such as dl=learn.dls.train'):
+            instability(l, a, b)
+        pd.testing.assert_frame_equal(instability(l, a, b, alphas=3, dl=valid).path, want)
 
 def test_no_batch_for_statistics(normed):
     l,a,b = normed
-    with pytest.raises(ValueError, match='`norm_dl` has no batch'): instability(l, a, b, norm_dl=l.dls.train.new(n=3, drop_last=True))
+    few = l.dls.train.new(n=3, drop_last=True)
+    with pytest.raises(ValueError, match='`norm_dl` has no batch'): instability(l, a, b, norm_dl=few)
 
 # ---- layer by layer
 
@@ -209,7 +235,8 @@ def test_stability_by_hand():
     assert t.angle.tolist()==pytest.approx([math.degrees(math.acos(-.8)), 180, math.degrees(math.acos(-20/580**.5))])
 
 def test_small_angles_are_exact():
-    t = stability(Masks(dict(a=torch.ones(2).bool())), dict(a=tensor([1.,0.], dtype=torch.double)), dict(a=tensor([1.,1e-9], dtype=torch.double)))
+    def w(*xs): return dict(a=tensor(xs, dtype=torch.double))
+    t = stability(Masks(dict(a=torch.ones(2).bool())), w(1.,0.), w(1.,1e-9))
     assert t.angle.total==pytest.approx(math.degrees(1e-9), rel=1e-6)
 
 def test_doubles_are_compared_as_doubles():
@@ -224,7 +251,8 @@ def test_moved_by_hand():
     t = moved(m3, w, v)
     assert t.mean_abs.tolist()==pytest.approx([11/3,4,15/4]) and t.distance.tolist()==pytest.approx([73**.5,4,89**.5])
     assert t.relative.tolist()==pytest.approx([73**.5/5,2,(89/29)**.5])
-    assert moved(Masks(dict(a=torch.ones(2).bool())), dict(a=tensor([1.,1.])), dict(a=tensor([4.,-2.]))).mean_abs.a==3    # up and down do not cancel
+    both = Masks(dict(a=torch.ones(2).bool()))
+    assert moved(both, dict(a=tensor([1.,1.])), dict(a=tensor([4.,-2.]))).mean_abs.a==3, 'up and down do not cancel'
 
 def test_empty_layers_and_zero_weights():
     m = Masks(dict(a=torch.zeros(2).bool(), b=torch.ones(2).bool()))
@@ -237,17 +265,23 @@ def test_empty_layers_and_zero_weights():
 def test_layers_take_tickets_rounds_models(trained):
     l,a,b = trained
     rs = l.fit_lottery(1, rounds=1, amount=.5, seed=0)
-    for o in (rs[1],rs[1].ticket,l.lottery): pd.testing.assert_frame_equal(moved(o, rs[1].ticket.weights, l.model), moved(rs[1].masks, rs[1].ticket.weights, state(l.model)))
+    w = rs[1].ticket.weights
+    for o in (rs[1],rs[1].ticket,l.lottery):
+        pd.testing.assert_frame_equal(moved(o, w, l.model), moved(rs[1].masks, w, state(l.model)))
 
 def test_layers_errors():
     for f in (stability,sign_changes,moved):
-        with pytest.raises(ValueError, match="`w_(2|f)` and the masks do not match: a mask is for 'b'"): f(m3, w, dict(a=v['a']))
-        with pytest.raises(ValueError, match=r"`w_(1|i)` and the masks do not match: the mask of 'a' has shape"): f(m3, dict(w, a=torch.ones(4)), v)
+        with pytest.raises(ValueError, match="`w_(2|f)` and the masks do not match: a mask is for 'b'"):
+            f(m3, w, dict(a=v['a']))
+        with pytest.raises(ValueError, match=r"`w_(1|i)` and the masks do not match: the mask of 'a' has shape"):
+            f(m3, dict(w, a=torch.ones(4)), v)
         with pytest.raises(TypeError, match='expected `Masks`'): f(dict(a=1), w, v)
 
 # ---- masks
 
-def rand(n, d, seed): return Masks(dict(a=torch.rand(n, generator=generator(seed,'a'))<d, b=torch.rand(3*n, generator=generator(seed,'b'))<d/2))
+def rand(n, d, seed):
+    def kept(name, n, d): return torch.rand(n, generator=generator(seed,name))<d
+    return Masks(dict(a=kept('a', n, d), b=kept('b', 3*n, d/2)))
 
 def test_overlap_table_by_hand():
     ms = [Masks(dict(w=tensor(o).bool())) for o in ([1,1,1,0],[0,1,1,1],[1,0,0,0])]
@@ -283,42 +317,10 @@ def test_overlap_labels(trained):
 def test_overlap_errors():
     a = rand(10,.5,0)
     for f in (overlap_table,random_overlap):
-        with pytest.raises(ValueError, match=r"masks of different weights: 0 is of a \(10,\), b \(30,\); 1 of a \(11,\), b \(33,\)"): f([a, rand(11,.5,0)])
-        with pytest.raises(ValueError, match="masks of different weights: 'x' is of .*; 'y' of a"): f(dict(x=a, y=Masks(dict(a=a['a']))))
+        sizes = r"0 is of a \(10,\), b \(30,\); 1 of a \(11,\), b \(33,\)"
+        with pytest.raises(ValueError, match=f"masks of different weights: {sizes}"): f([a, rand(11,.5,0)])
+        with pytest.raises(ValueError, match="masks of different weights: 'x' is of .*; 'y' of a"):
+            f(dict(x=a, y=Masks(dict(a=a['a']))))
         with pytest.raises(TypeError, match='`masks` should be a list'): f(a)
         with pytest.raises(TypeError, match='expected `Masks`'): f([a, 3])
         with pytest.raises(ValueError, match='at least one'): f([])
-
-# ---- pictures
-
-def test_plot_path_draws_the_figures():
-    p = pd.DataFrame(dict(alpha=[0,.5,1], loss=[1.,3.,2.], error=[.1,.6,.3]))
-    ax = plt.subplots()[1]
-    assert plot_path({'x':p, 'y':Instability(.4, p)}, ax=ax) is ax
-    assert ax.lines[0].get_ydata().tolist()==pytest.approx([10,60,30]) and ax.lines[1].get_ydata()[0]==pytest.approx(20)
-    assert [o.get_text() for o in ax.get_legend().texts]==['x: barrier 40 pp','y: barrier 40 pp']
-    looks = [(o.get_color(),o.get_marker(),o.get_linestyle()) for o in (ax.lines[0],ax.lines[2])]
-    assert all(a!=b for a,b in zip(*looks))
-    assert plot_path(p, 'loss').lines[0].get_ydata().tolist()==[1,3,2]
-    with pytest.raises(ValueError, match='no path to draw'): plot_path({})
-
-def test_plot_layers_draws_the_figures():
-    ax = plt.subplots()[1]
-    t,s = stability(m3, w, v),sign_changes(m3, w, v)
-    assert plot_layers({'x':t, 'y':2*t}, 'distance', ax=ax) is ax
-    assert ax.lines[0].get_ydata().tolist()==pytest.approx(t.distance[:-1].tolist()) and ax.lines[3].get_ydata()[0]==pytest.approx(2*t.distance.total)
-    assert [o.get_text() for o in ax.get_xticklabels()]==['a','b'] and ax.lines[0].get_marker()!=ax.lines[2].get_marker()
-    ax = plot_layers(s, 'fraction')
-    assert ax.lines[0].get_ydata().tolist()==pytest.approx([200/3,100]) and ax.get_legend() is None and ax.get_ylabel()=='changed sign (%)'
-    with pytest.raises(ValueError, match="no column 'angel'; it has kept, distance, angle"): plot_layers(t, 'angel')
-    with pytest.raises(ValueError, match='tables of different layers'): plot_layers({'x':t, 'y':t.drop('a')}, 'angle')
-
-def test_plot_overlap_draws_the_figures():
-    ms = [rand(40,.5,s) for s in range(3)]
-    t,e = overlap_table(ms),random_overlap(ms)
-    ax = plt.subplots()[1]
-    assert plot_overlap(t, e, ax=ax) is ax and (ax.images[0].get_array()==t.values).all()
-    assert {f'{t.iloc[0,1]:.2f}',f'({e.iloc[0,0]:.2f})','1.00'}<={o.get_text() for o in ax.texts} and len(ax.texts)==18
-    big = overlap_table([rand(9,.5,s) for s in range(13)])
-    assert not plot_overlap(big).texts
-    with pytest.raises(ValueError, match='`expected` should have the shape'): plot_overlap(t, big)

@@ -1,25 +1,36 @@
 "Laws of 32_arms: figures equal those by hand, follow from the seed, and leave no trace in what is played after them"
-import math
+import math,shutil,tempfile
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from nets import *
 from fastai_lottery.arms import *
 from fastai_lottery.sizes import *
 from fastai_lottery.statistics import *
 from fastai_lottery.presets import *
-from fastai_lottery.presets import _lenet
+from fastai_lottery.lenets import lenet_prunes
 from fastai_lottery.experiments import *
 from fastai_lottery.supermask import *
 
 small = replace(preset('digits'), settings={**preset('digits').settings, 'n_epoch':2, 'rounds':3}, levels=(3,), controls={})
 
-def played(path, seed=0, p=small):
-    "A `Run`, as `play_seed` makes it"
+def play(path, seed, p):
+    "Play a lottery, or load what is played; its Learner and rounds"
     l = p.learner(seed, device='cpu')
     l.logger = noop
     l.remove_cbs(l._grab_cbs(ProgressCallback))
-    rs = l.fit_lottery(**p.settings, seed=seed, test_dl=l.dls[2], path=path)
+    return l,l.fit_lottery(**p.settings, seed=seed, test_dl=l.dls[2], path=path)
+
+kept,folders = tempfile.TemporaryDirectory(),{}
+def played(path, seed=0, p=small):
+    "A `Run`, as `play_seed` makes it. A lottery is trained once, and then loaded from a copy of its folder"
+    key = repr((p.settings, p.cb, seed))
+    if key not in folders:
+        folders[key] = Path(kept.name)/str(len(folders))
+        play(folders[key], seed, p)
+    shutil.copytree(folders[key], path, dirs_exist_ok=True)
+    l,rs = play(path, seed, p)
     s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion')}
     return Run(l, rs, s, lambda r: load_tensors(path/f'round_{r:02d}'/'weights')[0], seed)
 
@@ -27,8 +38,11 @@ def played(path, seed=0, p=small):
 def run(tmp_path): return played(tmp_path)
 
 tiny = replace(small, settings={**small.settings, 'n_epoch':1})
-quick = dict(stability=lambda run: ticket_stability(run, 3, orders=2), instability=lambda run: ticket_instability(run, 2, alphas=4, random=True),
-             heuristic=lambda run: heuristic_supermasks(run, 3), learned=lambda run: learned_supermasks(run, n_epoch=1, samples=2))
+quick = dict(
+    stability=lambda run: ticket_stability(run, 3, orders=2),
+    instability=lambda run: ticket_instability(run, 2, alphas=4, random=True),
+    heuristic=lambda run: heuristic_supermasks(run, 3),
+    learned=lambda run: learned_supermasks(run, n_epoch=1, samples=2))
 each = pytest.mark.parametrize('measure', quick.values(), ids=quick)
 
 def flat(s, names): return np.concatenate([s[n].numpy().astype(float).reshape(-1) for n in names])
@@ -52,7 +66,7 @@ def test_own_order_repeats_the_lottery(run):
         assert all(torch.equal(v, ws[k]) for k,v in run.trained(2).items())
 
 def test_order_of_a_round_is_that_of_the_round(run):
-    "The dense net under the name of round 3, in the order of round 0, is the dense net of the lottery to the bit; in that of round 1 it is not"
+    "The dense net under the name of round 3 in the order of round 0 is the lottery's dense net, to the bit; in that of round 1 it is not"
     t = Ticket(run.rounds[0].masks, run.rounds[0].start, run.ticket(3).meta)
     same,other = weights(run, t, order=0),weights(run, t, order=1)
     assert all(torch.equal(v, same[k]) for k,v in run.trained(0).items())
@@ -62,25 +76,28 @@ def test_order_of_a_round_is_that_of_the_round(run):
 
 # --- stability, instability
 
+def l2(a, b): return math.sqrt(sum((a-b)**2))
+def angle(a, b): return math.degrees(math.acos(a@b/math.sqrt((a@a)*(b@b))))
+
+def check_stability(run, t, apart, pruning):
+    "Figures of the ticket `t` by hand: in three data orders, and against the dense net"
+    m = flat(t.masks, t.masks)>0
+    rs = [(run.fit(t, order=o), flat(state(run.learn.model), t.masks)[m]) for o in (3,0,1)]
+    pairs = list(combinations([w for _,w in rs], 2))
+    dense = flat(run.trained(0), t.masks)[m]
+    assert apart['pairs']==3 and pruning['pairs']==1
+    for k,f in (('l2',l2),('angle',angle)):
+        assert apart[k]==pytest.approx(np.mean([f(*p) for p in pairs]), rel=1e-5)
+        assert pruning[k]==pytest.approx(f(rs[1][1], dense), rel=1e-5)
+    for k in ('test_accuracy','es_test_accuracy'):
+        assert apart[k]==pytest.approx(np.mean([r[k] for r,_ in rs])) and pruning[k]==rs[1][0][k]
+
 def test_stability_by_hand(run):
     t,start = run.ticket(3),run.rounds[0].start
     rand = Ticket(shuffle_mask(t.masks, generator(0, 'mask', 3, 0)), start, t.meta)
     got = {(o['what'],o['mask']):o for o in ticket_stability(run, 3, orders=3)}
     assert len(got)==4
-    for name,t in (('ticket',t),('random',rand)):
-        m = flat(t.masks, t.masks)>0
-        rs = [(r := run.fit(t, order=o), flat(state(run.learn.model), t.masks)[m]) for o in (3,0,1)]
-        def l2(a, b): return math.sqrt(sum((a-b)**2))
-        def angle(a, b): return math.degrees(math.acos(a@b/math.sqrt((a@a)*(b@b))))
-        pairs = list(combinations([w for _,w in rs], 2))
-        dense = flat(run.trained(0), t.masks)[m]
-        a,b = got['data order',name],got['pruning',name]
-        assert a['pairs']==3 and b['pairs']==1
-        for k,f in (('l2',l2),('angle',angle)):
-            assert a[k]==pytest.approx(np.mean([f(*p) for p in pairs]), rel=1e-5)
-            assert b[k]==pytest.approx(f(rs[1][1], dense), rel=1e-5)
-        for k in ('test_accuracy','es_test_accuracy'):
-            assert a[k]==pytest.approx(np.mean([r[k] for r,_ in rs])) and b[k]==rs[1][0][k]
+    for name,t in (('ticket',t),('random',rand)): check_stability(run, t, got['data order',name], got['pruning',name])
     assert got['data order','random']['l2']!=got['data order','ticket']['l2']
 
 def test_random_mask_is_that_of_the_control(run):
@@ -115,64 +132,82 @@ def test_shared_trainings_are_trained_once_and_change_nothing(tmp_path):
     assert n==3 and ticket_instability(a, 3, alphas=3, random=True)==ticket_instability(b, 3, alphas=3, random=True) and len(a.more)==n
 
 def test_wrong_arguments(run):
-    for f,word in ((lambda: ticket_stability(run, 0), '`k`'), (lambda: ticket_stability(run, 3, orders=1), '`orders`'), (lambda: ticket_instability(run, 3, orders=1), '`orders`')):
-        with pytest.raises(ValueError, match=word): f()
+    with pytest.raises(ValueError, match='`k`'): ticket_stability(run, 0)
+    for f in (ticket_stability, ticket_instability):
+        with pytest.raises(ValueError, match='`orders`'): f(run, 3, orders=1)
 
 # --- supermasks
+
+def top(s, m):
+    "The highest of `s`, as many as `m` keeps; of equals the first go"
+    keep = np.ones(m.numel(), bool)
+    keep[np.argsort(s.reshape(-1).numpy(), kind='stable')[:int((~m).sum())]] = False
+    return tensor(keep).view(m.shape)
+
+def masks_by_hand(t, w_i, w_f):
+    "Masks like those of the ticket `t`, by criterion"
+    same = {n:(w_i[n].sign()==w_f[n].sign()) for n in t.masks}
+    score = dict(large_final=lambda n: w_f[n].abs(), magnitude_increase=lambda n: w_f[n].abs()-w_i[n].abs())
+    res = dict(ticket=dict(t.masks), random=dict(shuffle_mask(t.masks, generator(0, 'mask', 3, 0))))
+    for c,f in score.items():
+        res[c] = {n:top(f(n), m) for n,m in t.masks.items()}
+        res[f'{c}_same_sign'] = {n:top(torch.where(same[n], f(n), -99.), m) for n,m in t.masks.items()}
+        assert all(same[n][m].all() for n,m in res[f'{c}_same_sign'].items())
+    return res
 
 def test_heuristics_by_hand(run):
     t,w_i,w_f = run.ticket(3),run.rounds[0].start,run.trained(0)
     got = {(o['mask'],o['base']):o for o in heuristic_supermasks(run, 3)}
-    same = {n:(w_i[n].sign()==w_f[n].sign()) for n in t.masks}
-    score = dict(large_final=lambda n: w_f[n].abs(), magnitude_increase=lambda n: w_f[n].abs()-w_i[n].abs())
-    def top(s, m): # of equals the first go
-        keep = np.ones(m.numel(), bool)
-        keep[np.argsort(s.reshape(-1).numpy(), kind='stable')[:int((~m).sum())]] = False
-        return tensor(keep).view(m.shape)
-    masks = dict(ticket=dict(t.masks), random=dict(shuffle_mask(t.masks, generator(0, 'mask', 3, 0))), **{c:{n:top(f(n), m) for n,m in t.masks.items()} for c,f in score.items()},
-                 **{f'{c}_same_sign':{n:top(torch.where(same[n], f(n), -99.), m) for n,m in t.masks.items()} for c,f in score.items()})
+    masks = masks_by_hand(t, w_i, w_f)
     assert {m for m,_ in got}==set(masks) and len(got)==12
-    for c,ms in masks.items():
-        if 'same' in c: assert all(same[n][m].all() for n,m in ms.items())
-        for b,base in (('init',lambda w: w),('signed constant',lambda w: w.sign()*(w-w.mean()).pow(2).mean().sqrt())):
-            ws = {n:base(w)*ms[n] if n in ms else w for n,w in w_i.items()}
-            o = got[c,b]
-            assert (o['accuracy'],o['test_accuracy'])==pytest.approx((acc_of(run, ws, 1),acc_of(run, ws)), abs=1e-6), (c,b)
-            assert o['density']==t.density and o['prunes']==3
+    bases = {'init':lambda w: w, 'signed constant':lambda w: w.sign()*(w-w.mean()).pow(2).mean().sqrt()}
+    for (c,b),o in got.items():
+        ws = {n:bases[b](w)*masks[c][n] if n in masks[c] else w for n,w in w_i.items()}
+        assert (o['accuracy'],o['test_accuracy'])==pytest.approx((acc_of(run, ws, 1),acc_of(run, ws)), abs=1e-6), (c,b)
+        assert o['density']==t.density and o['prunes']==3
 
 def test_densities_without_a_lottery(run):
     "As many weights in each layer as rounds of the same rate leave"
     from fastai_lottery.arms import _levels
+    def sizes(masks): return {n:int(o.sum()) for n,o in masks.items()}
     ms = _levels(run.rounds[0].masks, run.trained(0), 3, small.settings['amount'], small.settings['scope'])
-    assert [{n:int(o.sum()) for n,o in m.items()} for m in ms]==[{n:int(o.sum()) for n,o in r.masks.items()} for r in run.rounds[1:]]
+    assert [*map(sizes, ms)]==[sizes(r.masks) for r in run.rounds[1:]]
     rows = heuristic_supermasks(run, 0, prunes=3, amount=.2, scope={'out':.5})
-    with_k = heuristic_supermasks(run, 2)
-    assert len(rows)==3*10 and [o for o in rows if o['prunes']==2 and o['mask']!='random']==[o for o in with_k if o['mask'] not in ('ticket','random')]
+    like_2 = [o for o in heuristic_supermasks(run, 2) if o['mask'] not in ('ticket','random')]
+    assert len(rows)==3*10 and [o for o in rows if o['prunes']==2 and o['mask']!='random']==like_2
 
 def test_validation_chooses():
-    df = pd.DataFrame(dict(seed=[0]*4+[1]*4, mask=['a','a','b','b']*2, base='init', density=[.8,.6]*4, accuracy=[.5,.6,.4,.4,.7,.6,.1,.2], test_accuracy=[.9,.1,.2,.3,.4,.5,.6,.7]))
-    assert best_by_valid(df)[['seed','mask','density','test_accuracy']].values.tolist()==[[0,'a',.6,.1],[0,'b',.8,.2],[1,'a',.8,.4],[1,'b',.6,.7]]
+    df = pd.DataFrame(dict(seed=[0]*4+[1]*4, mask=['a','a','b','b']*2, base='init', density=[.8,.6]*4,
+        accuracy=[.5,.6,.4,.4,.7,.6,.1,.2], test_accuracy=[.9,.1,.2,.3,.4,.5,.6,.7]))
+    got = best_by_valid(df)[['seed','mask','density','test_accuracy']].values.tolist()
+    assert got==[[0,'a',.6,.1],[0,'b',.8,.2],[1,'a',.8,.4],[1,'b',.6,.7]]
+
+def learned_by_hand(run, base, rescale, bs, n_epoch=2):
+    "Supermasks from torch alone: a plain loop"
+    m = load_(small.model(), run.learn.lottery.w_i)
+    add_supermask(m, base=signed_constant if 'signed' in base else None, rescale=rescale)
+    dl = run.learn.dls.train.new(bs=bs or 60)
+    dl.rng.seed(derive(derive(0, 'supermask'), 'loader', 0))
+    opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=100., momentum=.9)
+    m.train()
+    for x,y in (b for _ in range(n_epoch) for b in dl):
+        nn.functional.cross_entropy(m(x), y).backward()
+        opt.step()
+        opt.zero_grad()
+    return m
 
 @pytest.mark.parametrize('bs', [None,100])
 def test_learned_by_a_plain_loop(run, bs):
     got = learned_supermasks(run, n_epoch=2, bs=bs, samples=3)
-    assert [(o['base'],o['rescale']) for o in got]==[('init',False),('init',True),('signed constant',False),('signed constant',True)]
+    assert [(o['base'],o['rescale']) for o in got]==[(b,r) for b in ('init','signed constant') for r in (False,True)]
     for o in (got[0],got[3]):
-        m = load_(small.model(), run.learn.lottery.w_i)
-        add_supermask(m, base=signed_constant if 'signed' in o['base'] else None, rescale=o['rescale'])
-        dl = run.learn.dls.train.new(bs=bs or 60)
-        dl.rng.seed(derive(derive(0, 'supermask'), 'loader', 0))
-        opt = torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=100., momentum=.9)
-        m.train()
-        for _ in range(2):
-            for x,y in dl:
-                nn.functional.cross_entropy(m(x), y).backward()
-                opt.step()
-                opt.zero_grad()
-        ts = [supermask_ticket(m, sample=i) for i in (0,1,2,None)]
-        acc = [acc_of(run, state(t.apply_(small.model()))) for t in ts]
-        assert o['test_accuracy']==pytest.approx(np.mean(acc[:3]), abs=2e-3) and o['test_accuracy_rounded']==pytest.approx(acc[3], abs=2e-3)
-        assert o['density']==pytest.approx(np.mean([t.density for t in ts[:3]]), abs=1e-4) and o['density_rounded']==pytest.approx(ts[3].density, abs=1e-4)
+        m = learned_by_hand(run, o['base'], o['rescale'], bs)
+        *ts,rounded = [supermask_ticket(m, sample=i) for i in (0,1,2,None)]
+        def acc(t): return acc_of(run, state(t.apply_(small.model())))
+        assert o['test_accuracy']==pytest.approx(np.mean([*map(acc, ts)]), abs=2e-3)
+        assert o['test_accuracy_rounded']==pytest.approx(acc(rounded), abs=2e-3)
+        assert o['density']==pytest.approx(np.mean([t.density for t in ts]), abs=1e-4)
+        assert o['density_rounded']==pytest.approx(rounded.density, abs=1e-4)
 
 def test_learned_masks_learn(tmp_path):
     "And the weights below them are those of the start"
@@ -184,6 +219,7 @@ def test_learned_masks_learn(tmp_path):
 
 # --- no trace
 
+def equal(a, b): return all(torch.equal(v, b[k]) for k,v in a.items())
 def numbers(learn): return [random.random(), np.random.rand(), float(torch.rand(1))]+[dl.rng.random() for dl in learn.dls.loaders]
 
 @each
@@ -195,9 +231,9 @@ def test_no_trace(run, measure):
     was,w_k,cbs = state(l.model),lot.w_k,list(l.cbs)
     with beside(l): want = numbers(l)
     measure(run)
-    assert all(torch.equal(v, was[k]) for k,v in state(l.model).items()) and lot.masks==run.ticket(1).masks and lot.w_k is w_k and list(l.cbs)==cbs
-    assert numbers(l)==want and len(lot.rounds)==4 and not hasattr(unwrap(l.model), '_supermask') and all(p.requires_grad for p in l.model.parameters())
-    assert list(l.model.state_dict())==list(was)
+    assert equal(state(l.model), was) and lot.masks==run.ticket(1).masks and lot.w_k is w_k and list(l.cbs)==cbs
+    assert numbers(l)==want and len(lot.rounds)==4 and list(l.model.state_dict())==list(was)
+    assert not hasattr(unwrap(l.model), '_supermask') and all(p.requires_grad for p in l.model.parameters())
 
 def test_no_trace_in_held_weights(tmp_path):
     "Also where pruned weights are held at their initial values"
@@ -209,7 +245,7 @@ def test_no_trace_in_held_weights(tmp_path):
     assert torch.equal(was['fc1.weight'][out], l.lottery.w_i['fc1.weight'][out])
     ticket_stability(run, 3, orders=2)
     heuristic_supermasks(run, 1)
-    assert all(torch.equal(v, was[k]) for k,v in state(l.model).items()) and all(torch.equal(v, held[k]) for k,v in l.lottery.held.items())
+    assert equal(state(l.model), was) and equal(l.lottery.held, held)
     learned_supermasks(run, n_epoch=1, samples=1)
     l.fit(1)
     assert torch.equal(l.model.fc1.weight[out], was['fc1.weight'][out])
@@ -221,7 +257,7 @@ def test_no_trace_of_a_measure_that_fails(run):
         with beside(run.learn):
             run.fit(run.ticket(3))
             1/0
-    assert all(torch.equal(v, was[k]) for k,v in state(run.learn.model).items()) and run.learn.lottery.masks==run.ticket(1).masks
+    assert equal(state(run.learn.model), was) and run.learn.lottery.masks==run.ticket(1).masks
 
 @each
 def test_a_later_control_is_the_same(tmp_path, measure):
@@ -229,7 +265,8 @@ def test_a_later_control_is_the_same(tmp_path, measure):
     def control(path, before):
         run = played(path, p=tiny)
         before(run)
-        return [{k:v for k,v in run.fit(run.ticket(2), **kw).row.items() if k!='seconds'} for kw in (dict(reset=keep), dict(mask=shuffle_mask), dict(reset='reshuffle'))]
+        kws = dict(reset=keep),dict(mask=shuffle_mask),dict(reset='reshuffle')
+        return [{**run.fit(run.ticket(2), **kw).row, 'seconds':0} for kw in kws]
     assert control(tmp_path/'a', noop)==control(tmp_path/'b', measure)
 
 @each
@@ -241,24 +278,29 @@ def test_follows_from_the_seed(tmp_path, measure):
 
 def no_seconds(f): return pd.read_csv(f).drop(columns=['seconds','digest','made','of'], errors='ignore')
 
+def by_row(df): return df.sort_values(['arm','round','mask','base','what'], ignore_index=True)
+
 def test_in_a_preset(tmp_path):
-    p = replace(tiny, controls=dict(keep=dict(reset='keep'), random=dict(mask=shuffle_mask)),
-                measures=dict(stability=lambda run,k: ticket_stability(run, k, orders=2), instability=lambda run,k: ticket_instability(run, k, alphas=3), heuristic=heuristic_supermasks),
+    few = dict(stability=lambda run,k: ticket_stability(run, k, orders=2),
+               instability=lambda run,k: ticket_instability(run, k, alphas=3), heuristic=heuristic_supermasks)
+    p = replace(tiny, controls=dict(keep=dict(reset='keep'), random=dict(mask=shuffle_mask)), measures=few,
                 at=dict(instability=(0,3), heuristic=(1,2)))
     a,b = tmp_path/'a'/'seed_00',tmp_path/'b'/'seed_00'
     play_seed(p, 0, a)
     play_seed(replace(p, measures={}), 0, b)
     assert no_seconds(a/'controls.csv').equals(no_seconds(b/'controls.csv'))
     df = measured(tmp_path/'a')
-    assert df.groupby(['arm','round']).size().to_dict()=={('heuristic',1):12,('heuristic',2):12,('instability',0):1,('instability',3):1,('stability',3):4}
+    sizes = df.groupby(['arm','round']).size().to_dict()
+    assert sizes=={('heuristic',1):12,('heuristic',2):12,('instability',0):1,('instability',3):1,('stability',3):4}
     f = a/'measures.csv'
     f.write_text(''.join(f.read_text().splitlines(True)[:5]))
     play_seed(p, 0, a)    # only stability is left
-    assert measured(tmp_path/'a').sort_values(['arm','round','mask','base','what']).reset_index(drop=True).equals(df.sort_values(['arm','round','mask','base','what']).reset_index(drop=True))
+    assert by_row(measured(tmp_path/'a')).equals(by_row(df))
 
 def test_without_rounds(tmp_path):
-    p = replace(small, settings={**tiny.settings, 'rounds':0}, levels=(0,), at={},
-                measures=dict(heuristic=lambda run,k: heuristic_supermasks(run, k, prunes=2, amount=_lenet['amount'], scope=_lenet['scope']), learned=lambda run,k: learned_supermasks(run, k, n_epoch=1, samples=2)))
+    few = dict(heuristic=lambda run,k: heuristic_supermasks(run, k, prunes=2, **lenet_prunes),
+               learned=lambda run,k: learned_supermasks(run, k, n_epoch=1, samples=2))
+    p = replace(small, settings={**tiny.settings, 'rounds':0}, levels=(0,), at={}, measures=few)
     assert play_seed(p, 0, tmp_path/'seed_00').arm.tolist()==['dense']
     df = measured(tmp_path)
     assert df.groupby('arm').size().to_dict()=={'heuristic':20,'learned':4}

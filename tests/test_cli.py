@@ -32,9 +32,11 @@ def fails(*args, rc=(1,), has=()):
     return err
 
 def files(d): return {str(p.relative_to(d)):p.read_bytes() for p in sorted(Path(d).rglob('*')) if p.is_file()}
-def times(d): return {str(p.relative_to(d)):p.stat().st_mtime_ns for p in sorted(Path(d).rglob('*')) if p.is_file() and p.suffix!='.lock'}
+def times(d):
+    return {str(p.relative_to(d)):p.stat().st_mtime_ns for p in sorted(Path(d).rglob('*')) if p.is_file() and p.suffix!='.lock'}
 
-def hashes(d): return {str(p.relative_to(d)):Ticket.load(p).masks.hash() for p in sorted(Path(d).rglob('ticket.safetensors'))}
+def hashes(d):
+    return {str(p.relative_to(d)):Ticket.load(p).masks.hash() for p in sorted(Path(d).rglob('ticket.safetensors'))}
 def figures(d, n): return pd.read_csv(Path(d)/n).drop(columns=['seconds','digest'], errors='ignore')
 
 @pytest.fixture(scope='session')
@@ -69,13 +71,18 @@ def test_without_arguments_it_shows_its_commands():
 def test_list_names_each_preset_with_source_and_cost():
     rc,out,_ = call('list')
     out = ' '.join(out.split())    # lines are broken where the terminal ends
-    assert rc==0 and all(s in out for n in presets for s in ((n,) if preset(n).cost=='seconds' else (n, f'source: {preset(n).source}', f'cost: {preset(n).cost}')))
+    assert rc==0
+    for n,p in presets.items():
+        assert n in out
+        if p.cost!='seconds': assert f'source: {p.source}' in out and f'cost: {p.cost}' in out, n
 
 def test_unknown_command_is_named():
     assert 'run' in ''.join(call('bogus')[1:])
     fails('bogus', rc=(2,), has=['bogus'])
 
-@pytest.mark.parametrize('args', [['run'], ['report'], ['run','digits','--rounds','two'], ['run','digits','--round-up']], ids=' '.join)
+@pytest.mark.parametrize('args',
+                         [['run'], ['report'], ['run','digits','--rounds','two'],
+                          ['run','digits','--round-up']], ids=' '.join)
 def test_wrong_usage(args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert fails(*args, rc=(2,)) and not list(tmp_path.iterdir())
@@ -109,8 +116,11 @@ def test_out_that_cannot_be_written(kind, tmp_path):
 
 def test_missing_data_says_where_and_why(tmp_path, no_network):
     (tmp_path/'data').mkdir()
-    err = fails('run', 'lenet-mnist', '--rounds', 1, '--epochs', 1, '--replicates', 1, '--jobs', 1, '--data', tmp_path/'data', '--out', tmp_path/'o', has=['MNIST', tmp_path/'data'])
-    assert len(err.strip().splitlines())==1 and re.search(r'refused|URLError|urlopen', err), 'the reason of the failed download'
+    one = [o for k in ('rounds','epochs','replicates','jobs') for o in (f'--{k}', 1)]
+    err = fails('run', 'lenet-mnist', *one, '--data', tmp_path/'data', '--out', tmp_path/'o',
+                has=['MNIST', tmp_path/'data'])
+    assert len(err.strip().splitlines())==1 and re.search(r'refused|URLError|urlopen',
+                                                          err), 'the reason of the failed download'
     assert not list((tmp_path/'o').rglob('*.csv'))
 
 def test_report_of_a_missing_and_of_an_empty_folder(tmp_path):
@@ -137,7 +147,8 @@ def test_a_run_shows_its_table_and_writes_its_files(done):
     assert (d/'lottery.png').stat().st_size>5000 and len(pd.read_csv(d/'results.csv'))==10
     for _,row in show_arms(results(d)).iterrows(): assert all(v in out for v in row)
     assert 'n = 2 seeds' in out and all(str(d/o) in out for o in ('lottery.png','results.csv'))
-    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|random) ', l)) for l in out.splitlines())==10, 'one line a training'
+    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|random) ',
+                             l)) for l in out.splitlines())==10, 'one line a training'
 
 def _python(out):
     "The Python that a command shows, as it can be typed"
@@ -148,7 +159,8 @@ def test_the_python_that_run_shows_gives_the_same_run(done):
     d,out = done
     was,ns = files(d),{}
     with contextlib.redirect_stdout(io.StringIO()): exec(_python(out), ns)
-    pd.testing.assert_frame_equal(ns['learn'].lottery.report().drop(columns='seconds'), figures(d/'seed_00', 'rounds.csv'))
+    pd.testing.assert_frame_equal(ns['learn'].lottery.report().drop(columns='seconds'),
+                                  figures(d/'seed_00', 'rounds.csv'))
     assert files(d)==was
 
 def test_report_gives_the_same_table_and_python(copy):
@@ -190,7 +202,8 @@ def test_more_rounds_train_every_planned_level(copy):
     seen = list(play('digits', copy, replicates=1, jobs=1, rounds=4, epochs=2))
     df = results(copy)
     assert list(df[df.arm.isin(['dense','ticket'])]['round'])==[0,1,2,3,4]
-    want = {(k,a) for k in (2,3) for a in ('reinit','random')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
+    want = {(k,a) for k in (2,3) for a in ('reinit',
+                                           'random')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
     assert {(k,a) for k,a in zip(df['round'], df.arm) if a in ('reinit','random')}==want
     now = files(copy/'seed_00')
     assert all(now[k]==v for k,v in was.items() if not k.endswith(('s.csv','tables.json'))), 'what is finished stays as it is'
@@ -208,16 +221,23 @@ def test_controls_go_on_by_name_not_by_position(copy):
 
 # --- folders of something else
 
-@pytest.mark.parametrize('args,word', [(['lenet-mnist','--rounds','2','--epochs','2'],'lenet-mnist'), (['digits','--rounds','2','--epochs','3'],'epoch'),
-    (['digits'],'epoch')], ids=['preset','epochs','default epochs'])
+others = {'preset':('lenet-mnist --rounds 2 --epochs 2','lenet-mnist'),
+          'epochs':('digits --rounds 2 --epochs 3','epoch'),
+    'default epochs':('digits','epoch')}
+@pytest.mark.parametrize('args,word', others.values(), ids=others)
 def test_a_folder_of_another_experiment_is_refused(args, word, copy, tmp_path, no_network):
     was,at = files(copy),times(copy)
-    fails('run', *args, '--replicates', 2, '--jobs', 1, '--data', tmp_path, '--out', copy, has=[word, copy])
+    fails('run', *args.split(), '--replicates', 2, '--jobs', 1, '--data', tmp_path, '--out', copy, has=[word, copy])
     assert files(copy)==was and times(copy)==at
 
 # --- damaged files
 
-damage = dict(empty=lambda b: b'', half=lambda b: b[:len(b)//2], noise=lambda b: bytes(range(256))*4, other=lambda b: b'a,b\n1,2\n', bit=lambda b: b[:-9]+bytes([b[-9]^1])+b[-8:])
+damage = dict(
+    empty=lambda b: b'',
+    half=lambda b: b[:len(b)//2],
+    noise=lambda b: bytes(range(256))*4,
+    other=lambda b: b'a,b\n1,2\n',
+    bit=lambda b: b[:-9]+bytes([b[-9]^1])+b[-8:])
 
 def _flip_digit(f, i=-1):
     "Another digit in the `i`-th of the long numbers of `f`"
@@ -229,23 +249,32 @@ def _cut_line(f): f.write_text(''.join(f.read_text().splitlines(True)[:-1]))
 
 def _named(e, f): assert str(f) in str(e), f'the message should name {f}: {e}'
 
-@pytest.mark.parametrize('f,how', [('play.json','half'), ('play.json','empty'), *[(f'seed_00/{n}.csv',h) for n in ('rounds','controls') for h in ('empty','noise','other')]])
+damaged = [(f'seed_00/{n}.csv',h) for n in ('rounds','controls') for h in ('empty','noise','other')]
+@pytest.mark.parametrize('f,how', [('play.json','half'), ('play.json','empty'), *damaged])
 def test_report_of_damaged_files(f, how, copy):
     (copy/f).write_bytes(damage[how]((copy/f).read_bytes()))
     was = files(copy)
     _named(fails('report', copy), copy/f)
     assert files(copy)==was
 
-@pytest.mark.parametrize('f,spoil', [*[(f'seed_01/{n}.csv',s) for n in ('rounds','controls') for s in (_flip_digit, Path.unlink)], ('seed_00/controls.csv',_cut_line), ('seed_00/rounds.csv',lambda f: [_cut_line(f) for _ in range(2)]),
-    ('seed_00/rounds.csv',lambda f: _flip_digit(f, 0)), ('seed_00/round_01/ticket.safetensors',lambda f: f.write_bytes(f.read_bytes()[:-50])), ('seed_00/tables.json',lambda f: f.write_text('[]')),
-    *[('play.json',lambda f, s=s: f.write_text(s)) for s in ('null','[]','3','"x"')]])
+def _cut_lines(f):
+    for _ in range(2): _cut_line(f)
+
+not_dicts = 'null','[]','3','"x"'
+spoiled = [*[(f'seed_01/{n}.csv',s) for n in ('rounds','controls') for s in (_flip_digit, Path.unlink)],
+    ('seed_00/controls.csv',_cut_line), ('seed_00/rounds.csv',_cut_lines), ('seed_00/rounds.csv',lambda f: _flip_digit(f, 0)),
+    ('seed_00/round_01/ticket.safetensors',lambda f: f.write_bytes(f.read_bytes()[:-50])),
+    ('seed_00/tables.json',lambda f: f.write_text('[]')),
+    *[('play.json',lambda f, s=s: f.write_text(s)) for s in not_dicts]]
+
+@pytest.mark.parametrize('f,spoil', spoiled)
 def test_report_of_figures_that_are_not_what_was_written(f, spoil, copy):
     spoil(copy/f)
     was = files(copy)
     _named(fails('report', copy), copy/f)
     assert files(copy)==was
 
-@pytest.mark.parametrize('s', ['null','[]','3','"x"'])
+@pytest.mark.parametrize('s', not_dicts)
 def test_run_with_a_play_json_of_another_kind(s, copy):
     (copy/'play.json').write_text(s)
     was = files(copy)
@@ -281,7 +310,11 @@ def test_a_second_process_leaves_play_json_alone(copy):
 # --- controls and measures
 
 def _two(run, k): return [dict(a=.1*k), dict(a=.2*k)]
-def _lab(d, **kw): return play_seed(dataclasses.replace(preset('digits'), **{**dict(controls=dict(random=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)), at=dict(two=(1,2))), **kw}), 0, d/'seed_00', rounds=2, epochs=1)
+_some = dict(controls=dict(random=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)),
+             at=dict(two=(1,2)))
+def _lab(d, **kw):
+    p = dataclasses.replace(preset('digits'), **{**_some, **kw})
+    return play_seed(p, 0, d/'seed_00', rounds=2, epochs=1)
 
 @pytest.mark.parametrize('line', [2, 4])
 def test_measures_cut_at_a_line_end(line, tmp_path):
@@ -313,7 +346,10 @@ def test_measures_that_were_there(tmp_path):
     _lab(tmp_path)
     pd.testing.assert_frame_equal(measured(tmp_path), want)
 
-@pytest.mark.parametrize('kw,a,f', [(dict(controls=dict(random=dict(mask=inverse_mask))),'random','controls.csv'), (dict(controls=dict(random=lambda run,k: run.fit(run.ticket(k)))),'random','controls.csv'), (dict(measures=dict(two=_two, one=lambda run,k: dict(a=2.))),'one','measures.csv')])
+@pytest.mark.parametrize('kw,a,f', [
+    (dict(controls=dict(random=dict(mask=inverse_mask))),'random','controls.csv'),
+    (dict(controls=dict(random=lambda run,k: run.fit(run.ticket(k)))),'random','controls.csv'),
+    (dict(measures=dict(two=_two, one=lambda run,k: dict(a=2.))),'one','measures.csv')])
 def test_another_control_or_measure_of_the_same_name(kw, a, f, tmp_path):
     want = _lab(tmp_path)
     was = files(tmp_path)
@@ -327,13 +363,16 @@ def test_run_with_a_damaged_play_json(copy):
     _named(fails('run', 'digits', *flags, '--out', copy), copy/'play.json')
     assert files(copy)==was
 
-@pytest.mark.parametrize('f,how', [('run.json','half'), ('run.json','empty'), ('rounds.csv','empty'), ('rounds.csv','noise'), ('rounds.csv','other'), ('controls.csv','empty'),
-    ('controls.csv','noise'), ('controls.csv','other'), ('round_01/ticket.safetensors','half'), ('round_01/ticket.safetensors','bit'), ('round_02/weights.safetensors','half'), ('init.safetensors','noise')])
+going_on = {'run.json':'half empty', 'rounds.csv':'empty noise other', 'controls.csv':'empty noise other',
+    'round_01/ticket.safetensors':'half bit', 'round_02/weights.safetensors':'half', 'init.safetensors':'noise'}
+
+@pytest.mark.parametrize('f,how', [(f,h) for f,hs in going_on.items() for h in hs.split()])
 def test_going_on_with_damaged_files(f, how, copy):
     d = copy/'seed_00'
     (d/f).write_bytes(damage[how]((d/f).read_bytes()))
     was = files(copy)
-    with pytest.raises((ValueError,OSError)) as e: play_seed(preset('digits'), 0, d, **small)       # what `main` prints in one line
+    with pytest.raises((ValueError,OSError)) as e:
+        play_seed(preset('digits'), 0, d, **small)       # what `main` prints in one line
     _named(e.value, d/f)
     assert files(copy)==was
 
@@ -349,8 +388,9 @@ def test_going_on_without_a_ticket_that_should_be_there(copy):
 
 def _alive(group):
     "Processes of a group that are not zombies"
-    out = subprocess.run(['ps','-A','-o','pgid=,stat=,pid='], capture_output=True, text=True, check=True).stdout if not Path('/proc/self/stat').exists() else None
-    if out is not None: return [int(p) for g,s,p in map(str.split, out.splitlines()) if int(g)==group and s[0]!='Z']
+    if not Path('/proc/self/stat').exists():
+        out = subprocess.run(['ps','-A','-o','pgid=,stat=,pid='], capture_output=True, text=True, check=True).stdout
+        return [int(p) for g,s,p in map(str.split, out.splitlines()) if int(g)==group and s[0]!='Z']
     res = []
     for p in Path('/proc').glob('[0-9]*/stat'):
         with contextlib.suppress(OSError):
@@ -364,20 +404,33 @@ def _until(f, secs=120):
     while not f() and time.monotonic()<end: time.sleep(.05)
     return f()
 
-def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(done, tmp_path):
-    d,args = tmp_path/'run',['run','digits',*flags,'--out',str(tmp_path/'run')]
-    code = 'import signal,sys; signal.signal(signal.SIGINT, signal.default_int_handler); from fastai_lottery.cli import main; sys.exit(main())'
-    with open(tmp_path/'out','w') as o, open(tmp_path/'err','w') as e:
-        p = subprocess.Popen([sys.executable,'-c',code,*args], stdout=o, stderr=e, start_new_session=True)
-    try:
-        assert _until(lambda: (d/'seed_00'/'rounds.csv').exists() or p.poll() is not None) and p.poll() is None, (tmp_path/'err').read_text()
-        os.kill(p.pid, signal.SIGINT)       # the parent alone: its workers have to be told
-        rc,err = p.wait(timeout=60),(tmp_path/'err').read_text()
-        assert rc==130 and 'stopped' in err and 'Traceback' not in err, err
-        assert _until(lambda: not _alive(p.pid), 60), f'left behind: {_alive(p.pid)}'
+_main = """import signal,sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from fastai_lottery.cli import main
+sys.exit(main())"""
+
+@contextlib.contextmanager
+def _started(d, args):
+    "The command in a process group of its own, with its outputs in `d`; nothing of it is left behind"
+    with open(d/'out','w') as o, open(d/'err','w') as e:
+        p = subprocess.Popen([sys.executable,'-c',_main,*args], stdout=o, stderr=e, start_new_session=True)
+    try: yield p
     finally:
         with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
         p.wait()
+
+def _stop_in_the_midst(p, d):
+    "Ctrl-C once the first round is there; the exit status"
+    assert _until(lambda: (d/'run'/'seed_00'/'rounds.csv').exists() or p.poll() is not None) and p.poll() is None, (d/'err').read_text()
+    os.kill(p.pid, signal.SIGINT)       # the parent alone: its workers have to be told
+    rc = p.wait(timeout=60)
+    assert _until(lambda: not _alive(p.pid), 60), f'left behind: {_alive(p.pid)}'
+    return rc
+
+def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(done, tmp_path):
+    d,args = tmp_path/'run',['run','digits',*flags,'--out',str(tmp_path/'run')]
+    with _started(tmp_path, args) as p: rc,err = _stop_in_the_midst(p, tmp_path),(tmp_path/'err').read_text()
+    assert rc==130 and 'stopped' in err and 'Traceback' not in err, err
     n,at = len(results(d)),times(d/'seed_00'/'round_00')
     assert 1<=n<10 and not (d/'seed_01'/'controls.csv').exists(), 'replicates that waited are not played after a stop'
     rc,_,err = call(*args)
@@ -385,14 +438,16 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(done, tmp_path):
     assert times(d/'seed_00'/'round_00')==at, 'the finished round was not trained again'
     assert hashes(d)==hashes(done[0]) and len(hashes(d))==6
     for s in ('seed_00','seed_01'):
-        for n in ('rounds.csv','controls.csv'): pd.testing.assert_frame_equal(figures(d/s, n), figures(done[0]/s, n), check_exact=True)
+        for n in ('rounds.csv','controls.csv'):
+            pd.testing.assert_frame_equal(figures(d/s, n), figures(done[0]/s, n), check_exact=True)
 
 # --- comparing the arms: numbers by hand
 
 def frame(**cells):
     "`a3=[…]` are the values of arm `a` in round 3, for seeds 0, 1, …; None is a seed that was not played. Rows come in no order"
-    rows = [dict(arm=n.rstrip('0123456789'), round=int(n.lstrip('abcdefghijklmnopqrstuvwxyz')), seed=s, es_test_accuracy=v) for n,vs in cells.items() for s,v in enumerate(vs) if v is not None]
-    df = pd.DataFrame(rows)
+    def row(n, s, v):
+        return dict(arm=n.rstrip('0123456789'), round=int(re.search(r'\d+', n)[0]), seed=s, es_test_accuracy=v)
+    df = pd.DataFrame([row(n, s, v) for n,vs in cells.items() for s,v in enumerate(vs) if v is not None])
     df['density'] = .8**df['round']
     return df.sample(frac=1, random_state=0)
 
@@ -410,10 +465,13 @@ def test_compare_arms_by_hand():
     assert (t.dense[3],t.ticket[3],t.reinit[3],t.random[3])==near((.92,.94,.92,.90))
     assert (t.dense_half[3],t.ticket_half[3],t.random_half[3])==near((t2*.02/3**.5, t2*.01/3**.5, 0))
     # ticket - dense: .03 .03 .00, ticket - reinit: .02 .03 .01; their standard errors are .01 and .01/√3
-    assert (t.vs_dense[3],t.vs_dense_half[3])==near((.02,t2*.01)) and (t.vs_reinit[3],t.vs_reinit_half[3])==near((.02,t2*.01/3**.5))
+    assert (t.vs_dense[3],t.vs_dense_half[3])==near((.02,t2*.01))
+    assert (t.vs_reinit[3],t.vs_reinit_half[3])==near((.02,t2*.01/3**.5))
     assert (t.vs_reinit[7],t.vs_random[7])==near((.0966666666666667,.39))
     # Holm over the two levels: the smaller p twice, the other at least as much
-    p3,p7 = p2(.02/(.01/3**.5)),p2(.0966666666666667/(math.sqrt(((.10-.0966666666666667)**2+(.09-.0966666666666667)**2+(.10-.0966666666666667)**2)/2)/3**.5))
+    mean = (.10+.09+.10)/3
+    sd = math.sqrt(((.10-mean)**2+(.09-mean)**2+(.10-mean)**2)/2)
+    p3,p7 = p2(.02/(.01/3**.5)),p2(mean/(sd/3**.5))
     assert p7<p3 and t.p_reinit[7]==near(2*p7) and t.p_reinit[3]==near(max(2*p7,p3))
     # ticket - dense is .02 ± (t = 2) and then .00 .00 -.03 (t = -1)
     assert t.p_dense[3]==near(2*p2(2)) and t.p_dense[7]==near(max(2*p2(2),p2(1)))

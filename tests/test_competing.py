@@ -37,7 +37,8 @@ def vit(): return torchvision.models.VisionTransformer(16, 8, 2, 2, 32, 64, num_
 def attention(n): return [f'encoder.layers.encoder_layer_{i}.self_attention.in_proj_weight' for i in range(n)]
 
 plain = 'resnet18','mobilenet_v3_small','efficientnet_b0','densenet121','vgg11_bn','googlenet'
-timm_plain = ('resnet18','resnetv2_50','mobilenetv3_small_050','efficientnet_b0','regnetx_002','repvgg_a0','mixer_s32_224',
+timm_plain = ('resnet18','resnetv2_50','mobilenetv3_small_050','efficientnet_b0','regnetx_002','repvgg_a0',
+              'mixer_s32_224',
               'hrnet_w18_small')
 
 @pytest.mark.parametrize('make,name', [*((vision,n) for n in plain), *((timm.create_model,n) for n in timm_plain)],
@@ -66,21 +67,23 @@ botnet = [f'stages.#.#.self_attn.pos_embed.{o}_rel' for o in ('height','width')]
     (timm.create_model, 'beit_base_patch16_224', {'cls_token':'token', beit:table}, [beit]),
     (timm.create_model, 'levit_128s', dict.fromkeys(levit, table), levit),
     (timm.create_model, 'botnet26t_256', dict.fromkeys(botnet, table), botnet),
-    (timm.create_model, 'resmlp_12_224', {f'{n}.{o}':scale for n in ('norm','blocks.#.norm#') for o in ('alpha','beta')}, []),
+    (timm.create_model, 'resmlp_12_224',
+     {f'{n}.{o}':scale for n in ('norm','blocks.#.norm#') for o in ('alpha','beta')}, []),
     (timm.create_model, 'xcit_nano_12_p8_224', {'cls_token':'token', 'blocks.#.attn.temperature':scale}, []),
     (timm.create_model, 'poolformer_s12', {}, []),
 ])
-def test_nets_with_tables_and_gains(make, name, want, said):
+def test_trap_30_nets_with_tables_and_gains(make, name, want, said):
     with torch.device('meta'): m = make(name)
     assert prunable(m)==weights(m) and out(m)==want
     assert left(m)=={n:want[n] for n in said}, 'vectors need no word, matrices do'
 
-def test_vit_of_torchvision():
+def test_trap_30_vit_of_torchvision():
     m = vit()
     want = {'class_token':'token', 'encoder.pos_embedding':table}
     assert set(prunable(m))=={*weights(m), *attention(2)}
     assert out(m)==want and left_out(m)=={'encoder.pos_embedding':table}
-    assert prunable(m, include='encoder.pos_embedding')==['encoder.pos_embedding'], 'by its exact name a matrix comes in'
+    assert prunable(m,
+                    include='encoder.pos_embedding')==['encoder.pos_embedding'], 'by its exact name a matrix comes in'
     assert left_out(m, exclude='encoder.pos_embedding')=={}
 
 def test_recurrent_net_of_timm():
@@ -95,7 +98,7 @@ def test_bare_matrix_of_timm():
 
 # --- standardised convolutions: a 0 in the kernel is none in use
 
-def test_standardised_convolutions_are_left_out_by_name():
+def test_trap_65_standardised_convolutions_are_left_out_by_name():
     with torch.device('meta'): m = timm.create_model('dm_nfnet_f0')
     std = [n for n,o in m.named_modules() if 'StdConv' in type(o).__name__]
     assert len(std)>50 and set(prunable(m))==set(weights(m))-{f'{n}.weight' for n in std}
@@ -122,7 +125,7 @@ def gpt2(n=2):
     return t.GPT2LMHeadModel(t.GPT2Config(n_embd=16, n_layer=n, n_head=2, vocab_size=50, n_positions=12, **ends))
 
 @extra
-def test_gpt2():
+def test_trap_29_gpt2():
     "Its layers are `Conv1D`, a class of its own; its head is tied to the words"
     m = gpt2()
     block = 'attn.c_attn','attn.c_proj','mlp.c_fc','mlp.c_proj'
@@ -163,7 +166,8 @@ def test_t5():
     heads = ['lm_head.weight','encoder.embed_tokens.weight','decoder.embed_tokens.weight']
     relative = [f'{o}.block.#.layer.#.SelfAttention.relative_attention_bias.weight' for o in ('decoder','encoder')]
     assert set(prunable(m))=={'shared.weight', *weights(m)}-set(heads) and pattern(left_out(m))==relative
-    assert out(m)=={**{n:'tied to shared.weight' for n in heads if n in named_weights(m)}, **{n:table for n in relative}}
+    assert out(m)=={**{n:'tied to shared.weight' for n in heads if n in named_weights(m)},
+                    **{n:table for n in relative}}
     assert competing(m).share.sum()==pytest.approx(1)
 
 @extra
@@ -171,10 +175,11 @@ def test_t5():
     ('Mixtral', dict(intermediate_size=32, num_key_value_heads=2, num_local_experts=2),
         ['layers.#.mlp.experts.down_proj','layers.#.mlp.experts.gate_up_proj','layers.#.mlp.gate.weight']),
     ('Llama', dict(intermediate_size=32), [])])
-def test_experts_are_bare_matrices(name, kw, bare):
+def test_trap_29_experts_are_bare_matrices(name, kw, bare):
     t = hf()
     model,config = (getattr(t, f'{name}{o}') for o in ('Model','Config'))
-    m = model(config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50, bos_token_id=0, eos_token_id=0, **kw))
+    m = model(config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50, bos_token_id=0,
+                     eos_token_id=0, **kw))
     assert pattern(set(prunable(m))-set(weights(m)))==['embed_tokens.weight', *bare] and out(m)=={}
 
 @extra
@@ -254,20 +259,22 @@ class Own(nn.Module):
         self.position_wise = nn.ModuleDict(dict(ff=Conv1D(3,3), pos_proj=nn.Linear(3,3)))
         self.experts = nn.ParameterList([torch.randn(3,4), torch.randn(3,4)])
 
-def test_own_layers_and_bare_parameters():
+def test_trap_29_own_layers_and_bare_parameters():
     m = Own()
     assert prunable(m)==['mix','column','kernel','a.weight','position_wise.ff.weight','position_wise.pos_proj.weight',
         'experts.0','experts.1']
     df = competing(m)
     assert list(df.index)==list(named_weights(m)) and list(df.columns)==['shape','numel','share','competes','why']
     want = dict(gamma='gain', shift='one dimension', pos='positional', steps='not floating point')
-    want |= {'norm.weight':'norm by its name', 'norm.bias':'norm by its name', 'a.bias':'bias', 'places.0.weight':'positional'}
+    want |= {'norm.weight':'norm by its name', 'norm.bias':'norm by its name', 'a.bias':'bias',
+             'places.0.weight':'positional'}
     assert df.why[list(want)].to_dict()==want
     assert left_out(m)=={n:df.why[n] for n in ('pos','steps','norm.weight','places.0.weight')}
     biases = 'a.bias','position_wise.ff.bias','position_wise.pos_proj.bias'
     assert prunable(m, bias=True)==[n for n in named_weights(m) if n in prunable(m) or n in biases]
 
-said = dict(positional='wpe pos_emb posEmbed rel_pos_h position_wise', token='cls_token mask_token', bias='in_proj_bias user_bias',
+said = dict(positional='wpe pos_emb posEmbed rel_pos_h position_wise', token='cls_token mask_token',
+            bias='in_proj_bias user_bias',
     gain='layer_scale_1 alpha', logarithm='A_log')
 silent = 'ppe positionwise cls_head token_embedding tokens multiscale login debiased wte weight emb'
 @pytest.mark.parametrize('name,role', [(n,k) for k,ns in {**said, None:silent}.items() for n in ns.split()])
@@ -288,7 +295,7 @@ def batch(layer): return torch.randn(2, *({'linear':(6,), 'conv':(3,4,4)}[layer]
 @pytest.mark.filterwarnings('ignore:.*weight_norm.*:FutureWarning')
 @pytest.mark.parametrize('layer', layers)
 @pytest.mark.parametrize('how', made)
-def test_a_weight_that_is_made_is_zero_where_it_is_pruned(how, layer):
+def test_trap_29_a_weight_that_is_made_is_zero_where_it_is_pruned(how, layer):
     "What is pruned in the tensor is 0 in the weight that is used"
     f,name = made[how]
     torch.manual_seed(0)
@@ -304,7 +311,7 @@ def test_a_weight_that_is_made_is_zero_where_it_is_pruned(how, layer):
 
 @pytest.mark.filterwarnings('ignore:.*weight_norm.*:FutureWarning')
 @pytest.mark.parametrize('how', ['weight_norm','old_weight_norm'])
-def test_lengths_of_weight_norm_are_gains(how):
+def test_trap_30_lengths_of_weight_norm_are_gains(how):
     f,name = made[how]
     m = nn.Sequential(f(nn.Linear(6,5)), nn.Linear(5,2))
     gain = '0.'+name.replace('original1','original0').replace('_v','_g')
@@ -312,7 +319,7 @@ def test_lengths_of_weight_norm_are_gains(how):
     assert prunable(m, bias=True)==[n for n in named_weights(m) if n!=gain]
     assert prunable(nn.Sequential(f(nn.Linear(6,5), dim=None)))==[f'0.{name}']
 
-def test_a_rotation_is_left_out_by_name():
+def test_trap_65_a_rotation_is_left_out_by_name():
     m = nn.Sequential(new.orthogonal(nn.Linear(5,5)), nn.Linear(5,2))
     n = '0.parametrizations.weight.original'
     assert prunable(m)==['1.weight'] and left_out(m)=={n:'parametrized: Orthogonal'}
@@ -340,7 +347,8 @@ def test_parametrizations_of_ones_own():
     m = nn.Sequential(new.spectral_norm(nn.Linear(6,5)))
     assert left_out(m, types=nn.Conv2d)==left_out(m)=={}
     m = nn.Sequential(new.orthogonal(nn.Linear(5,5)))
-    assert left_out(m, types=nn.Linear) and not left_out(m, types=nn.Conv2d), 'who asks for linear layers has not left it out'
+    assert left_out(m, types=nn.Linear) and not left_out(m,
+                                                         types=nn.Conv2d), 'who asks for linear layers has not left it out'
 
 def test_torch_own_pruning():
     m = nn.Sequential(nn.Linear(6,5))
@@ -414,7 +422,8 @@ def test_a_list_of_all_parameters_chooses_nothing_in_particular():
     assert prunable(norm, include=['0','1'])==['1.weight']
 
 @pytest.mark.parametrize('arg', ['include','exclude'])
-@pytest.mark.parametrize('what,kind', [(3,'int'), ([3],'int'), (dict(a=1),'dict'), ([('0.weight',1)],'tuple'), (b'0','int'),
+@pytest.mark.parametrize('what,kind',
+                         [(3,'int'), ([3],'int'), (dict(a=1),'dict'), ([('0.weight',1)],'tuple'), (b'0','int'),
     (torch.ones(2),'Tensor'), ([torch.ones(2)],'Tensor'), ([None],'NoneType'), (nn.Linear,'type')], ids=str)
 def test_anything_else_is_an_error(arg, what, kind):
     want = rf'`{arg}` should hold names, globs such as .layers\.\*., modules or parameters of the model; got {kind}'
@@ -488,3 +497,30 @@ def test_types_bring_the_old_set_back(name):
     assert prunable(m, types=weight_types, bias=True)==of_classes(m, bias=True)
     every = [n for n,p in named_weights(m).items() if p.is_floating_point()]
     assert prunable(m, types=weight_types, include=every)==of_classes(m, every)
+
+# --- a lottery with weight norm
+
+def with_lengths():
+    return nn.Sequential(new.weight_norm(nn.Linear(8,12)), nn.ReLU(), new.spectral_norm(nn.Linear(12,4)))
+
+def test_a_sparse_lottery_with_lengths_stays_finite():
+    "At a density at which rows would be empty; the masks of all rounds keep one weight in each"
+    learn = learner(with_lengths)
+    learn.fit_lottery(1, 6, amount=.3)
+    lot,dims = learn.lottery,lengths_of(learn.model)
+    w = lot.masks['0.parametrizations.weight.original1']
+    assert list(lot.masks)==list(dims)==prunable(learn.model) and w.any(1).all() and w.sum()<24 and leaks(learn)==0
+    assert all(math.isfinite(o['valid_loss']) and bool(torch.isfinite(learn.model[0].weight).all()) for o in lot.rounds)
+
+@pytest.mark.parametrize('criterion', ['random','snip','synflow'])
+def test_other_criteria_keep_one_in_a_row(criterion):
+    learn = learner(with_lengths)
+    masks = learn.prune(.85, criterion)
+    assert masks['0.parametrizations.weight.original1'].any(1).all() and masks.n_kept==144-round(.85*144)
+
+def test_masks_that_would_give_nan_are_an_error():
+    learn = learner(with_lengths)
+    learn.fit(1)
+    empty = {n:torch.zeros_like(m) for n,m in learn.lottery.masks.items()}
+    with pytest.raises(ValueError, match='slice.*0/0 is nan'): learn.lottery.set_masks(Masks(empty))
+    assert learn.lottery.masks.density==1, 'nothing was put on'

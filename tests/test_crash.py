@@ -3,12 +3,13 @@ import contextlib,json,os,random,shutil,signal,subprocess,sys,time,uuid
 from pathlib import Path
 import pandas as pd,pytest
 from functools import partial
-import fastai_lottery.rounds,fastai_lottery.settings
+import fastai_lottery.rounds,fastai_lottery.identity
 from fastai_lottery.files import load_tensors
 from fastai_lottery.cli import main
 import crash_run as cr
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
-pytestmark = [pytest.mark.skipif(not hasattr(os,'fork'), reason='needs fork and SIGKILL, which Windows has not'), pytest.mark.filterwarnings('ignore')]
+needs_fork = pytest.mark.skipif(not hasattr(os,'fork'), reason='needs fork and SIGKILL, which Windows has not')
+pytestmark = [needs_fork, pytest.mark.filterwarnings('ignore')]
 here = Path(__file__).parent
 
 # --- processes
@@ -16,9 +17,11 @@ here = Path(__file__).parent
 class Server:
     "One process with all imports done, which forks another for each attempt"
     def __init__(self, tmp):
-        self.tmp,env = tmp,dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=os.pathsep.join([str(here),str(here.parent)]))
-        self.err = open(tmp/'stderr','w')
-        self.p = subprocess.Popen([sys.executable, str(here/'crash_run.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.err, text=True, env=env, cwd=tmp)
+        path = os.pathsep.join([str(here),str(here.parent)])
+        env = dict(os.environ, OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=path)
+        self.tmp,self.err = tmp,open(tmp/'stderr','w')
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.err)
+        self.p = subprocess.Popen([sys.executable, str(here/'crash_run.py')], text=True, env=env, cwd=tmp, **pipes)
     def ask(self, **kw):
         self.p.stdin.write(json.dumps(kw)+'\n')
         self.p.stdin.flush()
@@ -27,7 +30,8 @@ class Server:
         return json.loads(line)
     def start(self, what, args=None, **hurt):
         out = self.tmp/uuid.uuid4().hex
-        return self.ask(do='start', what=what, args={k:str(v) if isinstance(v, Path) else v for k,v in (args or {}).items()}, hurt=hurt, out=str(out)),out
+        args = {k:str(v) if isinstance(v, Path) else v for k,v in (args or {}).items()}
+        return self.ask(do='start', what=what, args=args, hurt=hurt, out=str(out)),out
     def end(self, job, secs=None):
         "What a process said at its end; None if it was killed, after `secs` by us"
         pid,out = job
@@ -35,7 +39,8 @@ class Server:
         if killed: return None
         assert out.exists(), (self.tmp/'stderr').read_text()[-3000:]
         return json.loads(out.read_text())
-    def run(self, what='play', kill_after=None, hurt=None, **args): return self.end(self.start(what, args, **(hurt or {})), kill_after)
+    def run(self, what='play', kill_after=None, hurt=None, **args):
+        return self.end(self.start(what, args, **(hurt or {})), kill_after)
     def good(self, **kw):
         r = self.run(**kw)
         assert r is not None and 'ok' in r, r and r.get('trace')
@@ -62,10 +67,12 @@ def content(f):
         return df.drop(columns=['seconds','digest'], errors='ignore').to_csv()
     return f.read_bytes()
 
+def files_in(d):
+    return {str(f.relative_to(d)):f for f in sorted(Path(d).rglob('*')) if f.is_file() and not f.name.endswith('.lock')}
+
 def kept(folder):
     "All files that a run keeps, without the lock, and the histories of its fits"
-    d = Path(folder)
-    return {str(f.relative_to(d)):content(f) for f in sorted(d.rglob('*')) if f.is_file() and f.name not in ('batches','.run.lock','.replicate.lock','.play.lock') and f.parent.name!='models'}
+    return {k:content(f) for k,f in files_in(folder).items() if f.name!='batches' and f.parent.name!='models'}
 
 def same(a, b, a_end, b_end, history=True):
     a,b = kept(a),kept(b)
@@ -96,34 +103,41 @@ def whole(server, tmp_path_factory):
 
 # --- killed at any moment
 
-def other(d, n): return n if (d/'run'/'init.safetensors').exists() else 0     # the folder's initial weights count, not the model's
+def other(d, n):
+    return n if (d/'run'/'init.safetensors').exists() else 0     # the folder's initial weights count, not the model's
 
 def test_killed_twenty_times_at_random_moments(server, whole, tmp_path):
-    "SIGKILL from outside after it has worked for random times, until it ends; all that is left is bit-equal to a run never killed"
+    "SIGKILL from outside after it has worked for random times, until it ends; what is left is bit-equal to a run never killed"
     rng,kills,i = random.Random(3),0,0
     kw = dict(n_epoch=4, rounds=1, eval_every=2)
     d,end,secs = whole('plain', **kw)
+    def go(at, mine):
+        "The result; None where it was killed, which it is 12 times at most"
+        return server.run(folder=at, init=other(at, kills), kill_after=rng.uniform(0,.9)*secs if mine<12 else None,
+                          **kw)
     while kills<24:
         at,i,mine = tmp_path/f'{i}',i+1,0
-        while (r := server.run(folder=at, init=other(at, kills), kill_after=rng.uniform(0,.9)*secs if mine<12 else None, **kw)) is None: kills,mine = kills+1,mine+1
+        while (r := go(at, mine)) is None: kills,mine = kills+1,mine+1
         assert 'ok' in r, r['trace']
         same(d, at, end, r)
 
 @pytest.mark.parametrize('name', cr.runs)
 def test_killed_run_ends_the_same(name, server, whole, tmp_path):
-    "Killed in the last epoch of each round, at its middle, its first, its last batch: it goes on from the epoch's start, and ends in the same bits"
+    "Killed in each round's last epoch, at its middle, first, last batch: it goes on from the epoch's start, and ends in the same bits"
     d,end,_ = whole(name)
     done = batches(d)[0]
     starts = [i for i,o in enumerate(done) if not i or o[:2]!=done[i-1][:2]]
-    last = [max(i for i in starts if done[i][0]==r) for r in range(1+done[-1][0])]      # where the last epoch of each round begins
-    ends = [*(next(i for i in starts if done[i][0]==r)-1 for r in range(1, len(last))), len(done)-1]
+    rounds = [[i for i in starts if done[i][0]==r] for r in range(1+done[-1][0])]
+    last = [o[-1] for o in rounds]      # where the last epoch of each round begins
+    ends = [*(o[0]-1 for o in rounds[1:]), len(done)-1]
     moments = [(last[0]+ends[0])//2, last[1], ends[-1]][:len(last)]
     at = 0
     for r,t in enumerate(moments):
         assert (res := server.run(name=name, folder=tmp_path, init=r, n=t-at+1)) is None, res
         at = last[r]
     same(d, tmp_path, end, server.good(name=name, folder=tmp_path, init=9))
-    assert [o for p in batches(tmp_path) for o in p]==[o for i,(a,t) in enumerate(zip([0,*last], [*moments,len(done)-1])) for o in done[a:t+1]]
+    parts = zip([0,*last], [*moments,len(done)-1])
+    assert [o for p in batches(tmp_path) for o in p]==[o for a,t in parts for o in done[a:t+1]]
 
 def test_killed_around_each_file_that_is_put_in_place(server, whole, tmp_path):
     "All states that the disk can be in"
@@ -134,7 +148,8 @@ def test_killed_around_each_file_that_is_put_in_place(server, whole, tmp_path):
         for after in (False,True)[:1+(i in (2,n))]:
             at = tmp_path/f'{i}{after}'
             assert server.run(folder=at, n_epoch=2, rounds=1, hurt=dict(kill=dict(n=i, after=after))) is None
-            same(d, at, end, server.good(folder=at, n_epoch=2, rounds=1, init=other(at, i)), history=not (after and i==n))
+            r = server.good(folder=at, n_epoch=2, rounds=1, init=other(at, i))
+            same(d, at, end, r, history=not (after and i==n))
 
 def test_goes_on_from_the_last_finished_epoch(server, tmp_path):
     kw = dict(folder=tmp_path, n_epoch=3, rounds=1)
@@ -146,7 +161,8 @@ def test_goes_on_from_the_last_finished_epoch(server, tmp_path):
 
 def test_late_rewinding_goes_on_from_the_last_finished_epoch(server, tmp_path):
     kw = dict(name='late_it', folder=tmp_path, n_epoch=3, rounds=1)
-    assert server.run(n=4*3+3+1, **kw) is None      # round 1 begins at iteration 5, in its second epoch: this is in the third
+    assert server.run(n=4*3+3+1,
+                      **kw) is None      # round 1 begins at iteration 5, in its second epoch: this is in the third
     server.good(**kw)
     first,second = batches(tmp_path)
     assert [o for o in first if o[0]==1]==[(1,1,6),(1,1,7),(1,1,8),(1,2,9)]
@@ -164,7 +180,8 @@ def test_second_process_on_one_path(server, whole, tmp_path):
         assert r['error']=='RuntimeError' and str(tmp_path/'run') in r['says'] and f'process {first[0]}' in r['says'], r
     assert not list((tmp_path/'run').rglob('weights*')), 'the first is still in its first round'
     assert server.end(first, 0) is None
-    assert {f.name for f in (tmp_path/'run').iterdir()}-{f.name for f in (tmp_path/'was').iterdir()}<={f.name for f in (tmp_path/'run').glob('.epoch*')}
+    was,now = ({f.name for f in (tmp_path/o).iterdir()} for o in ('was','run'))
+    assert now-was<={f.name for f in (tmp_path/'run').glob('.epoch*')}
     r = server.run(n=1, **kw)
     assert r is None        # it trained: it was not refused
     assert batches(tmp_path)[-1][0][1]>0, 'and from where the first was killed'
@@ -180,19 +197,21 @@ def test_second_learner_in_one_process(tmp_path):
             with pytest.raises(RuntimeError): b.fit_lottery(1, rounds=1, path=tmp_path/'link')
     (tmp_path/'link').symlink_to(tmp_path/'run')
     a.fit_lottery(1, rounds=0, path=tmp_path/'run', cbs=Second())
-    assert len(Second.said)==2 and all('this process' in o for o in Second.said) and str(tmp_path/'run') in Second.said[0]
+    assert len(Second.said)==2 and all('this process' in o for o in Second.said)
+    assert str(tmp_path/'run') in Second.said[0]
     assert cr.bits(b.model)==cr.bits(cr.make('plain', tmp_path/'c').model), 'the second Learner is untouched'
 
 # --- other settings
 
-settings = dict(amount=.5, n_epoch=2, seed=6, lr_max=.04, hold='hold_init', criterion='random', scope='local', reset='random_reinit', eval_every=2)
+settings = dict(amount=.5, n_epoch=2, seed=6, lr_max=.04, hold='hold_init', criterion='random', scope='local',
+    reset='random_reinit', eval_every=2)
 
 @pytest.mark.parametrize('k', settings)
 def test_changed_setting_is_named(k, whole, server, tmp_path):
     d = copy(whole('plain')[0], tmp_path)
     was = kept(d)
     r = server.run(folder=d, **{k:settings[k]})
-    assert r['error']=='ValueError' and k in r['says'] and str(d/'run') in r['says'] and str(settings[k]).strip("'") in r['says'], r
+    assert r['error']=='ValueError' and k in r['says'] and str(d/'run') in r['says'] and str(settings[k]) in r['says'], r
     assert kept(d)==was
 
 def copy(d, to):
@@ -217,13 +236,16 @@ def test_changed_lambda_is_told_apart(tmp_path):
 
 def test_callbacks_that_were_used_before_are_the_same_setting(tmp_path):
     cbs = [cr.EarlyStoppingCallback(patience=3)]
-    for i in range(2): rs = cr.make('bare', tmp_path).fit_lottery(2, rounds=i, seed=1, cbs=cbs, path=tmp_path/'run')
+    def go(cbs, rounds):
+        return cr.make('bare', tmp_path).fit_lottery(2, rounds=rounds, seed=1, cbs=cbs, path=tmp_path/'run')
+    for i in range(2): rs = go(cbs, i)
     assert len(rs)==2
-    with pytest.raises(ValueError, match='patience'): cr.make('bare', tmp_path).fit_lottery(2, rounds=1, seed=1, cbs=[cr.EarlyStoppingCallback(patience=2)], path=tmp_path/'run')
+    with pytest.raises(ValueError, match='patience'): go([cr.EarlyStoppingCallback(patience=2)], 1)
 
 # --- another Learner
 
-def bare(d, cbs=(), cb={}, model=cr.drop_bn, dls=None, **kw): return cr.learner(model, dls or cr.data(), cbs=[cr.LotteryCallback(**cb), *cbs], path=d, **kw)
+def bare(d, cbs=(), cb={}, model=cr.drop_bn, dls=None, **kw):
+    return cr.learner(model, dls or cr.data(), cbs=[cr.LotteryCallback(**cb), *cbs], path=d, **kw)
 class Scale(cr.Callback):
     def __init__(self, by=1.): self.by = by
     def after_loss(self): self.learn.loss_grad = self.loss_grad*self.by
@@ -236,9 +258,21 @@ def flipped_data(part):
     dl = dls.loaders[part]
     dl.dataset = [(-x,y) for x,y in dl.dataset]
     return dls
-changed = dict(opt_func=dict(opt_func=partial(cr.SGD, mom=.9)), lr=dict(lr=1.), wd=dict(wd=.5), moms=dict(moms=(.1,.1,.1)), loss_func=dict(loss=cr.LabelSmoothingCrossEntropyFlat()),
-               weight=dict(loss=cr.CrossEntropyLossFlat(weight=cr.torch.tensor([1.,1.,1.,2.]))), layers=dict(model=less_dropout), callbacks=dict(cbs=[cr.GradientClip(.001)]), by=dict(cbs=[Scale(2.)]),
-               init=dict(cb=dict(init=lambda m: None)), frozen=dict(cb=dict(frozen=True)), batch_size=dict(dls=lambda: cr.data(bs=15)), data_train=dict(dls=lambda: flipped_data(0)), data_valid=dict(dls=lambda: flipped_data(1)))
+changed = dict(
+    opt_func   = dict(opt_func=partial(cr.SGD, mom=.9)),
+    lr         = dict(lr=1.),
+    wd         = dict(wd=.5),
+    moms       = dict(moms=(.1,.1,.1)),
+    loss_func  = dict(loss=cr.LabelSmoothingCrossEntropyFlat()),
+    weight     = dict(loss=cr.CrossEntropyLossFlat(weight=cr.torch.tensor([1.,1.,1.,2.]))),
+    layers     = dict(model=less_dropout),
+    callbacks  = dict(cbs=[cr.GradientClip(.001)]),
+    by         = dict(cbs=[Scale(2.)]),
+    init       = dict(cb=dict(init=lambda m: None)),
+    frozen     = dict(cb=dict(frozen=True)),
+    batch_size = dict(dls=lambda: cr.data(bs=15)),
+    data_train = dict(dls=lambda: flipped_data(0)),
+    data_valid = dict(dls=lambda: flipped_data(1)))
 old = dict(weight=dict(loss=cr.CrossEntropyLossFlat(weight=cr.torch.ones(4))), by=dict(cbs=[Scale(1.)]))
 
 def go(d, rounds, path=None, test_dl=None, **kw):
@@ -265,8 +299,9 @@ def test_the_same_learner_again_and_one_that_is_looked_at(tmp_path):
     l = bare(tmp_path)
     dl = l.dls.train
     def at(): return random.getstate(),cr.torch.get_rng_state().tolist(),dl.rng.getstate()
-    a,d = at(),fastai_lottery.settings.about_learner(l, l.lottery, l.dls.valid)
-    assert at()==a and d==fastai_lottery.settings.about_learner(bare(tmp_path), l.lottery, l.dls.valid) and d['data_valid']==d['data_test']
+    a,d = at(),fastai_lottery.identity.about_learner(l, l.lottery, l.dls.valid)
+    assert at()==a and d==fastai_lottery.identity.about_learner(bare(tmp_path), l.lottery, l.dls.valid)
+    assert d['data_valid']==d['data_test']
 
 def test_loaders_that_cannot_be_read_twice_are_left_out(tmp_path):
     class Odd(cr.Noisy):
@@ -282,7 +317,8 @@ def test_a_folder_of_an_older_version(tmp_path):
     go(tmp_path, 0)
     f = tmp_path/'run'/'run.json'
     d = json.loads(f.read_text())
-    f.write_text(s := json.dumps({k:v for k,v in d.items() if k not in ('opt_func','lr','wd','moms','loss_func','callbacks','frozen','init','layers','batch_size') and k[:5]!='data_'}))
+    new = 'opt_func lr wd moms loss_func callbacks frozen init layers batch_size'.split()
+    f.write_text(s := json.dumps({k:v for k,v in d.items() if k not in new and k[:5]!='data_'}))
     assert len(go(tmp_path, 1, lr=.5))==2 and f.read_text()==s
 
 @pytest.mark.parametrize('how', ['truncated','emptied','removed'])
@@ -309,7 +345,8 @@ def test_full_disk(at, server, whole, tmp_path):
         assert server.run(folder=tmp_path, n=4*3+1) is None
         was = kept(tmp_path/'run'/'round_00')
     r = server.run(folder=tmp_path, hurt=dict(full=at))
-    assert r['error']=='OSError' and at in r['says'] and str(tmp_path/'run') in r['says'] and 'make room' in r['says'] and 'None' not in r['says'], r
+    says = r['says']
+    assert r['error']=='OSError' and at in says and str(tmp_path/'run') in says and 'make room' in says and 'None' not in says, r
     if not early: assert kept(tmp_path/'run'/'round_00')==was and len(pd.read_csv(tmp_path/'run'/'rounds.csv'))==1
     assert not list(tmp_path.rglob('*.tmp'))
     same(d, tmp_path, end, server.good(folder=tmp_path))
@@ -334,7 +371,9 @@ def stopped(server, whole, tmp_path_factory):
     (d/'batches').unlink()
     return d
 
-files = ['run.json','rounds.csv','init.safetensors','epoch.ckpt',*(f'round_0{r}/{f}' for r in (0,1) for f in ('ticket.safetensors','weights.safetensors','curve.csv'))]
+of_a_round = 'ticket.safetensors','weights.safetensors','curve.csv'
+files = ['run.json','rounds.csv','init.safetensors','epoch.ckpt',
+         *(f'round_0{r}/{f}' for r in (0,1) for f in of_a_round)]
 
 def spoil(f, how):
     if how=='removed': f.unlink()
@@ -349,7 +388,8 @@ def test_damaged_folder(f, how, stopped, server, whole, tmp_path):
     was = kept_raw(d)
     r = server.run(folder=d)
     if 'error' in r:
-        assert r['error']=='ValueError' and (str(d/'run'/f) in r['says'] or f=='run.json' and str(d/'run') in r['says']), r
+        named = str(d/'run'/f) in r['says'] or f=='run.json' and str(d/'run') in r['says']
+        assert r['error']=='ValueError' and named, r
         assert kept_raw(d)==was, 'nothing is written'
         assert f!='epoch.ckpt' and (f,how)!=('round_00/weights.safetensors','flipped'), 'this one can be done without'
     else:
@@ -359,11 +399,11 @@ def test_damaged_folder(f, how, stopped, server, whole, tmp_path):
         assert f in ('run.json','epoch.ckpt') or (f,how)==('round_00/weights.safetensors','flipped'), 'a silent end'
         if f=='epoch.ckpt': assert (how!='removed')==any('epoch.ckpt' in w for w in r['warned']), r['warned']
 
-def kept_raw(d): return {str(f.relative_to(d)):f.read_bytes() for f in sorted(Path(d).rglob('*')) if f.is_file() and not f.name.endswith('.lock')}
+def kept_raw(d): return {k:f.read_bytes() for k,f in files_in(d).items()}
 
 def kept_spoiled(d, f):
     "The files but the one that was spoiled, where it is not needed"
-    return {str(o.relative_to(d)):content(o) for o in sorted(Path(d).rglob('*')) if o.is_file() and o.name!='batches' and not o.name.endswith('.lock') and o!=d/'run'/f}
+    return {k:content(o) for k,o in files_in(d).items() if o.name!='batches' and o!=d/'run'/f}
 
 @pytest.mark.parametrize('at', [.2,.35,.5,.65,.8,.95])
 @pytest.mark.parametrize('f', ['rounds.csv','round_00/curve.csv'])
@@ -439,29 +479,45 @@ def until(f, secs=120):
 
 flags = ['run','digits','--rounds','2','--epochs','3','--replicates','2']
 
-@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
-def test_lottery_run_is_killed_and_the_same_command_goes_on(server, tmp_path):
-    d = tmp_path/'run'
-    def start(jobs): return server.start('command', dict(args=[*flags,'--out',str(d),'--jobs',str(jobs)], log=str(tmp_path/'log')))
-    def workers(p): return [o for o in alive(p[0]) if b'spawn_main' in Path(f'/proc/{o}/cmdline').read_bytes()]
-    p = start(2)
-    assert until(lambda: (d/'seed_00'/'rounds.csv').exists()), (tmp_path/'log').read_text()
-    r = server.end(server.start('command', dict(args=[*flags,'--out',str(d)], log=str(tmp_path/'log2'))))
-    assert r['ok']==1 and f"{str(d)!r} is in use by process {p[0]}" in (tmp_path/'log2').read_text() and 'Traceback' not in (tmp_path/'log2').read_text()
-    assert server.end(p, 0) is None
-    assert until(lambda: not alive(p[0]), 30), 'workers live on when their parent is killed'
-    p = start(1)
+class Commands:
+    "`lottery run` into one folder, as a process of the server"
+    def __init__(self, server, tmp): self.server,self.dir,self.tmp = server,tmp/'run',tmp
+    def start(self, *more, log='log'):
+        args = [*flags,'--out',str(self.dir),*more]
+        return self.server.start('command', dict(args=args, log=str(self.tmp/log)))
+    def end(self, p, log='log', **kw): return self.server.end(p, **kw),(self.tmp/log).read_text()
+
+def workers(p): return [o for o in alive(p[0]) if b'spawn_main' in Path(f'/proc/{o}/cmdline').read_bytes()]
+
+def is_refused(run, p):
+    "A second command is told that `p` is at work"
+    r,log = run.end(run.start(log='log2'), 'log2')
+    assert r['ok']==1 and f"{str(run.dir)!r} is in use by process {p[0]}" in log and 'Traceback' not in log
+
+def loses_a_worker(run):
+    "A worker is killed: the command says so, in words"
+    p = run.start('--jobs', '1')
     assert until(lambda: workers(p))
     os.kill(workers(p)[-1], signal.SIGKILL)
-    r,log = server.end(p),(tmp_path/'log').read_text()
-    assert r['ok']==1 and 'Traceback' not in log and 'was killed' in log and 'same command' in log and 'BrokenProcessPool' not in log, log
+    r,log = run.end(p)
+    assert r['ok']==1 and 'was killed' in log and 'same command' in log
+    assert 'Traceback' not in log and 'BrokenProcessPool' not in log, log
     assert until(lambda: not alive(p[0]), 30)
-    p = start(1)
-    r = server.end(p)
-    assert r['ok']==0, (tmp_path/'log').read_text()
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
+def test_lottery_run_is_killed_and_the_same_command_goes_on(server, tmp_path):
+    run = Commands(server, tmp_path)
+    p = run.start('--jobs', '2')
+    assert until(lambda: (run.dir/'seed_00'/'rounds.csv').exists()), (tmp_path/'log').read_text()
+    is_refused(run, p)
+    assert server.end(p, 0) is None
+    assert until(lambda: not alive(p[0]), 30), 'workers live on when their parent is killed'
+    loses_a_worker(run)
+    r,log = run.end(run.start('--jobs', '1'))
+    assert r['ok']==0, log
     for i in (0,1):
         server.good(what='replicate', folder=tmp_path/f'alone_{i}', seed=i, rounds=2, epochs=3)
-        assert kept(tmp_path/f'alone_{i}')==kept(d/f'seed_0{i}')
+        assert kept(tmp_path/f'alone_{i}')==kept(run.dir/f'seed_0{i}')
 
 def test_jobs_0(tmp_path, capsys):
     assert main(['run','digits','--jobs','0','--out',str(tmp_path/'x')])==1
@@ -500,16 +556,20 @@ def test_damaged_play_json(how, lab, server, tmp_path):
     d = copy(lab, tmp_path)
     spoil(d/'play.json', how)
     was = kept_raw(d)
-    args = ['run','digits','--rounds','1','--epochs','1','--replicates','1','--jobs','1','--out',str(d)] if how!='removed' else ['report',str(d)]
-    r = server.run('command', args=args, log=str(tmp_path/'log'))
+    run = 'run digits --rounds 1 --epochs 1 --replicates 1 --jobs 1 --out'.split()
+    r = server.run('command', args=[*(['report'] if how=='removed' else run), str(d)], log=str(tmp_path/'log'))
     log = (tmp_path/'log').read_text()
-    if how=='removed': assert r['ok']==0, log
-    else: assert r['ok']==1 and (str(d/'play.json') in log or how=='flipped' and str(d) in log) and 'Traceback' not in log and kept_raw(d)==was, log
+    if how=='removed':
+        assert r['ok']==0, log
+        return
+    named = str(d/'play.json') in log or how=='flipped' and str(d) in log
+    assert r['ok']==1 and named and 'Traceback' not in log and kept_raw(d)==was, log
 
 def test_killed_among_controls_and_measures(server, lab, tmp_path):
     for f in ('.controls','.measures'):
         d = tmp_path/f
-        assert server.run('replicate', hurt=dict(kill=dict(at=f[1:])), folder=d, measures=True, rounds=1, epochs=1) is None
+        assert server.run('replicate', hurt=dict(kill=dict(at=f[1:])), folder=d, measures=True, rounds=1,
+                          epochs=1) is None
         server.good(what='replicate', folder=d, measures=True, rounds=1, epochs=1)
         assert kept(d)==kept(lab/'seed_00')
     d = tmp_path/'counted'      # the tables are whole, and the last count is missing

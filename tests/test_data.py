@@ -119,7 +119,8 @@ def test_idx_files_split(idx_root):
     tr,va,te = (which(dl.dataset) for dl in dls)
     assert (len(tr),len(va),len(te)) == (250,50,40)
     assert sorted(tr+va) == list(range(300)) and te == list(range(300,340))
-    for dl,ids in zip(dls,(tr,va,te)): assert dl.dataset.y.tolist() == [i%10 for i in ids] # labels stay with their images
+    for dl,ids in zip(dls,(tr,va,te)):
+        assert dl.dataset.y.tolist() == [i%10 for i in ids] # labels stay with their images
     assert which(f(bs=7, path=root, n_valid=50, seed=3).valid_ds) == va
     assert dls.one_batch()[0].shape == (10,1,28,28) and dls.c == 10 and dls.vocab[0] in ('0 - zero','T-shirt/top')
 
@@ -218,7 +219,8 @@ def test_damaged_cifar_is_never_unpickled(cifar_root):
     class Bomb:
         def __reduce__(self): return (Path.touch, (cifar_root/'exploded',))
     p.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(FileNotFoundError, match='missing or damaged'): cifar10(path=cifar_root, download=False, n_valid=30)
+    with pytest.raises(FileNotFoundError, match='missing or damaged'):
+        cifar10(path=cifar_root, download=False, n_valid=30)
     assert not (cifar_root/'exploded').exists()
 
 def test_data_root(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from fastai.callback.core import (CancelBackwardException,CancelBatchException,C
     CancelStepException,CancelTrainException,CancelValidException,FetchPredsCallback)
 from fastai.callback.progress import ProgressCallback
 from fastai.test_utils import synth_learner
-from fastai_lottery.fits import fast_events
+from fastai_lottery.looks import fast_events
 from fastai_lottery.presets import preset
 
 events = [e for e in vars(event) if not e.startswith('_')]

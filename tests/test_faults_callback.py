@@ -17,7 +17,8 @@ class ScheduleFree(torch.optim.Optimizer):
     def each(self, f):
         with torch.no_grad():
             for g in self.param_groups:
-                for p in g['params']: f(g, p.data if g['data'] else p, self.state[p].setdefault('z', p.detach().clone()), p.grad)
+                for p in g['params']:
+                    f(g, p.data if g['data'] else p, self.state[p].setdefault('z', p.detach().clone()), p.grad)
     def swap(self, to, weight):
         if self.param_groups[0]['at']==to: return
         self.each(lambda g,p,z,_: p.lerp_(z, weight(g['beta'])))
@@ -210,7 +211,8 @@ def writer(event, data):
     setattr(c, event, lambda: nudge(c.learn, data) if c.learn.training else None)
     return c
 
-@pytest.mark.parametrize('event', ['after_step','after_batch','before_batch','before_train','before_epoch','before_fit'])
+@pytest.mark.parametrize('event',
+                         ['after_step','after_batch','before_batch','before_train','before_epoch','before_fit'])
 def test_a_callback_that_writes(event):
     learn = pruned_learner()
     seen = each_forward(learn)
@@ -240,7 +242,8 @@ def test_the_optimizer_may_be_replaced_in_the_middle(opt):
     learn.fit(2, cbs=[new, more, c := Early()])
     assert new.done and more.done and not any(seen) and sum(map(bool, c.seen))<=1, 'the first step of a new optimizer may be seen, no other'
 
-@pytest.mark.parametrize('ex', [KeyboardInterrupt(), RuntimeError('no'), CancelFitException(), CancelTrainException()], ids=repr)
+@pytest.mark.parametrize('ex', [KeyboardInterrupt(), RuntimeError('no'), CancelFitException(), CancelTrainException()],
+                         ids=repr)
 @pytest.mark.parametrize('opt', ['sgd','adamw'])
 def test_a_fit_that_is_cut_off(opt, ex):
     learn = pruned_learner(opt)
@@ -265,7 +268,8 @@ def test_a_loop_of_ones_own(opt):
         learn.opt.zero_grad()
     assert seen==[0]*3
 
-@pytest.mark.parametrize('cbs', [[], [lambda: GradientAccumulation(48)], [lambda: GradientClip(.1)]], ids=['plain','accumulation','clip'])
+@pytest.mark.parametrize('cbs', [[], [lambda: GradientAccumulation(48)], [lambda: GradientClip(.1)]],
+                         ids=['plain','accumulation','clip'])
 def test_one_hold_a_step(cbs, monkeypatch):
     "and none for a pass: the hold right after the step is taken on trust"
     n,call = [],Hold.__call__
@@ -398,17 +402,21 @@ def test_wide_masks_and_bytes_do_the_same(dt, held):
     assert wide.wide and not narrow.wide
     for o in (wide,narrow,wide,narrow): o()
     hold_([c], [m], [v])
-    assert a.view(torch.uint8).equal(b.view(torch.uint8)) and a.view(torch.uint8).equal(c.view(torch.uint8)) and torch.equal(m, was)
+    assert a.view(torch.uint8).equal(b.view(torch.uint8)) and a.view(torch.uint8).equal(c.view(torch.uint8))
+    assert torch.equal(m, was)
     n = w.numel()
     assert wide.nbytes-narrow.nbytes==0 if dt.itemsize==1 else wide.nbytes==n*dt.itemsize*(1+held)
 
 def test_large_nets_keep_bytes():
     w = torch.empty(2049,2048)
-    assert not Hold([w], [torch.ones(w.shape, dtype=torch.bool)]).wide and Hold([w[1:]], [torch.ones(2048,2048, dtype=torch.bool)]).wide
+    assert not Hold([w], [torch.ones(w.shape, dtype=torch.bool)]).wide
+    assert Hold([w[1:]], [torch.ones(2048,2048, dtype=torch.bool)]).wide
 
 # --- what an export carries
 
-def wide_net(): return nn.Sequential(nn.Linear(8,400), nn.ReLU(), nn.Linear(400,400), nn.BatchNorm1d(400), nn.ReLU(), nn.Linear(400,4))
+def wide_net():
+    return nn.Sequential(nn.Linear(8,400), nn.ReLU(), nn.Linear(400,400), nn.BatchNorm1d(400), nn.ReLU(),
+                         nn.Linear(400,4))
 
 def exported(learn, path):
     learn.dls.new_empty = lambda: type(learn.dls)(*[o.new([]) for o in learn.dls.loaders])
@@ -452,7 +460,8 @@ def test_an_exported_lottery_says_that_it_is_one(tmp_path):
     lot = other.lottery
     assert len(lot.rounds)==0 and lot.w_i is lot.w_k is lot.hypers is None and lot.b_i==lot.b_k=={}
     with pytest.raises(ValueError, match='was exported.*leaves rounds and snapshots behind.*ticket'): other.rewind()
-    assert 'was exported' in lot.why_nothing(rounds=True) and 'fit_lottery' in learner().lottery.why_nothing(rounds=True)
+    assert 'was exported' in lot.why_nothing(rounds=True)
+    assert 'fit_lottery' in learner().lottery.why_nothing(rounds=True)
 
 @pytest.mark.parametrize('ok', [True,False])
 def test_an_export_leaves_the_learner_as_it_was(tmp_path, ok):
@@ -508,7 +517,8 @@ def scaled(loss=None, at='init', **kwargs):
     "A Learner whose loss learns, and the module of it"
     loss = loss or Scaled()
     m = getattr(loss, 'func', loss)
-    learn = learner(drop_bn, loss=loss, splitter=lambda net: [*net.parameters(), m.s], cbs=LotteryCallback(at), lr=.1, **kwargs)
+    learn = learner(drop_bn, loss=loss, splitter=lambda net: [*net.parameters(), m.s], cbs=LotteryCallback(at), lr=.1,
+                    **kwargs)
     return learn,m
 
 class Begins(Callback):
@@ -516,7 +526,8 @@ class Begins(Callback):
     order = -20
     def __init__(self, m): self.m,self.seen = m,[]
     def before_batch(self):
-        if self.training and self.train_iter in (0,3): self.seen.append((self.train_iter,*self.m.s.tolist(),float(self.m.mean)))
+        if self.training and self.train_iter in (0,3):
+            self.seen.append((self.train_iter,*self.m.s.tolist(),float(self.m.mean)))
 
 @pytest.mark.parametrize('loss', [Scaled,Wrapped])
 @pytest.mark.parametrize('at', ['init','3it'])
@@ -529,7 +540,8 @@ def test_a_loss_that_learns_is_rewound(loss, at):
     for _ in range(2):
         learn.prune(.2)
         learn.rewind()
-        assert torch.equal(m.s, lot.b_k['loss_func.s']) and torch.equal(m.mean, lot.b_k['loss_func.mean']) and m.s.grad is None
+        assert torch.equal(m.s, lot.b_k['loss_func.s']) and torch.equal(m.mean, lot.b_k['loss_func.mean'])
+        assert m.s.grad is None
         learn.fit(1)
         assert not torch.equal(m.s, lot.b_k['loss_func.s'])
 
@@ -673,13 +685,16 @@ def test_keep_zeros_adds_to_what_is_pruned_and_held():
     assert learn.keep_zeros()=={'2.weight':5} and learn.lottery.masks.n_kept==masks.n_kept-5
     learn.fit(1)
     ws = named_weights(learn.model)
-    assert all(torch.equal(ws[n].data[~m], held[n][~m]) for n,m in masks.items()) and not ws['2.weight'].data[tuple(at.T)].any()
+    assert all(torch.equal(ws[n].data[~m], held[n][~m]) for n,m in masks.items())
+    assert not ws['2.weight'].data[tuple(at.T)].any()
 
 def test_keep_zeros_warns():
     learn = learner()
-    with pytest.warns(UserWarning, match='no weight that competes is exactly 0.*nothing was taken'): assert learn.keep_zeros()=={}
+    with pytest.warns(UserWarning, match='no weight that competes is exactly 0.*nothing was taken'):
+        assert learn.keep_zeros()=={}
     learn.model[4].weight.data.zero_()
-    with pytest.warns(UserWarning, match=r'all weights of 4.weight are exactly 0.*exclude'): assert learn.keep_zeros()=={'4.weight':48}
+    with pytest.warns(UserWarning, match=r'all weights of 4.weight are exactly 0.*exclude'):
+        assert learn.keep_zeros()=={'4.weight':48}
     learn = learner(cbs=LotteryCallback(exclude='4'))
     learn.model[4].weight.data.zero_()
     learn.model[0].weight.data[0,0] = -0.
@@ -692,7 +707,8 @@ def test_keep_zeros_warns():
 @pytest.mark.parametrize('how', ['constructor','add_cb','fit','fit_lottery'])
 def test_two_callbacks_on_a_learner(how):
     two = LotteryCallback('2ep', exclude='0')
-    with pytest.raises(ValueError, match=r"LotteryCallback\('init'\).*LotteryCallback\('2ep', exclude='0'\).*remove_cb"):
+    with pytest.raises(ValueError,
+                       match=r"LotteryCallback\('init'\).*LotteryCallback\('2ep', exclude='0'\).*remove_cb"):
         if how=='constructor': learner(cbs=[LotteryCallback(),two])
         learn = learner()
         n = len(learn.cbs)
@@ -732,11 +748,13 @@ def test_a_callback_on_no_learner(verb):
     for o in (lot,LotteryCallback()):
         if verb=='hold' and o is not lot: continue
         args = [masks] if verb=='set_masks' else []
-        with pytest.raises(ValueError, match=r"LotteryCallback\('init'\) is on no Learner.*add_cb"): getattr(o, verb)(*args)
+        with pytest.raises(ValueError, match=r"LotteryCallback\('init'\) is on no Learner.*add_cb"):
+            getattr(o, verb)(*args)
     assert learn.prune(.1).n_kept==288-29, 'the Learner takes a new one'
 
 other_nets = dict(
-    fewer=(lambda: nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4)), "its '2.weight' has shape|lacks '4.weight'"),
+    fewer=(lambda: nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4)),
+           "its '2.weight' has shape|lacks '4.weight'"),
     wider=(lambda: mlp(16), r"its '0.weight' has shape \(16, 8\), not \(12, 8\)"),
     more=(lambda: nn.Sequential(*mlp(), nn.Linear(4,4)), "'5.weight' is new"))
 verbs = dict(
@@ -787,7 +805,8 @@ def test_synflow_of_several_outputs(kind):
     h = m.a(torch.ones(1,8).double()).relu()
     o = m.b(h)
     total = o.sum()+(h.sum() if kind!='deep' else h.mean()+o.sum())
-    for n,w in zip(['a.weight','b.weight'], torch.autograd.grad(total, [m.a.weight,m.b.weight])): torch.testing.assert_close(g[n], w)
+    for n,w in zip(['a.weight','b.weight'], torch.autograd.grad(total, [m.a.weight,m.b.weight])):
+        torch.testing.assert_close(g[n], w)
     learn.prune(.5, 'synflow')
     assert learn.lottery.masks.n_kept==36
 
@@ -797,7 +816,8 @@ def test_synflow_of_a_net_without_numbers():
             super().__init__()
             self.a = nn.Linear(8,4)
         def forward(self, x): return dict(kind='none', n=self.a(x).argmax(1))
-    with pytest.raises(ValueError, match='outputs that are numbers; this net gives dict'): learner(Names).prune(.5, 'synflow')
+    with pytest.raises(ValueError, match='outputs that are numbers; this net gives dict'):
+        learner(Names).prune(.5, 'synflow')
 
 @pytest.mark.parametrize('criterion', ['snip','taylor','grasp','synflow'])
 def test_signals_see_the_weights_as_they_are_made_for_them(criterion):
@@ -823,7 +843,8 @@ class Own(nn.Module):
 def test_matrices_that_are_left_out_are_named_once(caplog):
     learn = learner(Own)
     caplog.set_level(logging.INFO, 'fastai_lottery')
-    with pytest.warns(UserWarning, match=r'pos_embed0 \(positional\).*72 weights compete, 64.3%.*competing\(\)') as w: learn.prune(.2)
+    with pytest.warns(UserWarning, match=r'pos_embed0 \(positional\).*72 weights compete, 64.3%.*competing\(\)') as w:
+        learn.prune(.2)
     assert w[0].filename==__file__ and '72 weights compete' in caplog.text
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -17,4 +17,5 @@ def test_all_runs_are_recorded(): assert list(recorded['runs'])==list(golden.run
 def test_golden(name, exact):
     if name=='distributed' and not gloo: pytest.skip('needs torch.distributed with gloo; this torch has none')
     if name=='killed' and not hasattr(golden.signal, 'SIGKILL'): pytest.skip('needs SIGKILL, which Windows has not')
-    if diff := golden.compare(name, recorded['runs'][name], golden.play_run(name), exact): pytest.fail(f'{name}: {diff}', pytrace=False)
+    diff = golden.compare(name, recorded['runs'][name], golden.play_run(name), exact)
+    if diff: pytest.fail(f'{name}: {diff}', pytrace=False)

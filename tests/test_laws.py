@@ -4,26 +4,34 @@ import pytest
 from nets import *
 
 pytestmark = pytest.mark.filterwarnings('ignore::fastai_lottery.scopes.EmptyLayerWarning')
-scopes = {'global_':global_, 'local':local, 'floor':partial(global_, floor=3), 'local floor':partial(local, floor=2), 'rates':{'b':.5, 'c*':0.}, 'rates by module':{'blocks.0':.25},
-          'erk':erk, 'erk power':partial(erk, power=.5), '2:4':'2:4', '1:8':n_of_m(1,8)}
+scopes = {
+    'global_':global_, 'local':local, 'floor':partial(global_, floor=3), 'local floor':partial(local, floor=2),
+    'rates':{'b':.5, 'c*':0.}, 'rates by module':{'blocks.0':.25},
+    'erk':erk, 'erk power':partial(erk, power=.5), '2:4':'2:4', '1:8':n_of_m(1,8)}
 amounts = [0, .01, .2, .5, .77]    # of what the scope lets go, see `most`
 fills = ['normal','ties','repeated','float16','strided']
 
 def weights(fill, seed=0):
     "Weights of several shapes, as they occur"
     g = torch.Generator().manual_seed(seed)
-    ws = {n:torch.randn(s, generator=g) for n,s in dict(a=(12,10), b=(40,), c=(4,3,3,3), c2=(60,), **{'blocks.0.weight':(7,5)}).items()}
+    shapes = {'a':(12,10), 'b':(40,), 'c':(4,3,3,3), 'c2':(60,), 'blocks.0.weight':(7,5)}
+    ws = {n:torch.randn(s, generator=g) for n,s in shapes.items()}
     if fill=='ties': ws = {n:torch.ones_like(w) for n,w in ws.items()}
     if fill=='repeated': ws = {n:(w*2).round()/2 for n,w in ws.items()}
     if fill=='float16': ws = {n:w.half() for n,w in ws.items()}
-    if fill=='strided': ws = {n:w.to(memory_format=torch.channels_last) if w.ndim==4 else w.t().contiguous().t() if w.ndim==2 else w for n,w in ws.items()}
+    if fill=='strided': ws = {n:strided(w) for n,w in ws.items()}
     return ws
+
+def strided(w):
+    if w.ndim==4: return w.to(memory_format=torch.channels_last)
+    return w.t().contiguous().t() if w.ndim==2 else w
 
 drawn = functools.lru_cache(lambda seed: weights('normal', seed))
 
 def known_for(ws, masks, seed=0):
     "All words that a criterion or a reset may ask for"
-    return {**{w:drawn(i) for i,w in enumerate(words, 1)}, 'w_f':ws, 'm':masks, 'gen':torch.Generator().manual_seed(seed)}
+    gen = torch.Generator().manual_seed(seed)
+    return {**{w:drawn(i) for i,w in enumerate(words, 1)}, 'w_f':ws, 'm':masks, 'gen':gen}
 
 def some_masks(ws, p=.8, seed=9):
     g = torch.Generator().manual_seed(seed)
@@ -37,7 +45,8 @@ def prune_once(criterion, scope, amount, fill='normal', seed=0, masks=None):
 
 def pattern(scope):
     "`(n, m)` of an N:M scope, else None"
-    return tuple(map(int, re.findall(r'\d+', scope if isinstance(scope, str) else scope.__name__))) if isinstance(scope, str) or 'n_of_m' in getattr(scope,'__name__','') else None
+    name = scope if isinstance(scope, str) else getattr(scope, '__name__', '')
+    return tuple(map(int, re.findall(r'\d+', name))) if isinstance(scope, str) or 'n_of_m' in name else None
 
 def blocks(shape, m):
     "Positions of the weights in each group of an N:M scope"
@@ -50,25 +59,32 @@ def most(scope, masks):
     "The largest amount that the scope lets go in one prune: 1, or as far as an N:M pattern allows"
     if pattern(scope) is None: return 1.
     n,m = pattern(scope)
-    return min(sum(max(0, int(o.reshape(-1)[list(b)].sum())-least(n, m, b)) for b in blocks(o.shape, m))/int(o.sum()) for o in masks.values())
+    def free(o, b): return max(0, int(o.reshape(-1)[list(b)].sum())-least(n, m, b))
+    def share(o): return sum(free(o, b) for b in blocks(o.shape, m))/int(o.sum())
+    return min(map(share, masks.values()))
 
 def groups(scope, masks):
     "Who competes: `[(names, rate, floor)]`, told a second time and by other means"
     if pattern(scope): return [([n],most(scope, masks),0) for n in masks]
-    if isinstance(scope, dict): return [([n], next((r for g,r in scope.items() if re.match(g.replace('*','.*')+r'(\.weight)?$', n)), 1.), 0) for n in masks]
+    def rate(n): return next((r for g,r in scope.items() if re.match(g.replace('*','.*')+r'(\.weight)?$', n)), 1.)
+    if isinstance(scope, dict): return [([n], rate(n), 0) for n in masks]
     f,floor = (scope.func,scope.keywords.get('floor',0)) if isinstance(scope, partial) else (scope,0)
     return [([n],1.,floor) for n in masks] if f is local else [(list(masks),1.,floor)]
 
+def lowest(xs): return sorted(xs, key=lambda x: x[0])      # stable
+
 def reference(scores, masks, amount, scope):
-    "A stable sort of the survivors' scores, layer after layer: the first `round(amount × survivors)` go, but for each layer's best `floor`"
+    "A stable sort of survivors' scores, layer after layer: the first `round(amount × survivors)` go, but for a layer's best `floor`"
     new = {n:m.clone() for n,m in masks.items()}
     if pattern(scope): return greedy(scores, new, amount, scope)
-    if getattr(scope,'func',scope) is erk: return by_shape(scores, new, amount, getattr(scope,'keywords',{}).get('power',1))
+    if getattr(scope,'func',scope) is erk:
+        return by_shape(scores, new, amount, getattr(scope,'keywords',{}).get('power',1))
     for names,rate,floor in groups(scope, masks):
         order = [(float(scores[n].reshape(-1)[i]),n,int(i)) for n in names for i in masks[n].reshape(-1).nonzero()[:,0]]
         k = round(amount*rate*len(order))
-        safe = {(n,i) for o in names for _,n,i in sorted([x for x in order if x[1]==o], key=lambda x: x[0])[max(0, int(masks[o].sum())-floor):]} if floor else set()
-        for _,n,i in sorted([x for x in order if x[1:] not in safe], key=lambda x: x[0])[:k]: new[n].view(-1)[i] = False
+        def best(o): return lowest(x for x in order if x[1]==o)[max(0, int(masks[o].sum())-floor):]
+        safe = {x[1:] for o in names for x in best(o)} if floor else set()
+        for _,n,i in lowest(x for x in order if x[1:] not in safe)[:k]: new[n].view(-1)[i] = False
     return Masks(new)
 
 def greedy(scores, new, amount, scope):
@@ -76,7 +92,7 @@ def greedy(scores, new, amount, scope):
     (n,m),left = pattern(scope),{o:round(amount*most(scope, new)*int(k.sum())) for o,k in new.items()}
     for o,k in new.items():
         flat,of = k.view(-1),{i:b for b in blocks(k.shape, m) for i in b}
-        for _,i in sorted(((float(scores[o].reshape(-1)[i]),int(i)) for i in flat.nonzero()[:,0]), key=lambda x: x[0]):
+        for _,i in lowest((float(scores[o].reshape(-1)[i]),int(i)) for i in flat.nonzero()[:,0]):
             if left[o] and int(flat[list(of[i])].sum())>least(n, m, of[i]):
                 flat[i] = False
                 left[o] -= 1
@@ -84,7 +100,7 @@ def greedy(scores, new, amount, scope):
     return Masks(new)
 
 def by_shape(scores, new, amount, power):
-    "RigL's loop: layers that would be denser than they are leave, one round after the other; then the largest remainders"
+    "RigL's loop: layers that would be denser than they are leave, one round after the other; then largest remainders"
     have = {o:int(k.sum()) for o,k in new.items()}
     want = {o:k.numel()*(sum(k.shape)/k.numel())**power for o,k in new.items()}
     total,kept,free = sum(have.values())-round(amount*sum(have.values())),{},list(new)
@@ -98,7 +114,8 @@ def by_shape(scores, new, amount, power):
     up = sorted(free, key=lambda o: -round(x[o]-low[o], 9))[:total-sum(kept.values())-sum(low.values())]
     kept.update({o:low[o]+(o in up) for o in free})
     for o,k in new.items():
-        for _,i in sorted(((float(scores[o].reshape(-1)[i]),int(i)) for i in k.reshape(-1).nonzero()[:,0]), key=lambda x: x[0])[:have[o]-kept[o]]: k.view(-1)[i] = False
+        order = lowest((float(scores[o].reshape(-1)[i]),int(i)) for i in k.reshape(-1).nonzero()[:,0])
+        for _,i in order[:have[o]-kept[o]]: k.view(-1)[i] = False
     return Masks(new)
 
 menu = pytest.mark.parametrize('criterion', criteria_menu())
@@ -106,9 +123,11 @@ scoped = pytest.mark.parametrize('scope', scopes.values(), ids=scopes.keys())
 
 def test_the_menus_are_derived_from_the_modules():
     import fastai_lottery.criteria as c,fastai_lottery.resets as r
-    assert {'large_final','small_final','random','magnitude_increase','movement','large_init'} <= set(criteria_menu()) and {'rewind','random_reinit'} <= set(resets_menu())
+    assert {'large_final','small_final','random','magnitude_increase','movement','large_init'} <= set(criteria_menu())
+    assert {'rewind','random_reinit'} <= set(resets_menu())
     for mod,menu in ((c,criteria_menu()),(r,resets_menu())):
-        assert all(vars(mod)[n] is f and f.__module__==mod.__name__ and needs(f) is not None and f.__doc__ for n,f in menu.items())
+        for n,f in menu.items():
+            assert vars(mod)[n] is f and f.__module__==mod.__name__ and needs(f) is not None and f.__doc__
 
 # --- criteria
 
@@ -117,24 +136,27 @@ def test_the_menus_are_derived_from_the_modules():
 def test_scores_have_their_weights_shapes(criterion, fill):
     ws = weights(fill)
     s = scores(criterion, list(ws), **known_for(ws, Masks.ones(ws)))
-    assert list(s)==list(ws) and all(s[n].shape==w.shape and torch.isfinite(s[n]).all() and not s[n].requires_grad for n,w in ws.items())
+    assert list(s)==list(ws)
+    for n,w in ws.items(): assert s[n].shape==w.shape and torch.isfinite(s[n]).all() and not s[n].requires_grad
 
 @menu
 def test_criteria_are_pure(criterion):
-    "Inputs unchanged, also where they are parameters; no global random number drawn; no alias of an input handed out and written to"
+    "Inputs unchanged, also where they are parameters; no global random number drawn; no alias handed out and written to"
     ws = {n:nn.Parameter(w) for n,w in weights('normal').items()}
     k = known_for(ws, Masks.ones(ws))
     before,rng = {w:bits(d) for w,d in k.items() if w!='gen'},rng_states()
     s = scores(criterion, list(ws), **k)
     make_masks(s, k['m'], .5)
-    assert {w:bits(d) for w,d in k.items() if w!='gen'}==before and rng_states()==rng and all(w.grad is None for w in ws.values())
+    assert {w:bits(d) for w,d in k.items() if w!='gen'}==before
+    assert rng_states()==rng and all(w.grad is None for w in ws.values())
 
 @menu
 def test_deterministic(criterion):
     for name,scope in scopes.items():
         a,b,c = (prune_once(criterion, scope, .4, seed=s) for s in (1,1,2))
         assert bits(a[0])==bits(b[0]) and a[2]==b[2], name
-        if 'gen' not in needs(criteria_menu()[criterion]): assert a[2]==c[2], 'only what draws random numbers depends on the seed'
+        draws = 'gen' in needs(criteria_menu()[criterion])
+        if not draws: assert a[2]==c[2], 'only what draws random numbers depends on the seed'
         if criterion=='random': assert a[2]!=c[2]
 
 # --- masks
@@ -164,7 +186,8 @@ def test_monotone_and_a_new_value(criterion):
             was = {n:m.clone() for n,m in masks.items()}
             s,old,new = prune_once(criterion, scope, .3, masks=masks, seed=k)
             assert (new&old)==new and new.n_kept<old.n_kept, name
-            assert all(torch.equal(m, was[n]) for n,m in old.items()) and not {m.data_ptr() for m in new.values()}&{m.data_ptr() for m in old.values()}, name
+            ours,theirs = ({m.data_ptr() for m in o.values()} for o in (new,old))
+            assert all(torch.equal(m, was[n]) for n,m in old.items()) and not ours&theirs, name
             masks = new
 
 @menu
@@ -189,14 +212,16 @@ def test_amount_0_is_nothing(scope):
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_scores_of_any_float(dtype):
     "float64 scores that differ by less than float32 can tell stay apart"
-    s = dict(w=torch.arange(1000, dtype=torch.float64)[torch.randperm(1000, generator=torch.Generator().manual_seed(0))])
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    s = dict(w=torch.arange(1000, dtype=torch.float64)[order])
     s = dict(w=1+s['w']*1e-12) if dtype==torch.float64 else {n:o.to(dtype) for n,o in s.items()}
     m = Masks.ones(s)
     assert make_masks(s, m, .37)==reference(s, m, .37, global_)
 
 def test_mixed_dtypes_in_one_scope():
     g = torch.Generator().manual_seed(0)
-    s = dict(a=torch.randn(50, generator=g).half(), b=torch.randn(50, generator=g).double(), c=torch.randn(50, generator=g))
+    a,b,c = (torch.randn(50, generator=g) for _ in range(3))
+    s = dict(a=a.half(), b=b.double(), c=c)
     m = Masks.ones(s)
     assert make_masks(s, m, .5)==reference(s, m, .5, global_)
 
@@ -246,8 +271,10 @@ def test_resets_leave_masks_and_random_numbers_alone(reset, model):
     names,modes = list(learn.model.state_dict()),[m.training for m in learn.model.modules()]
     learn.rewind(reset, seed=1)
     a = bits(learn.model)
-    assert learn.lottery.masks==masks and masks.hash()==was and rng_states()==rng and (digest(learn.lottery.w_i),digest(learn.lottery.w_k))==snap
-    assert leaks(learn)==0 and list(learn.model.state_dict())==names and [m.training for m in learn.model.modules()]==modes
+    assert learn.lottery.masks==masks and masks.hash()==was and rng_states()==rng
+    assert (digest(learn.lottery.w_i),digest(learn.lottery.w_k))==snap
+    assert leaks(learn)==0 and list(learn.model.state_dict())==names
+    assert [m.training for m in learn.model.modules()]==modes
     learn.rewind(reset, seed=1)
     assert bits(learn.model)==a, 'one seed, one start'
     learn.rewind(reset, seed=2)

@@ -14,9 +14,11 @@ def ref(scores,masks,k):
     return out
 def mk(kind,dt,g):
     sh=[(300,784),(100,300),(10,100),(7,),(0,4),(8,4,3,3)]
-    f=dict(normal=lambda s: torch.randn(s,generator=g), abs=lambda s: torch.randn(s,generator=g).abs(), ties=lambda s: torch.randint(-3,4,s,generator=g).float(),
-      same=lambda s: torch.full(s,.25), zeros=lambda s: torch.where(torch.rand(s,generator=g)<.5,-0.,0.), tiny=lambda s: torch.randn(s,generator=g)*1e-40,
-      inf=lambda s: torch.randn(s,generator=g).mul(3).round()/torch.randint(0,3,s,generator=g), close=lambda s: 1+torch.randint(0,50,s,generator=g)*2.**-23)[kind]
+    def normal(s): return torch.randn(s,generator=g)
+    def whole(lo,hi,s): return torch.randint(lo,hi,s,generator=g)
+    f=dict(normal=normal, abs=lambda s: normal(s).abs(), ties=lambda s: whole(-3,4,s).float(), same=lambda s: torch.full(s,.25),
+      zeros=lambda s: torch.where(torch.rand(s,generator=g)<.5,-0.,0.), tiny=lambda s: normal(s)*1e-40,
+      inf=lambda s: normal(s).mul(3).round()/whole(0,3,s), close=lambda s: 1+whole(0,50,s)*2.**-23)[kind]
     return {f'l{i}':f(s).nan_to_num(nan=9.,posinf=float('inf'),neginf=-float('inf')).to(dt) for i,s in enumerate(sh)}
 @pytest.mark.parametrize('dt',[torch.float32,torch.float64,torch.float16,torch.bfloat16],ids=str)
 @pytest.mark.parametrize('kind','normal abs ties same zeros tiny inf close'.split())
@@ -34,7 +36,9 @@ def test_ref(kind,dt,chunk):
     assert all(torch.equal(m[n],old[n]) and torch.equal(s[n],so[n]) for n in m)
 def test_noncontig_and_mixed():
     g=torch.Generator().manual_seed(2)
-    s=dict(a=torch.randn(40,30,generator=g).t(),b=torch.randn(16,8,3,3,generator=g).to(memory_format=torch.channels_last),c=torch.randn(50,generator=g).bfloat16(),d=torch.randn(9,generator=g).double())
+    def normal(*shape): return torch.randn(shape,generator=g)
+    s=dict(a=normal(40,30).t(),b=normal(16,8,3,3).to(memory_format=torch.channels_last))
+    s.update(c=normal(50).bfloat16(),d=normal(9).double())
     m={n:torch.rand(x.shape,generator=g)<.6 for n,x in s.items()}
     m['a']=m['a'].t().contiguous().t()
     k=400

@@ -70,7 +70,8 @@ def test_flops_by_weight():
     model,x = Zoo(),torch.randint(0, 11, (3,5))
     t = flops(model, x)
     b,s = 3,5
-    want = {'emb.weight':2*b*s*8*11, 'att.in_proj_weight':2*b*s*8*24, 'att.out_proj.weight':2*b*s*8*8, 'lstm.weight_ih_l0':2*b*s*8*24,
+    want = {'emb.weight':2*b*s*8*11, 'att.in_proj_weight':2*b*s*8*24, 'att.out_proj.weight':2*b*s*8*8,
+            'lstm.weight_ih_l0':2*b*s*8*24,
             'lstm.weight_hh_l0':2*b*s*6*24, 'gru.weight_ih_l0':2*b*s*6*24, 'gru.weight_hh_l0':2*b*s*8*24, 'w':2*b*s*8*8,
             'spare.weight':0, '(no weight)':2*2*b*s*s*8}
     assert t.flops.drop('total').to_dict() == want
@@ -115,7 +116,8 @@ def test_flops_leave_all_as_it_was(fast, request):
     with pytest.raises(RuntimeError): flops(model, wrong)
     assert all(state[k].equal(v) for k,v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes and (torch.get_rng_state().tolist(),random.getstate()) == rng
-    assert (torch.backends.mha.get_fastpath_enabled(),torch.backends.mkldnn.enabled,torch.backends.cudnn.enabled) == flags
+    assert (torch.backends.mha.get_fastpath_enabled(),torch.backends.mkldnn.enabled,
+            torch.backends.cudnn.enabled) == flags
     assert torch.is_grad_enabled() and all(p.grad is None for p in model.parameters())
 
 def test_flops_see_through_the_fast_path_of_attention():

@@ -28,13 +28,15 @@ def test_a_late_ticket_elsewhere_has_no_initial_values(tmp_path):
     for learn in (learner(drop_bn, seed=5), lottery('3it', seed=5)):
         for again in range(2):      # the first call leaves nothing that would make it seem its own
             before = bits(learn.model)
-            with pytest.raises(ValueError, match="'hold_init' needs 'w_i', but this ticket was rewound to '3it'.*known are w_k, m, gen"): learn.fit_ticket(t, 2, hold='hold_init')
+            with pytest.raises(ValueError, match="'hold_init' needs 'w_i', but this ticket was rewound to '3it'.*known are w_k, m, gen"):
+                learn.fit_ticket(t, 2, hold='hold_init')
             assert bits(learn.model)==before
             learn.fit_ticket(t, 2, hold=lambda w_k: w_k)
 
 def test_what_a_ticket_does_not_know():
     learn = lottery()
-    with pytest.raises(ValueError, match="'hold_init_or_zero' needs 'w_f'"): learn.fit_ticket(learn.lottery.ticket(), 1, hold='hold_init_or_zero')
+    with pytest.raises(ValueError, match="'hold_init_or_zero' needs 'w_f'"):
+        learn.fit_ticket(learn.lottery.ticket(), 1, hold='hold_init_or_zero')
 
 @pytest.mark.parametrize('to', ['init','3it'])
 def test_another_mask_on_a_held_ticket_is_held_by_the_same_action(to):

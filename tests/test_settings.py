@@ -4,7 +4,8 @@ import pytest
 from nets import *
 from fastai.callback.all import *
 from fastai_lottery.plots import *
-from fastai_lottery.settings import Settings,about_callback,say
+from fastai_lottery.identity import about_callback,say
+from fastai_lottery.settings import Settings
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
 def lottery(learn=None, *args, **kwargs):
@@ -42,17 +43,20 @@ def test_a_rule_without_end_ends_where_a_prune_takes_nothing(rule):
     assert learn.lottery.masks.n_kept<=2 and len(kept(learn))<12
 
 def test_rounds_that_ask_for_nothing_are_played():
-    assert len(set(kept(lottery(rounds=3, amount=0))))==1 and len(kept(lottery(amount=0, stop=lambda rounds: len(rounds)>3)))==4
+    assert len(set(kept(lottery(rounds=3, amount=0))))==1
+    assert len(kept(lottery(amount=0, stop=lambda rounds: len(rounds)>3)))==4
 
 @pytest.mark.parametrize('now', [dict(to=.5), dict(tol=.1), dict(stop=lambda rounds: len(rounds)>9)])
 def test_a_rule_is_part_of_what_must_be_equal(now, tmp_path):
     lottery(None, 1, path=tmp_path/'run', stop=lambda rounds: len(rounds)>8)
     lottery(None, 2, path=tmp_path/'run', stop=lambda rounds: len(rounds)>8)
-    with pytest.raises(ValueError, match=f'{list(now)[0]} was .* and is now|stop was'): lottery(None, 2, path=tmp_path/'run', **now)
+    with pytest.raises(ValueError, match=f'{list(now)[0]} was .* and is now|stop was'):
+        lottery(None, 2, path=tmp_path/'run', **now)
 
 def test_one_value_derives_every_seed():
     s = Settings(1, seed=5)
-    assert s.seed_for('prune', 1)==derive(5, 'prune', 1)!=s.seed_for('prune', 2) and Settings(1).seed_for('prune', 1) is None
+    assert s.seed_for('prune', 1)==derive(5, 'prune', 1)!=s.seed_for('prune', 2)
+    assert Settings(1).seed_for('prune', 1) is None
     with pytest.raises(Exception, match='cannot assign'): s.seed = 3
 
 # --- no validation set
@@ -60,7 +64,8 @@ def test_one_value_derives_every_seed():
 def without_valid(**kw):
     x,y = zip(*data().train_ds)
     dls = DataLoaders.from_dsets(list(zip(x, y)), [], bs=16, device='cpu')
-    learn = Learner(dls, mlp(), loss_func=CrossEntropyLossFlat(), metrics=[accuracy, F1Score(average='macro')], cbs=LotteryCallback(), **kw)
+    learn = Learner(dls, mlp(), loss_func=CrossEntropyLossFlat(), metrics=[accuracy, F1Score(average='macro')],
+                    cbs=LotteryCallback(), **kw)
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
@@ -72,10 +77,11 @@ def test_all_data_for_training(tmp_path):
         set_seed(0)
         l.fit_lottery(2, rounds=2, seed=0, path=path)
     df = a.lottery.report()
-    assert len(df)==3 and df.valid_loss.isna().all() and df.accuracy.isna().all() and df.f1_score.isna().all() and df.train_loss.notna().all()
+    assert len(df)==3 and df[['valid_loss','accuracy','f1_score']].isna().all(axis=None) and df.train_loss.notna().all()
     c = without_valid()
     c.fit_lottery(2, rounds=3, seed=0, path=tmp_path/'run')
-    assert len(c.lottery.rounds)==4 and [r['mask_hash'] for r in c.lottery.rounds[:3]]==[r['mask_hash'] for r in b.lottery.rounds]
+    assert len(c.lottery.rounds)==4
+    assert [r['mask_hash'] for r in c.lottery.rounds[:3]]==[r['mask_hash'] for r in b.lottery.rounds]
     t = a.lottery.ticket(2)
     r = a.fit_ticket(t, 1, seed=0)
     assert math.isnan(r['valid_loss']) and math.isnan(a.evaluate()['accuracy'])
@@ -100,11 +106,13 @@ class Counting(Callback):
     def __init__(self): self.n = 0
     def after_batch(self): self.n += 1
 
-@pytest.mark.parametrize('a,b', [(lambda: MixUp(.2), lambda: MixUp(.4)), (lambda: CutMix(.5), lambda: CutMix(1.)), (lambda: Scales(1), lambda: Scales(2)),
-    (Marked, lambda: Marked(Kind.b)), (Marked, lambda: Marked(sizes=(1,3))), (lambda: MixedPrecision(AMPMode.FP16), lambda: MixedPrecision(AMPMode.BF16)),
-    (lambda: GradientClip(.1), lambda: GradientClip(.2)), (lambda: EarlyStoppingCallback(patience=1), lambda: EarlyStoppingCallback(patience=2))])
-def test_a_callbacks_own_numbers_are_settings(a, b, tmp_path):
-    assert about_callback(a())==about_callback(a())!=about_callback(b())==about_callback(b())
+twos = dict(mixup=(MixUp, .2, .4), cutmix=(CutMix, .5, 1.), own=(Scales, 1, 2), enum=(Marked, Kind.a, Kind.b),
+            clip=(GradientClip, .1, .2),
+            precision=(MixedPrecision, AMPMode.FP16, AMPMode.BF16), nested=(partial(Marked, Kind.a), (1,2), (1,3)),
+            patience=(partial(EarlyStoppingCallback, 'valid_loss', None, 0.), 1, 2))
+@pytest.mark.parametrize('make,a,b', twos.values(), ids=twos)
+def test_a_callbacks_own_numbers_are_settings(make, a, b):
+    assert about_callback(make(a))==about_callback(make(a))!=about_callback(make(b))==about_callback(make(b))
 
 @pytest.mark.parametrize('how', ['cbs of the Learner', 'cbs of the fit'])
 def test_changed_numbers_are_noticed_and_counts_are_not(how, tmp_path):
@@ -121,7 +129,8 @@ def test_changed_numbers_are_noticed_and_counts_are_not(how, tmp_path):
 def test_a_run_begun_in_one_precision_goes_on_in_it(tmp_path):
     lottery(None, 0, path=tmp_path/'run')
     learn = learner(lambda: mlp().double(), dls=data())
-    with pytest.raises(ValueError, match="dtypes was .'float32'. and is now .'float64'."): lottery(learn, 1, path=tmp_path/'run')
+    with pytest.raises(ValueError, match="dtypes was .'float32'. and is now .'float64'."):
+        lottery(learn, 1, path=tmp_path/'run')
 
 def test_run_json_says_what_competes(tmp_path):
     learn = lottery(learner(mlp, cbs=LotteryCallback(exclude='0')), 0, path=tmp_path/'run')
@@ -133,8 +142,10 @@ def test_run_json_says_what_competes(tmp_path):
 class Decays(Callback):
     def after_epoch(self): self.learn.opt.set_hyper('wd', .1+self.epoch)
 
+plateau = partial(ReduceLROnPlateau, patience=0, min_delta=10.)
+
 @pytest.mark.parametrize('fit', [Learner.fit, Learner.fit_one_cycle])
-@pytest.mark.parametrize('cb', [lambda: ReduceLROnPlateau(patience=0, min_delta=10.), lambda: ReduceLROnPlateau(patience=0, min_delta=10., reset_on_fit=False), Decays])
+@pytest.mark.parametrize('cb', [plateau, partial(plateau, reset_on_fit=False), Decays])
 def test_each_round_begins_with_the_learning_rate_afresh(cb, fit):
     dls = data()
     rows = list(dls.train_ds)
