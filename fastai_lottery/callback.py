@@ -287,7 +287,7 @@ def hold(self:LotteryCallback):
 # %% ../nbs/11_callback.ipynb #636bd8eb
 @patch
 def after_opt_step(self:LotteryCallback, *args):
-    if self.run and self.learn is not None: self.hold()
+    if self.run: self.hold()
 
 @patch
 def after_load(self:LotteryCallback, m, keys):
