@@ -234,6 +234,7 @@ def before_batch(self:LotteryCallback):
     if (self.passed[1] if to.unit=='ep' else self.passed[0]+self.learn.train_iter)<to.n: return
     self.w_k,self.b_k = of_rank0(lambda: (state(self.learn.model),outside_state(self.learn)))
 
+# %% ../nbs/11_callback.ipynb #c0de1175
 def _counts(lot):
     "Is this a training on its way to the rewind point?"
     return lot.w_k is None and lot.w_i is not None and lot.learn.training and not hasattr(lot.learn, 'lr_finder')
