@@ -156,10 +156,9 @@ Learner.export.__wrapped__ = _export
 def __getstate__(self:LotteryCallback):
     d = super(LotteryCallback, self).__getstate__()
     if not self._exports: return d
-    gone = dict.fromkeys(['w_i','w_k','masks','hypers','held','at_fit'])
-    small = dict(b_i={}, b_k={}, rounds=L(), exported=True, held_here=bool(self.held), init=None)
+    (empty := type(self).__new__(type(self))).blank()
     packed = {n:(s,torch.from_numpy(b)) for n,(s,b) in self.masks.pack().items()} if self.masks else None    # or pickle adds a half
-    return {**d, **gone, **small, 'packed':packed}
+    return {**d, **vars(empty), 'exported':True, 'held_here':bool(self.held), 'packed':packed}
 
 @patch
 def __setstate__(self:LotteryCallback, d):
@@ -234,7 +233,7 @@ def before_batch(self:LotteryCallback):
     if (self.passed[1] if to.unit=='ep' else self.passed[0]+self.learn.train_iter)<to.n: return
     self.w_k,self.b_k = of_rank0(lambda: (state(self.learn.model),outside_state(self.learn)))
 
-# %% ../nbs/11_callback.ipynb #c0de1175
+# %% ../nbs/11_callback.ipynb #19b4ad8c
 def _counts(lot):
     "Is this a training on its way to the rewind point?"
     return lot.w_k is None and lot.w_i is not None and lot.learn.training and not hasattr(lot.learn, 'lr_finder')
