@@ -377,6 +377,9 @@ def test_a_pass_under_inference_mode_where_weights_have_moved():
     learn = pruned_learner()
     learn.model.double().float()
     with torch.inference_mode(): learn.model(learn.dls.one_batch()[0])
+    learn.model[0].weight.data.fill_(1)
+    learn.lottery.hold()
+    assert leaks(learn)==0
     learn.fit(1, cbs=(c := Early()))
     assert c.seen==[0]*4
 
@@ -583,6 +586,12 @@ def test_a_loss_that_only_has_constants_is_left_alone():
         learn = learner(loss=loss)
         learn.fit(1)
         assert learn.lottery.b_i==learn.lottery.b_k==outside_state(learn)=={}
+
+def test_an_optimizer_of_copies_has_nothing_beside():
+    "As fastai's old mixed precision has them for as long as a fit"
+    learn,_ = scaled()
+    learn.splitter = lambda m: [p.detach().clone() for p in m.parameters()]
+    assert outside_state(learn)=={}
 
 def test_a_loss_under_mixup():
     "MixUp stands in its place while it trains, which is when the snapshot is taken"
