@@ -1,5 +1,5 @@
 "The public names of the package: where each is defined, what its docstring says, which page shows it"
-import ast,os,re,sys,tokenize
+import ast,json,os,re,sys,tokenize
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -39,11 +39,26 @@ def defined_by(o, al):
     for m in o.body if isinstance(o,ast.ClassDef) and o.name in al else ():
         if isinstance(m,Defs) and m.name[0]!='_': yield f'{o.name}.{m.name}', ast.get_docstring(m), 'member'
 
+def for_rooms(p):
+    "Ids of the cells that a notebook exports for other rooms alone (`#| exporti`), as the module `p` names them"
+    nb = next(root.joinpath('nbs').glob(f'[0-9][0-9]_{p.stem}.ipynb'), None)
+    cells = [] if nb is None else json.loads(nb.read_text(encoding='utf-8'))['cells']
+    return {c['id'] for c in cells if re.match(r'#\|\s*exporti', ''.join(c['source']))}
+
+def cell_of(p):
+    "Line → id of the cell that it comes from, of a module"
+    ids,now = {},None
+    for i,l in enumerate(p.read_text(encoding='utf-8').splitlines(), 1):
+        if m := re.match(r'# %% \S+ #(\w+)', l): now = m[1]
+        ids[i] = now
+    return ids
+
 def public_in(p):
     "Name, docstring and kind of what a module makes public"
     tree,notes = ast.parse(p.read_text(encoding='utf-8')),comments(p)
-    al = exported_by(tree)
+    al,inner,cells = exported_by(tree),for_rooms(p),cell_of(p)
     for o in tree.body:
+        if isinstance(o,Defs) and cells[o.lineno] in inner: continue
         if isinstance(o,Defs):
             yield from defined_by(o, al)
             al.discard(o.name)

@@ -14,7 +14,7 @@ import numpy as np,pandas as pd
 import torch
 from filelock import FileLock,Timeout
 from safetensors import safe_open,SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 # %% ../nbs/06_files.ipynb #5afc7229
 _umask = os.umask(0)
@@ -77,7 +77,8 @@ def save_tensors(
     "Write tensors and plain data to one safetensors file, atomically, with a digest of its content"
     path,js = tensor_file(path),json.dumps(meta, sort_keys=True)
     tensors = {n:t.detach().cpu().contiguous().clone() for n,t in tensors.items()}
-    with atomic(path) as tmp: save_file(tensors, tmp, dict(format=_format, meta=js, sha256=_digest(tensors, js)))
+    content = save(tensors, dict(format=_format, meta=js, sha256=_digest(tensors, js)))
+    with atomic(path) as tmp: tmp.write_bytes(content)    # `save_file` has a temporary file of its own, which a kill leaves
     return path
 
 # %% ../nbs/06_files.ipynb #e5729526

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/18_journal.ipynb #9e33cd06
+# %% ../nbs/18_journal.ipynb #f8e87e0a
 import math
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -22,7 +22,7 @@ from .settings import *
 from .settings import best_of
 from .runs import *
 
-# %% ../nbs/18_journal.ipynb #6d614241
+# %% ../nbs/18_journal.ipynb #62afe4c3
 _cols = 'round density train_loss valid_loss es_iteration'.split()
 _not_shown = ('kept','prunable','iterations','seconds','mask_hash')
 
@@ -41,7 +41,7 @@ class Live:
             self.mb = master_bar(list(range(max(n,1))))
             self.mb.update(0)
 
-# %% ../nbs/18_journal.ipynb #c416dd33
+# %% ../nbs/18_journal.ipynb #bb6cbb1c
 @patch
 def begin(self:Live, k):
     if not self.bar: return
@@ -64,7 +64,7 @@ def row(self:Live, r):
     self._put([_cell(k, r[k]) for k in self.hdr])
     if self.bar: self.mb.update(min(r['round']+1, self.n))
 
-# %% ../nbs/18_journal.ipynb #5328b727
+# %% ../nbs/18_journal.ipynb #5c4f8067
 @patch
 def say(self:Live, text):
     "A line of text, where anybody looks on"
@@ -81,7 +81,7 @@ def _put(self:Live, o):
 def end(self:Live):
     if self.bar: self.mb.on_iter_end()
 
-# %% ../nbs/18_journal.ipynb #70781024
+# %% ../nbs/18_journal.ipynb #7a94e39a
 def put_on(learn, lot, masks, held, weights):
     "Masks and trained weights of a round into `learn`, with a fresh optimizer"
     learn.unprune()
@@ -96,7 +96,7 @@ def check_reached(lot):
     raise ValueError(f"the rewind point {str(lot.rewind_to)!r} was not reached: the dense training ended after {n} iterations. "
                      "It is kept as round 0, see learn.lottery.report(); choose an earlier point")
 
-# %% ../nbs/18_journal.ipynb #769cb9f6
+# %% ../nbs/18_journal.ipynb #faed55e4
 class Journal:
     "The rounds of a lottery so far, in memory and, where there is a `folder`, on disk"
     def __init__(self, learn, s, folder=None):
@@ -114,7 +114,7 @@ class Journal:
             self.live.begin(r)
             yield r
 
-# %% ../nbs/18_journal.ipynb #31f2bb05
+# %% ../nbs/18_journal.ipynb #7d002768
 @patch
 def checkpoint(self:Journal, r):
     "The checkpoint of round `r`, if a kill left one"
@@ -130,7 +130,7 @@ def place(self:Journal, r):
     "Where round `r` goes on; none where it begins at the start"
     return self.lot.place if r and self.s.goes_back else None
 
-# %% ../nbs/18_journal.ipynb #9a377583
+# %% ../nbs/18_journal.ipynb #d879ff62
 def _share(lot, rounds, row):
     "Where the rewind point was asked for as a share: the iteration, and which share of the dense training that was in the end"
     if lot.place is None or lot.asked.unit!='%': return {}
@@ -146,7 +146,7 @@ def add(self:Journal, row, curve, place):
     meta = self.meta if lot.place is None else {**self.meta, 'place':plain_place(lot.place)}
     self.rounds.append(Round(row, lot.masks.pack(), lot.w_k, meta, curve, lot.held, lot.b_k or None))
     self.keep_trained()
-    if self.folder is not None: self.folder.write(self.learn, self.rounds)
+    if self.folder is not None: self.folder.write(self.learn, self.rounds, L(self.s.kwargs.get('cbs')))
     self.live.row(row)
     if row['round']==0: self.live.say(self.estimate(row))
     tell(self.learn, 'after_round')
@@ -156,7 +156,7 @@ def tell(learn, what):
     for cb in sorted(learn.cbs, key=lambda o: o.order):
         if what in cb.__dict__ or hasattr(type(cb), what): getattr(cb, what)()
 
-# %% ../nbs/18_journal.ipynb #bfb667ad
+# %% ../nbs/18_journal.ipynb #5d6ea30a
 def _lasting(s): return f'{s:.0f} s' if s<100 else f'{s/60:.0f} min' if s<6000 else f'{s/3600:.1f} hours'
 
 @patch
@@ -178,7 +178,7 @@ def keep_trained(self:Journal):
     except ValueError: best = rs[-1]    # a figure that is no number, or of which nobody knows what is better
     lot.trained = {k:v for k,v in lot.trained.items() if k in (r, best['round'])}
 
-# %% ../nbs/18_journal.ipynb #82a0e3a1
+# %% ../nbs/18_journal.ipynb #b97526b7
 @patch
 def settle(self:Journal):
     "The Learner ends with the round that the settings keep"

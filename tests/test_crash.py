@@ -139,7 +139,7 @@ def test_killed_run_ends_the_same(name, server, whole, tmp_path):
     parts = zip([0,*last], [*moments,len(done)-1])
     assert [o for p in batches(tmp_path) for o in p]==[o for a,t in parts for o in done[a:t+1]]
 
-@pytest.mark.parametrize('name', ['plain','learned'])
+@pytest.mark.parametrize('name', ['plain','learned','carried'])
 def test_killed_in_the_first_epoch_of_a_round(name, server, whole, tmp_path):
     "What trains beside the net is as the round found it"
     d,end,_ = whole(name)

@@ -1,5 +1,5 @@
 "Laws of 06_files: the lock, under all that happens to processes and folders; tables and labels"
-import errno,os,shutil,signal,subprocess,sys,threading,warnings
+import errno,os,re,shutil,signal,subprocess,sys,threading,warnings
 from pathlib import Path
 import pandas as pd,pytest,torch
 import fastai_lottery.files as files
@@ -171,6 +171,19 @@ def test_a_lock_that_is_a_link(tmp_path):
     (tmp_path/'.run.lock').symlink_to(tmp_path/'mine')
     with pytest.raises(OSError, match='cannot write .*run.lock'): free(tmp_path)
     assert (tmp_path/'mine').read_text()=='important'
+
+@posix
+def test_what_a_kill_leaves_can_be_told(tmp_path):
+    "Killed in the midst of writing, by the kernel: a temporary file of ours, which the next run takes away, and no other"
+    import resource
+    def save():
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0,0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10000,10000))
+        save_tensors(tmp_path/'net', dict(a=torch.ones(10000)), {})
+    assert in_child(save)==-signal.SIGXFSZ
+    left = [f.name for f in tmp_path.iterdir()]
+    assert len(left)==1 and re.fullmatch(r'\.net\.safetensors.*\.tmp', left[0]), left
 
 # --- tables
 

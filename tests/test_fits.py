@@ -181,6 +181,7 @@ def test_stopped_in_any_of_its_fits_it_goes_on_bit_equal(way, to, tmp_path):
         learn = plain(to, [*[f() for f in cbs], Stop()])
         learn.fit_lottery(3, rounds=2, amount=.3, fit=fit, seed=1, path=path, **kw)
         return bits(learn.model),[{k:v for k,v in r.row.items() if k!='seconds'} for r in learn.lottery.rounds]
+    Stop.left = None
     want = go(None)
     for i in range(60):
         Stop.left = 14+i

@@ -449,16 +449,16 @@ def test_trap_20_a_ticket_in_one_line(ticket, saved):
 
 class Killed(BaseException): "As if the process ended here"
 
-@pytest.mark.parametrize('at', ['save_file','fsync','chmod','replace','open'])
+@pytest.mark.parametrize('at', ['write_bytes','fsync','chmod','replace','open'])
 @pytest.mark.parametrize('ex', [Killed, KeyboardInterrupt, OSError], ids=lambda o: o.__name__)
 def test_trap_20_written_whole_or_not_at_all(ticket, saved, tmp_path, monkeypatch, at, ex):
     "Whatever stops a save leaves the good file as it was, and nothing beside it"
     raw = saved.read_bytes()
     def stop(*args, **kwargs):
-        if at=='save_file': Path(args[1]).write_bytes(b'half a file')
+        if at=='write_bytes': args[0].write_text('half a file')
         raise ex(28, 'no space left') if ex is OSError else ex()
     if at=='open': monkeypatch.setattr(files, 'open', stop, raising=False)
-    else: monkeypatch.setattr(*(files,'save_file') if at=='save_file' else (os, at), stop)
+    else: monkeypatch.setattr(Path if at=='write_bytes' else os, at, stop)
     other = Ticket(Masks.ones({n:ticket.weights[n] for n in ticket.masks}), ticket.weights, dict(round=9))
     with pytest.raises(ex): other.save(saved)
     monkeypatch.undo()
@@ -485,10 +485,10 @@ def test_trap_20_killed_for_real(ticket, saved, tmp_path):
     raw = saved.read_bytes()
     pid = os.fork()
     if pid==0:
-        def half(ts, f, meta):
-            Path(f).write_bytes(raw[:500])
+        def half(f, content):
+            with open(f, 'wb') as o: o.write(content[:500])
             os.kill(os.getpid(), signal.SIGKILL)
-        files.save_file = half
+        Path.write_bytes = half
         try: ticket.save(saved)
         finally: os._exit(1)
     assert os.waitpid(pid, 0)[1]==signal.SIGKILL
