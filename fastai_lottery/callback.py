@@ -287,7 +287,9 @@ def hold(self:LotteryCallback):
 # %% ../nbs/11_callback.ipynb #636bd8eb
 @patch
 def after_opt_step(self:LotteryCallback, *args):
-    if self.run: self.hold()
+    if not self.run: return
+    if self._hold is None: self.hold()
+    else: self._hold()
 
 @patch
 def after_load(self:LotteryCallback, m, keys):
@@ -295,8 +297,9 @@ def after_load(self:LotteryCallback, m, keys):
 
 @patch
 def before_forward(self:LotteryCallback, m, args):
-    if self.paused or not self.run or self.learn is None: return
-    if m is not self.learn.model and m is not unwrap(self.learn.model): return
+    learn = self.learn
+    if self.paused or not self.run or learn is None: return
+    if m is not learn.model and m is not unwrap(learn.model): return
     if self._hold is None: self.hold()
     else: self._hold.check(m.training)
 

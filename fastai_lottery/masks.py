@@ -13,6 +13,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 from fastcore.basics import patch
 from .core import *
 
@@ -149,16 +150,13 @@ class Hold:
         held=None, # As many tensors with the values of pruned weights, `None` for 0
         wide=2**24 # Largest size of the masks, in bytes, at which they are as wide as the weights, on the CPU
     ):
-        self.ws,self.ms,self.vs,self.at = list(weights),list(masks),list(held or [None]*len(masks)),None
+        self.ws,self.ms,self.vs,self.at,self.ptrs = list(weights),list(masks),list(held or [None]*len(masks)),None,None
         self.wide = sum(w.numel()*w.element_size() for w in self.ws)<=wide and all(w.device.type=='cpu' for w in self.ws)
 
     def __call__(self):
-        at = [(w.data_ptr(),w.stride()) for w in self.ws]
-        if at!=self.at: self.at,self.plan = at,self._plan()
-        for a,b,s,v in self.plan:
-            if self.wide: a.bitwise_and_(b)
-            else: a.mul_(b if s is None else s.copy_(b))
-            if v is not None: a.add_(v)
+        ptrs,at = [w.data_ptr() for w in self.ws],[w.stride() for w in self.ws]
+        if ptrs!=self.ptrs or at!=self.at: self.ptrs,self.at,self.plan = ptrs,at,self._plan()
+        for f,x in self.plan: f(x)
         self.seen,self.fresh = [w._version for w in self.ws],True
 
 # %% ../nbs/01_masks.ipynb #1a330750
@@ -166,31 +164,35 @@ class Hold:
 @torch.inference_mode(False)    # or nobody could write to these views outside of it
 def _plan(self:Hold):
     ps = [(*p,v) for w,m,o in zip(self.ws, self.ms, self.vs) for p,v in zip(_bits(w, m), _values(w.data, m, o))]
-    if self.wide: return [(a, -b.to(a.dtype), None, v) for a,b,v in ps]
-    cpu = [(a.dtype,b.numel()) for a,b,_ in ps if a.device.type=='cpu']
-    bufs = {t:torch.empty(max(n for o,n in cpu if o==t), dtype=t) for t,_ in cpu}
-    def wider(a, b): return bufs[a.dtype][:b.numel()].view(b.shape) if a.device.type=='cpu' else None
-    return [(a, b, wider(a, b), v) for a,b,v in ps]
+    at_kept = [(a, -b.to(a.dtype) if self.wide else b) for a,b,_ in ps]
+    sizes = [(a.dtype,b.numel()) for a,b in at_kept if a.device.type=='cpu' and not self.wide]
+    bufs = {t:torch.empty(max(n for o,n in sizes if o==t), dtype=t) for t,_ in sizes}
+    self.own,res = [*bufs.values(), *[b for _,b in at_kept if self.wide], *[v for *_,v in ps if v is not None]],[]
+    for (a,b),(*_,v) in zip(at_kept, ps):
+        s = bufs[a.dtype][:b.numel()].view(b.shape) if a.dtype in bufs and a.device.type=='cpu' else b
+        if s is not b: res.append((s.copy_, b))
+        res.append((a.bitwise_and_ if self.wide else a.mul_, s))
+        if v is not None: res.append((a.add_, v))
+    return res
 
 # %% ../nbs/01_masks.ipynb #7a8d9585
 @patch
 def moved(self:Hold)->bool:
     "Did a weight change since the last call, as far as torch can tell? It counts writes, but not those through `.data`"
-    return [w._version for w in self.ws]!=self.seen or [w.data_ptr() for w in self.ws]!=[p for p,_ in self.at]
+    return [w._version for w in self.ws]!=self.seen or [w.data_ptr() for w in self.ws]!=self.ptrs
 
 @patch
 def check(self:Hold,
     once:bool # Is the next check not to take this one on trust? A training may write through `.data` meanwhile
 ):
     "Hold again, unless nothing has changed since it was done"
-    if not self.fresh or self.moved(): self()
+    if (not self.fresh or self.moved()) and not torch.jit.is_tracing(): self()
     self.fresh = not once
 
 @patch(as_prop=True)
 def nbytes(self:Hold)->int:
     "Memory that it takes beside the weights and their masks, in bytes"
-    own = {t.data_ptr():t.numel()*t.element_size() for _,b,s,v in self.plan for t in (b if self.wide else s, v) if t is not None}
-    return sum(own.values())
+    return sum({t.data_ptr():t.numel()*t.element_size() for t in self.own}.values())
 
 # %% ../nbs/01_masks.ipynb #2d23697f
 @patch
@@ -255,10 +257,10 @@ def cut_prune(at, amount, least, have, n0, layers):
 # %% ../nbs/01_masks.ipynb #9f14e150
 class Hook:
     "Calls `method` of an owner that is still there; a copy or a pickle does nothing"
-    def __init__(self, method): self.method = weakref.WeakMethod(method)
+    def __init__(self, method): self.owner,self.f = weakref.ref(method.__self__),method.__func__
     def __call__(self, *args):
-        if torch.compiler.is_compiling() or torch.jit.is_tracing(): return
-        if (f := self.method()) is not None: f(*args)
+        if is_compiling(): return
+        if (o := self.owner()) is not None: self.f(o, *args)
     def __reduce__(self): return getattr, (contextlib.nullcontext(), '__exit__')    # a callable that does nothing
 
 def _dead(hook): return getattr(hook, '__func__', None) is contextlib.nullcontext.__exit__
