@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/17_runs.ipynb #6cc27d11
+# %% ../nbs/17_runs.ipynb #44228098
 import json,math,time
 from contextlib import ExitStack,contextmanager
+from copy import deepcopy
 from functools import wraps
 from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from fastcore.foundation import L
+from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 from .core import *
 from .masks import *
@@ -23,18 +25,18 @@ from .files import atomic_text,locked,numbered,read_label,read_table,records,sho
 from .tickets import *
 from .callback import *
 from .checkpoints import *
-from .checkpoints import callback_state,put_callback_state
+from .checkpoints import callback_state,put_callback_state,same_plain
 from .fits import *
 from .fits import level_ranks,place_of,plain_place
 from .settings import *
 from .identity import about_learner,about_run,counts_as_setting
 
-# %% ../nbs/17_runs.ipynb #8429073c
+# %% ../nbs/17_runs.ipynb #f98b5d0c
 def report_of(rounds):
     "One row a round"
     return pd.DataFrame([r.row for r in rounds])
 
-# %% ../nbs/17_runs.ipynb #1022f560
+# %% ../nbs/17_runs.ipynb #b38a24c3
 round_cols = 'round density kept valid_loss mask_hash'.split()
 _elsewhere = 'Put it back from a copy, or choose another folder'
 
@@ -58,7 +60,7 @@ def check_row(f, i, row, meta):
     raise ValueError(f"{str(f)!r} is damaged: it says {k} = {row[k]!r} for round {i}, and the ticket of that round {meta.get(k)!r}. "
                      f"{_elsewhere}")
 
-# %% ../nbs/17_runs.ipynb #558002e1
+# %% ../nbs/17_runs.ipynb #d21a7105
 def checked_rounds(d):
     "`rounds.csv` of the run in `d`, each line checked against the ticket, where that is there"
     f,df = Path(d)/'rounds.csv',rounds_table(d)
@@ -66,7 +68,7 @@ def checked_rounds(d):
         if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): check_row(f, i, row, read_label(t))
     return df
 
-# %% ../nbs/17_runs.ipynb #65d639f8
+# %% ../nbs/17_runs.ipynb #421f200d
 _format = 2    # of run.json; it has none in folders of version 0.0.1
 _later = 'amount criterion scope reset hold stop to tol monitor lower'.split()    # the dense round does not depend on these
 
@@ -78,12 +80,12 @@ def _alone(f):
 
 def _plain(d): return json.loads(json.dumps(d))
 
-# %% ../nbs/17_runs.ipynb #ba1521e1
+# %% ../nbs/17_runs.ipynb #72f32692
 class Folder:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
     def __init__(self, path, learn, s, es):
         lot = learn.lottery
-        self.path = Path(path)
+        self.path,self.fresh = Path(path),[]
         self._lock(es)
         self._take_names(learn, lot)
         self.same = _plain(about_run(learn, lot, s))
@@ -98,7 +100,7 @@ class Folder:
     @_alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
-# %% ../nbs/17_runs.ipynb #353f60f6
+# %% ../nbs/17_runs.ipynb #c1b8260b
 @patch
 def settings(self:Folder):
     "What `run.json` says; nothing where there is none"
@@ -120,7 +122,7 @@ def _old_names(self:Folder):
     d = read_checkpoint(self.path/'epoch.ckpt')
     return None if d is None else list(d['masks'])
 
-# %% ../nbs/17_runs.ipynb #6a1b3062
+# %% ../nbs/17_runs.ipynb #e80c26b8
 @patch
 def _take_names(self:Folder, learn, lot):
     "In an old folder compete what competed there, if that is what the old rule says of this model"
@@ -129,7 +131,7 @@ def _take_names(self:Folder, learn, lot):
     if set(names)!=set(prunable(learn.model, weight_types, lot.include, lot.exclude, lot.bias)): return
     lot.set_masks(Masks.ones(named_weights(learn.model, names)))
 
-# %% ../nbs/17_runs.ipynb #6a23b83e
+# %% ../nbs/17_runs.ipynb #f119b4a5
 _said_otherwise = ('callbacks',)    # by version 0.0.1
 _own = ('torch','format','competes')
 
@@ -156,7 +158,7 @@ def begun(self:Folder):
     "All files agree: now the settings may be written"
     if not (f := self.path/'run.json').exists(): atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__), indent=1))
 
-# %% ../nbs/17_runs.ipynb #0e03302f
+# %% ../nbs/17_runs.ipynb #cdcbfd7a
 _outside = 'beside/'
 
 def _device(learn): return next(learn.model.parameters()).device
@@ -173,7 +175,7 @@ def begin(self:Folder, lot):
     lot.remember()
     lot.w_i,lot.w_k,lot.b_i,lot.b_k = of_rank0(lambda: self._begin(lot), alone=True)
 
-# %% ../nbs/17_runs.ipynb #06d5942d
+# %% ../nbs/17_runs.ipynb #eb1f0ad7
 @patch
 def _begin(self:Folder, lot):
     f = self.path/'init.safetensors'
@@ -193,7 +195,7 @@ def _load(self:Folder, f, read=load_tensors):
         raise ValueError(f"{e}. {_elsewhere}; to play the run again from there, remove that round's folder "
                          f"and its line and those after it in {str(self.path/'rounds.csv')!r}") from None
 
-# %% ../nbs/17_runs.ipynb #05cd4fe7
+# %% ../nbs/17_runs.ipynb #a8d93e6d
 @patch
 def resume(self:Folder, learn, lot):
     "Load the finished rounds, and the trained net of the last of them; all files must agree"
@@ -220,7 +222,7 @@ def _resume(self:Folder, learn, lot):
     if rows: load_(learn.model, self._load(d/'weights')[0])
     return rounds,t and t.masks,t and t.held,self._place(learn, lot, rounds)
 
-# %% ../nbs/17_runs.ipynb #8b7be0e7
+# %% ../nbs/17_runs.ipynb #2d0ba56f
 @patch
 def _place(self:Folder, learn, lot, rounds):
     "Where late-rewound rounds of this run go on"
@@ -245,20 +247,22 @@ def _curve(self:Folder, f, meta):
         raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {_elsewhere}")
     return read_table(f, ['iteration'])
 
-# %% ../nbs/17_runs.ipynb #9f175549
-def _settings_of(learn, cbs): return [cb for cb in [*learn.cbs, *cbs] if counts_as_setting(cb)]
+# %% ../nbs/17_runs.ipynb #d1a12223
+def _may_carry(learn, cbs):
+    "Callbacks that may carry something over rounds; fastai's trackers begin each one afresh"
+    return [cb for cb in [*learn.cbs, *cbs] if counts_as_setting(cb) and not isinstance(cb, TrackerCallback)]
 
-def _carried(learn, cbs):
-    "What callbacks hold after a round, each with the name of its class; nothing where none holds anything"
-    held = [(type(cb).__name__,callback_state(cb)) for cb in _settings_of(learn, cbs)]
-    return held if any(s for _,s in held) else []
+def _held_by(cbs):
+    "What callbacks hold, each with the name of its class; `run` is set anew by each fit"
+    return [(type(cb).__name__,{k:v for k,v in callback_state(cb).items() if k!='run'}) for cb in cbs]
 
 @patch
 def carry(self:Folder, learn, rounds, cbs=()):
     "Callbacks of the Learner and `cbs` hold again what they held after the last of `rounds`"
+    mine = _may_carry(learn, cbs)
+    self.fresh = deepcopy(_held_by(mine))
     d = of_rank0(lambda: read_checkpoint(self.path/'callbacks.ckpt', _device(learn)), alone=True)
     if d is None or not rounds or d['round']!=rounds[-1]['round']: return
-    mine = _settings_of(learn, cbs)
     if [type(cb).__name__ for cb in mine]!=[n for n,_ in d['cbs']]: return    # the settings have said so
     for cb,(_,s) in zip(mine, d['cbs']): put_callback_state(cb, s)
 
@@ -267,7 +271,7 @@ def size_of(self:Folder, r):
     "Bytes of the files of round `r`"
     return sum(f.stat().st_size for f in self.round(r).glob('*'))
 
-# %% ../nbs/17_runs.ipynb #02043ac6
+# %% ../nbs/17_runs.ipynb #ead04f6d
 @patch
 @_alone
 def trained(self:Folder, r):
@@ -285,13 +289,14 @@ def write(self:Folder, learn, rounds, cbs=()):
         atomic_text(d/'curve.csv', curve)
         t.meta['curve'] = short_hash(curve)
     if r['round']==0 and learn.lottery.place is not None: write_checkpoint(d/'place.ckpt', learn.lottery.place)
-    if held := _carried(learn, cbs): write_checkpoint(self.path/'callbacks.ckpt', dict(round=r['round'], cbs=held))
+    carried = _held_by(_may_carry(learn, cbs))
+    if not same_plain(carried, self.fresh): write_checkpoint(self.path/'callbacks.ckpt', dict(round=r['round'], cbs=carried))
     t.save(d/'ticket')
     save_tensors(d/'weights', state(learn.model), dict(round=r['round']))
     atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
     (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
-# %% ../nbs/17_runs.ipynb #92ed82b9
+# %% ../nbs/17_runs.ipynb #d91cb8e0
 @patch
 @_alone
 def keep(self:Folder, r, lot, d):

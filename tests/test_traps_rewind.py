@@ -302,7 +302,6 @@ def test_trap_16_the_last_round_ends_trained(kw):
 
 def snapshot_of(learn): return bits(learn.lottery.w_i),None if learn.lottery.w_k is None else bits(learn.lottery.w_k)
 
-@pytest.mark.parametrize('at', ['init','3it','1ep'])
 def interrupted(learn):
     for it in (0,2,5):
         with pytest.raises(KeyboardInterrupt):
@@ -320,6 +319,7 @@ happens = dict(interrupt=interrupted, load=saved_and_loaded, prune=pruned_twice,
                **{k:lambda l, k=k: getattr(l, k)(2) for k in ('fit','fit_one_cycle','fine_tune')},
                **{k:lambda l, k=k: getattr(l, k)() for k in ('validate','get_preds','evaluate')})
 
+@pytest.mark.parametrize('at', ['init','3it','1ep'])
 @pytest.mark.parametrize('what', happens)
 def test_trap_18_nothing_overwrites_the_snapshot(what, at, tmp_path):
     learn = learner(cbs=LotteryCallback(at), path=tmp_path, splitter=lambda m: [params(m[:2]), params(m[2:])])
