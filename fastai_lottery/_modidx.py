@@ -937,6 +937,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings._check_rule': ('settings.html#_check_rule', 'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings._check_stop': ('settings.html#_check_stop', 'fastai_lottery/settings.py'),
+                                         'fastai_lottery.settings._check_trainable': ( 'settings.html#_check_trainable',
+                                                                                       'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings._check_valid': ( 'settings.html#_check_valid',
                                                                                    'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings._is_met': ('settings.html#_is_met', 'fastai_lottery/settings.py'),

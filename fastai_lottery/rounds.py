@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/19_rounds.ipynb #df88b498
+# %% ../nbs/19_rounds.ipynb #bae87dc5
 import warnings
 from contextlib import ExitStack,contextmanager
 import pandas as pd
@@ -35,7 +35,7 @@ from .runs import Folder,report_of
 from .journal import *
 from .journal import Journal,Live,put_on
 
-# %% ../nbs/19_rounds.ipynb #1cd2d22d
+# %% ../nbs/19_rounds.ipynb #d679d800
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
@@ -57,7 +57,7 @@ def play_rounds(learn, s, run):
     run.settle()
     return run.rounds
 
-# %% ../nbs/19_rounds.ipynb #31be37ac
+# %% ../nbs/19_rounds.ipynb #98485668
 def _at_bottom(s, masks):
     "Nothing more can go: fine where there is no density to reach, or where that is met but for the rounding of layers"
     if s.to is None or is_near(s, masks.n_kept, masks.numel, len(masks)): return False
@@ -77,7 +77,7 @@ def _own_words(rounds):
         says = f"round {n}: {own(e)}. The {n} rounds before it are kept, see learn.lottery.report()"
         raise FloatingPointError(says) from None
 
-# %% ../nbs/19_rounds.ipynb #d7d4ab2b
+# %% ../nbs/19_rounds.ipynb #e4aa5412
 class DroppedWarning(UserWarning): "A new lottery begins without what was there"
 
 def start_over(learn, lot):
@@ -98,7 +98,7 @@ def _say_dropped(lot):
     says = f"this lottery begins anew, dense and from the initial weights, and drops {what}; {how}"
     warnings.warn(says, DroppedWarning, stacklevel=5)
 
-# %% ../nbs/19_rounds.ipynb #84e0c438
+# %% ../nbs/19_rounds.ipynb #9667ce26
 def start_at(learn, lot, ticket):
     "Begin with `ticket` in place of the dense net"
     ticket.check(learn.model)
@@ -111,7 +111,7 @@ def start_at(learn, lot, ticket):
     if lot.place is None: lot.w_i = lot.w_k
     lot.fresh_opt()
 
-# %% ../nbs/19_rounds.ipynb #d315cef6
+# %% ../nbs/19_rounds.ipynb #205218be
 def _warn_frozen(learn, lot):
     "Say so where most prunable weights are frozen and will not be pruned"
     ws = named_weights(learn.model, lot.masks)
@@ -131,7 +131,7 @@ def _begin(learn, lot, start, folder, cbs):
         folder.carry(learn, lot.rounds, cbs)
         folder.begun()
 
-# %% ../nbs/19_rounds.ipynb #c09b79f2
+# %% ../nbs/19_rounds.ipynb #5246fc4b
 def _check_start(learn, lot, start, path):
     "Is `start` something to go on from?"
     if start is None: return None
@@ -151,13 +151,14 @@ def play(learn, s, path, start):
         lot.run_folder = folder and folder.path
         _begin(learn, lot, start, folder, L(s.kwargs.get('cbs')))
         if name_of(s.fit)!='fine_tune': _warn_frozen(learn, lot)
+        lot.tell_left_out()
         run = Journal(learn, s, folder)
         es.callback(run.live.end)
         with _own_words(lambda: run.rounds): res = play_rounds(learn, s, run)
         if folder: folder.end()
         return res
 
-# %% ../nbs/19_rounds.ipynb #dda3d26e
+# %% ../nbs/19_rounds.ipynb #b5546bf3
 @patch
 def fit_lottery(self:Learner,
     n_epoch:int, # Epochs of each round
@@ -192,7 +193,7 @@ def fit_lottery(self:Learner,
     lot.keep = keep
     return play(self, checked(self, lot, s), path, start)
 
-# %% ../nbs/19_rounds.ipynb #7446a1f6
+# %% ../nbs/19_rounds.ipynb #5b25aeea
 @patch
 def report(self:LotteryCallback)->pd.DataFrame: # One row a round
     "What each round showed: density, kept weights, losses, metrics, early-stop iteration and figures (`es_*`), all measured"
@@ -209,7 +210,7 @@ def ticket(self:LotteryCallback,
     if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
     return self.rounds[ks.index(k)].ticket
 
-# %% ../nbs/19_rounds.ipynb #1066d772
+# %% ../nbs/19_rounds.ipynb #5f869245
 def _trained(lot, k):
     "Masks, held values and trained weights of round `k`, from memory or from the run's folder"
     ks = [r['round'] for r in lot.rounds]
@@ -230,7 +231,7 @@ def load(self:LotteryCallback,
     "Put the *trained* net of round `k` into the Learner, with its masks: ready for `predict`, `export`, `show_results`"
     put_on(self.learn, self, *_trained(self, k))
 
-# %% ../nbs/19_rounds.ipynb #b6549aab
+# %% ../nbs/19_rounds.ipynb #a3a5e81e
 @patch
 def _best(self:LotteryCallback, tol, monitor, lower):
     "The best round"
@@ -251,7 +252,7 @@ def best(self:LotteryCallback,
     "The smallest ticket whose validation figure is within `tol` of the dense net's"
     return self._best(tol, monitor, lower).ticket
 
-# %% ../nbs/19_rounds.ipynb #6a2f2621
+# %% ../nbs/19_rounds.ipynb #c8e62e05
 @patch
 def load_best(self:LotteryCallback,
     tol=None, # As in `best`
@@ -261,7 +262,7 @@ def load_best(self:LotteryCallback,
     "Put the *trained* net of the best round into the Learner, with its masks"
     self.load(self._best(tol, monitor, lower)['round'])
 
-# %% ../nbs/19_rounds.ipynb #8b4e21c7
+# %% ../nbs/19_rounds.ipynb #7bbd77c2
 def _of_lottery(lot, ticket):
     "Is `ticket` one of the lottery that this callback has played, so that its initial weights are known?"
     start = lot.rounds[0].start if lot.rounds else {}
@@ -275,7 +276,7 @@ def _own_action(ticket):
     raise ValueError(f"the ticket holds pruned weights at values of its own mask (by {hold!r}), which say nothing about another "
                      "mask: give `hold=` with `mask=`, such as hold='hold_init'")
 
-# %% ../nbs/19_rounds.ipynb #10b58906
+# %% ../nbs/19_rounds.ipynb #529affac
 def _held(lot, ticket, masks, hold, w_k, gen):
     "What pruned weights are held at under `masks`, by the mask-0 action `hold` or the one that made the ticket"
     if hold is None and (not ticket.held or masks==ticket.masks): return ticket.held
@@ -291,7 +292,7 @@ def _held(lot, ticket, masks, hold, w_k, gen):
         raise ValueError(f"`hold`={name_of(f)!r} needs {miss[0]!r}, {why}; known are {have}")
     return by_name(f, list(masks), **known)
 
-# %% ../nbs/19_rounds.ipynb #75e35d2a
+# %% ../nbs/19_rounds.ipynb #68cf470d
 def _check_ticket(learn, ticket, how, reset):
     "Where a training of `ticket` goes on; `ValueError` or `TypeError` for what does not fit"
     if not isinstance(ticket, Ticket):
@@ -313,12 +314,12 @@ def _put_on_ticket(learn, ticket, masks, reset, hold, seeds):
     held = _held(lot, ticket, masks, hold, w_k, generator(*seeds('hold')))
     learn.unprune()
     load_(learn.model, new)
-    if ticket.beside: load_outside_(learn, ticket.beside)
+    if ticket.beside and base_state(reset)=='w_k': load_outside_(learn, ticket.beside)
     lot.w_k,lot.b_k = w_k,ticket.beside or {}
     lot.set_masks(masks, held)
     lot.fresh_opt()
 
-# %% ../nbs/19_rounds.ipynb #76a74a4a
+# %% ../nbs/19_rounds.ipynb #46cefa96
 @patch
 def fit_ticket(self:Learner,
     ticket:Ticket, # A ticket of this model's architecture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/16_settings.ipynb #3142eed6
+# %% ../nbs/16_settings.ipynb #f5e2b1db
 import hashlib,inspect,math,re,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
@@ -32,12 +32,13 @@ from .files import short_hash
 from .statistics import is_lower
 from .callback import *
 from .callback import as_criterion,as_reset,as_action
+from .signals import check_alone
 from .fits import *
 from .looks import figure_names,has_valid
 from .fits import Training,iterations_an_epoch
 from .identity import about_callback
 
-# %% ../nbs/16_settings.ipynb #a29c5fe6
+# %% ../nbs/16_settings.ipynb #6c609fd6
 def monitor_of(learn, monitor):
     "The validation figure that decides: `monitor`, or the first metric, or the loss"
     names = figure_names(learn)
@@ -65,7 +66,7 @@ def best_of(rounds, tol, monitor, lower=None):
     raise ValueError(f"no round is within tol={most:g} of the dense net's {monitor}={dense:g}: "
                      "`tol` should be at least 0, and the dense figure a number")
 
-# %% ../nbs/16_settings.ipynb #c12c9324
+# %% ../nbs/16_settings.ipynb #8872638f
 @dataclass(frozen=True)
 class Settings:
     "What a lottery was asked for: the arguments of `fit_lottery`"
@@ -88,7 +89,7 @@ class Settings:
     test_dl:object = None
     kwargs:dict = field(default_factory=dict) # Passed to `fit`
 
-# %% ../nbs/16_settings.ipynb #2b047186
+# %% ../nbs/16_settings.ipynb #c5c78e05
 @patch
 def seed_for(self:Settings, *what):
     "The seed of one purpose, such as `'prune', 3`; none where the lottery has none"
@@ -104,7 +105,7 @@ def goes_back(self:Settings):
     "Does a round begin at the rewind point, with the schedule of that moment?"
     return base_state(self.reset)=='w_k'
 
-# %% ../nbs/16_settings.ipynb #deee2d71
+# %% ../nbs/16_settings.ipynb #a79ced4e
 def at_least(s, numel):
     "Weights that a density of `s.to` leaves"
     return 0 if s.to is None else round(s.to*numel)
@@ -131,7 +132,7 @@ def _is_worse(s, rounds):
     dense = rounds[0][s.monitor]
     return worse_by(rounds[-1][s.monitor], dense, s.monitor, s.lower)>tolerance(s.tol, dense)
 
-# %% ../nbs/16_settings.ipynb #952a19c5
+# %% ../nbs/16_settings.ipynb #55933b24
 @patch
 def most(self:Settings):
     "How many prunes at most; none where a rule alone decides"
@@ -156,7 +157,7 @@ def takes_all(self:Settings, kept):
     "Would a prune of `kept` weights leave none, where a rule decides how far it goes?"
     return self.rounds is None and self.to is None and kept-round(self.amount*kept)<=0
 
-# %% ../nbs/16_settings.ipynb #1d8f969b
+# %% ../nbs/16_settings.ipynb #4ea70218
 @patch
 def keeps(self:Settings, rounds):
     "Which of `rounds` the Learner holds at the end: the last, or the one before where the last is outside the tolerance"
@@ -170,7 +171,7 @@ def expected(self:Settings, numel):
     if self.most() is not None or self.amount==0: return 5
     return min(100, math.ceil(math.log(max(numel,2))/-math.log(1-self.amount)))
 
-# %% ../nbs/16_settings.ipynb #35118f41
+# %% ../nbs/16_settings.ipynb #6c0bcacf
 def _check_rule(s):
     "Are the rules that end a lottery ones?"
     if s.rounds is not None: check_whole('rounds', s.rounds, 0)
@@ -193,7 +194,7 @@ def _check_stop(stop):
     except TypeError: raise ValueError(says) from None
     except ValueError: pass    # a builtin without a signature
 
-# %% ../nbs/16_settings.ipynb #1951bc0a
+# %% ../nbs/16_settings.ipynb #99c2e550
 def _check_valid(learn, s):
     "What looks at validation figures needs some"
     if has_valid(learn): return
@@ -202,7 +203,7 @@ def _check_valid(learn, s):
             raise ValueError(f"`{k}`={getattr(s, k)!r} goes by validation figures, and this Learner has no validation set: "
                              f"leave `{k}` out, or give the DataLoaders some data to validate on")
 
-# %% ../nbs/16_settings.ipynb #4de2de18
+# %% ../nbs/16_settings.ipynb #5ed0b872
 _one_fit = 'fit fit_one_cycle fit_flat_cos fit_drops'.split()    # each of them plays `n_epoch` epochs in one fit
 
 def as_fit(fit):
@@ -221,9 +222,17 @@ def check_fit(learn, how, to):
     raise ValueError(f"the rewind point {str(to)!r} is iteration {k}, but this training has only {all_} "
                      f"({n_epoch} epochs of {n}): choose an earlier one")
 
-# %% ../nbs/16_settings.ipynb #d95440f7
+def _check_trainable(learn, s):
+    "Is there anything to train, and no second LotteryCallback?"
+    for cb in L(s.kwargs.get('cbs')):
+        if isinstance(cb, LotteryCallback): check_alone(cb, learn)
+    if not any(p.requires_grad for p in learn.model.parameters()) and name_of(s.fit)!='fine_tune':
+        raise ValueError("all parameters are frozen, so there is nothing to train: learn.unfreeze() first")
+
+# %% ../nbs/16_settings.ipynb #b98c4266
 def checked(learn, lot, s):
     "`s` with names looked up. Raises `ValueError` or `TypeError` for what is wrong"
+    _check_trainable(learn, s)
     check_amount(s.amount)
     _check_rule(s)
     check_whole('n_epoch', s.n_epoch, 1)
