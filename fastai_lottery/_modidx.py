@@ -431,7 +431,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_lottery.files.read_rows': ('files.html#read_rows', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files.read_table': ('files.html#read_table', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files.read_written': ('files.html#read_written', 'fastai_lottery/files.py'),
-                                      'fastai_lottery.files.records': ('files.html#records', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files.row_digest': ('files.html#row_digest', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files.save_tensors': ('files.html#save_tensors', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files.short_hash': ('files.html#short_hash', 'fastai_lottery/files.py'),

@@ -7,9 +7,8 @@ __all__ = ['large_final', 'small_final', 'magnitude_increase', 'movement', 'larg
            'small_init_small_final', 'snip', 'taylor', 'grasp', 'synflow', 'criteria_menu', 'scores']
 
 # %% ../nbs/02_criteria.ipynb #700fcd2b
-import inspect,sys
+import inspect
 import torch
-from fastcore.basics import patch
 from .core import *
 from .core import menu_of,pick
 

@@ -20,7 +20,7 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
-from .files import append_rows,atomic_text,count_rows,numbered,read_rows,read_table,read_written,records,short_hash
+from .files import append_rows,atomic_text,count_rows,numbered,read_rows,read_table,read_written,short_hash
 from .callback import *
 from .identity import say
 from .runs import checked_rounds,round_cols
@@ -149,7 +149,7 @@ def _same_made(f, rows, fs):
 
 def _play_table(f, fs, todo, play):
     "Play what the table `f` lacks: `todo` are rounds and names in `fs`, `play` gives the rows of one of them"
-    rows = records(read_rows(f, drop=())) if f.exists() else []
+    rows = read_rows(f, drop=()).to_dict('records') if f.exists() else []
     have = {(o['round'],o['arm']) for o in rows}
     _same_made(f, rows, fs)
     for k,a in todo:

@@ -118,8 +118,6 @@ def read_table(f, need=()):
         return df
     except (ValueError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {e}") from None
 
-def records(df): return df.to_dict('records')
-
 # %% ../nbs/06_files.ipynb #7f6d440b
 def short_hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -170,7 +168,7 @@ def _check_rows(f, rows):
 def read_rows(f, *need, drop=('made','of')):
     "The rows that `append_rows` wrote. Raises `ValueError` for one that is not what was written, or that lacks its fellows"
     df = read_table(f, ('arm','round',*need))
-    if 'digest' in df: _check_rows(f, records(df))
+    if 'digest' in df: _check_rows(f, df.to_dict('records'))
     return df.drop(columns=['digest',*drop], errors='ignore')
 
 def read_written(f, *need):

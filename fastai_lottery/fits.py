@@ -6,36 +6,31 @@
 __all__ = ['last_lr', 'Round']
 
 # %% ../nbs/14_fits.ipynb #633bcad7
-import itertools,math,random,time
+import math,time
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
-from functools import partial
 import inspect
-from operator import itemgetter
-from types import MethodType
 import numpy as np,pandas as pd
 import torch
 from fastcore.basics import patch,store_attr
-from fastcore.xtras import modify_exception
 from fastcore.foundation import L
 from fastai.callback.core import *
-from fastai.callback.core import Callback,event
+from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import SaveModelCallback,TrackerCallback
 from fastai.imports import noop
-from fastai.learner import Learner,Recorder,AvgLoss
-from fastai.torch_core import set_seed,maybe_gather
+from fastai.learner import Learner,Recorder
+from fastai.torch_core import set_seed
 from .core import *
-from .core import same_rng,name_of
+from .core import name_of
 from .masks import *
 from .resets import state,load_
 from .tickets import *
 from .checkpoints import *
 from .checkpoints import callback_state,put_callback_state,param_state,put_param_state,same_plain
-from .statistics import unique,as_figure
 from .callback import *
 from .callback import lottery_of
 from .looks import *

@@ -7,15 +7,12 @@ __all__ = []
 
 # %% ../nbs/15_identity.ipynb #8f4da9f5
 import hashlib,inspect,math,re,warnings
-from collections.abc import Callable
-from dataclasses import dataclass,field,replace
 from enum import Enum
 from functools import partial
 from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch.distributions import Distribution
-from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.core import Callback,TrainEvalCallback
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
@@ -23,15 +20,10 @@ from fastai.learner import Learner,Recorder
 from fastai.losses import BaseLoss
 from fastai.torch_core import set_seed
 from .core import *
-from .core import same_rng,name_of,check_whole,check_fraction
-from .criteria import large_final
+from .core import same_rng
 from .scopes import *
-from .scopes import as_scope,check_amount
-from .resets import rewind,base_state,hold_zero
 from .files import short_hash
-from .statistics import is_lower
 from .callback import *
-from .callback import as_criterion,as_reset,as_action
 
 # %% ../nbs/15_identity.ipynb #9af94a1f
 def _consts(c):

@@ -6,11 +6,9 @@
 __all__ = []
 
 # %% ../nbs/18_journal.ipynb #f8e87e0a
-import math
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.progress import ProgressCallback
-from fastai.learner import Learner
 from fastprogress.fastprogress import master_bar,progress_bar
 from .core import *
 from .resets import state,load_

@@ -6,8 +6,8 @@
 __all__ = []
 
 # %% ../nbs/17_runs.ipynb #44228098
-import json,math,time
-from contextlib import ExitStack,contextmanager
+import json
+from contextlib import ExitStack
 from copy import deepcopy
 from functools import wraps
 from pathlib import Path
@@ -16,18 +16,17 @@ import torch
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.tracker import TrackerCallback
-from fastai.learner import Learner
 from .core import *
 from .masks import *
 from .resets import state,load_
 from .files import *
-from .files import atomic_text,locked,numbered,read_label,read_table,records,short_hash
+from .files import atomic_text,locked,numbered,read_label,read_table,short_hash
 from .tickets import *
 from .callback import *
 from .checkpoints import *
 from .checkpoints import callback_state,put_callback_state,same_plain
 from .fits import *
-from .fits import level_ranks,place_of,plain_place
+from .fits import level_ranks,place_of
 from .settings import *
 from .identity import about_learner,about_run,counts_as_setting
 
@@ -64,7 +63,7 @@ def check_row(f, i, row, meta):
 def checked_rounds(d):
     "`rounds.csv` of the run in `d`, each line checked against the ticket, where that is there"
     f,df = Path(d)/'rounds.csv',rounds_table(d)
-    for i,row in enumerate(records(df)):
+    for i,row in enumerate(df.to_dict('records')):
         if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): check_row(f, i, row, read_label(t))
     return df
 
@@ -210,7 +209,7 @@ def resume(self:Folder, learn, lot):
 @patch
 def _resume(self:Folder, learn, lot):
     f,rounds,t = self.path/'rounds.csv',[],None
-    rows = records(rounds_table(self.path))
+    rows = rounds_table(self.path).to_dict('records')
     for i,row in enumerate(rows):
         d = self.round(i)
         t = self._load(d/'ticket', Ticket.load)

@@ -18,8 +18,6 @@ from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from functools import partial
-from fastcore.basics import patch
 from .core import *
 from .core import behind,clean_name,role_by_name
 from .masks import *

@@ -9,7 +9,6 @@ __all__ = ['layer_table', 'zeros', 'WeightFlops', 'flops', 'ticket_size']
 import math, warnings
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn

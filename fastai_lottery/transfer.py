@@ -6,7 +6,6 @@
 __all__ = ['transfer']
 
 # %% ../nbs/21_transfer.ipynb #2ceeb6c9
-import torch
 from torch import nn
 from .core import *
 from .core import clean_name,name_matcher

@@ -3,7 +3,7 @@ import errno,os,re,shutil,signal,subprocess,sys,threading,warnings
 from pathlib import Path
 import pandas as pd,pytest,torch
 import fastai_lottery.files as files
-from fastai_lottery.files import append_rows,locked,numbered,read_label,read_rows,read_table,read_written,records,row_digest,save_tensors
+from fastai_lottery.files import append_rows,locked,numbered,read_label,read_rows,read_table,read_written,row_digest,save_tensors
 
 # --- the lock
 
@@ -199,7 +199,7 @@ def test_a_table_of_the_first_version_reads_on(tmp_path):
     (tmp_path/'tables.json').write_text('{"measures.csv": 2}')
     df = read_written(f, 'accuracy')
     assert df.accuracy.tolist()==[.1+.2,1/3] and list(df)=='arm round accuracy kept name good gone'.split()
-    rows = records(read_rows(f, drop=()))
+    rows = read_rows(f, drop=()).to_dict('records')
     f.unlink()
     append_rows(f, [], rows)
     assert f.read_text(encoding='utf-8')==first and (tmp_path/'tables.json').read_text()=='{"measures.csv": 2}'
@@ -216,7 +216,7 @@ def test_rows_are_added_and_counted(tmp_path):
     f,rows = tmp_path/'controls.csv',[]
     assert read_written(f).empty
     for k in (1,2): append_rows(f, rows, [dict(arm='a', round=k, i=i, made='m', of=2) for i in (0,1)])
-    assert [(o['round'],o['i']) for o in records(read_written(f, 'i'))]==[(1,0),(1,1),(2,0),(2,1)]
+    assert [(o['round'],o['i']) for _,o in read_written(f, 'i').iterrows()]==[(1,0),(1,1),(2,0),(2,1)]
     lines = f.read_text().splitlines(True)
     f.write_text(''.join(lines[:-1]))
     with pytest.raises(ValueError, match="has 1 of 2 rows of 'a' in round 2"): read_written(f)

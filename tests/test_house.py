@@ -34,7 +34,7 @@ def kind_of(source):
     "What a code cell is by its directives"
     marks = set(re.findall(r'^#\|\s*([\w-]+)', source, re.M))
     if marks & {'export','exports','exporti'}: return 'export'
-    unseen = marks & {'hide','default_exp'} or re.search(r'^#\|\s*(include|eval):\s*false', source, re.M)
+    unseen = marks & {'hide','default_exp'} or re.search(r'^#\|\s*include:\s*false', source, re.M)
     return 'hidden' if unseen else 'lesson'
 
 def seen(cell, source):
@@ -435,7 +435,7 @@ def test_lesson_comes_first():
 
 def test_cells_are_told_apart():
     kinds = {'#| export\na':'export', '#| exporti\na':'export', '#| hide\na':'hidden', '#| default_exp a':'hidden',
-        '#| fig-cap: A\na':'lesson', 'a # export':'lesson', '#| eval: false\na':'hidden'}
+        '#| fig-cap: A\na':'lesson', 'a # export':'lesson', '#| eval: false\na':'lesson'}
     assert {s:kind_of(s) for s in kinds}==kinds
 
 def test_what_a_cell_shows():
