@@ -19,7 +19,7 @@ from .masks import *
 from .masks import Watch
 from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
-from .resets import state,load_,rewind,misfit,zeros_of
+from .resets import state,load_,rewind,misfit,zeros_of,check_pruned_by_torch
 from .signals import Known,unwatched,said,check_alone,as_criterion,as_reset,as_action,one_more,outside_state,load_outside_
 
 # %% ../nbs/11_callback.ipynb #20025214
@@ -30,6 +30,7 @@ class LotteryCallback(Known, Callback):
     _stateattrs = ('_hold','_watch','_others','paused','_exports')
     _hold = _watch = None
     _others = _exports = False
+    fitted = () # Rows of trainings by `fit_ticket`
     def __init__(self,
         rewind_to='init', # Rewind point (1903.01611): `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`), a share (`'1%'`)
         include=None, # Name(s), glob(s), module(s) or parameter(s) to prune: see `competing`
@@ -359,6 +360,7 @@ def new_masks(learn, amount, criterion, scope, seed=None, least=0):
     """Masks after one more prune, which is cut so that `least` weights stay; nothing is put on. As rank 0 has them: data and
     random numbers of other processes differ"""
     lot = lottery_of(learn)
+    check_pruned_by_torch(learn.model)
     lot.remember()
     lot.tell_left_out()
     f,gen = as_criterion(criterion),generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)

@@ -52,7 +52,9 @@ def _same(v, w): return v==w or v!=v and (w is None or w!=w)
 
 def check_row(f, i, row, meta):
     "Check line `i` of `rounds.csv` against the label of that round's ticket"
-    if row['round']!=i: raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
+    alone = 'trial' in row    # the training of a ticket: its round is the lottery's
+    if row['round']!=i and not alone:
+        raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
     bad = [k for k,v in row.items() if not _same(v, meta.get(k))]
     if not bad: return
     k = bad[0]
@@ -82,12 +84,12 @@ def _plain(d): return json.loads(json.dumps(d))
 # %% ../nbs/17_runs.ipynb #72f32692
 class Folder:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
-    def __init__(self, path, learn, s, es):
+    def __init__(self, path, learn, s, es, arm=None):
         lot = learn.lottery
-        self.path,self.fresh = Path(path),[]
+        self.path,self.fresh,self.arm = Path(path),[],arm    # what tells the training of a ticket from others
         self._lock(es)
         self._take_names(learn, lot)
-        self.same = _plain(about_run(learn, lot, s))
+        self.same = _plain({**about_run(learn, lot, s), **(arm or {})})
         names = list(lot.names() if lot.masks is None else lot.masks)
         self.all = {**_plain(about_learner(learn, lot, s.test_dl)), **self.same, 'competes':names, 'format':_format}
         self._compare()
@@ -233,7 +235,7 @@ def _place(self:Folder, learn, lot, rounds):
 def _agree(self:Folder, f, i, row, d, t):
     "Check the row of round `i` against its ticket; the round's curve"
     check_row(f, i, row, t.meta)
-    keys = [k for k in self.same if k in t.meta and k not in row and not (i==0 and k in _later)]
+    keys = [k for k in self.same if not self.arm and k in t.meta and k not in row and not (i==0 and k in _later)]
     self._agree_on(t.meta, [k for k in keys if k in self.all])    # where run.json was lost
     return self._curve(d/'curve.csv', t.meta) if self.same['eval_every'] else None
 
@@ -283,11 +285,11 @@ def trained(self:Folder, r):
 def write(self:Folder, learn, rounds, cbs=()):
     "Write the last of `rounds`, and what the callbacks of the Learner and `cbs` carry over rounds"
     r = rounds[-1]
-    d,t,curve = self.round(r['round']),r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
+    d,t,curve = self.round(0 if self.arm else r['round']),r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
     if curve:
         atomic_text(d/'curve.csv', curve)
         t.meta['curve'] = short_hash(curve)
-    if r['round']==0 and learn.lottery.place is not None: write_checkpoint(d/'place.ckpt', learn.lottery.place)
+    if r['round']==0 and not self.arm and learn.lottery.place is not None: write_checkpoint(d/'place.ckpt', learn.lottery.place)
     carried = _held_by(_may_carry(learn, cbs))
     if not same_plain(carried, self.fresh): write_checkpoint(self.path/'callbacks.ckpt', dict(round=r['round'], cbs=carried))
     t.save(d/'ticket')
@@ -295,12 +297,37 @@ def write(self:Folder, learn, rounds, cbs=()):
     atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
     (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
+# %% ../nbs/17_runs.ipynb #edd8b1f6
+@patch
+@_alone
+def _trained_ticket(self:Folder):
+    rows = rounds_table(self.path).to_dict('records')
+    if not rows: return None
+    if not self.settings():
+        raise ValueError(f"{str(self.path/'run.json')!r}, which says how the ticket was trained, is missing. {_elsewhere}")
+    d = self.round(0)
+    t = self._load(d/'ticket', Ticket.load)
+    curve = self._agree(self.path/'rounds.csv', 0, rows[0], d, t)
+    return Round(rows[0], t.masks.pack(), t.weights, {**t.meta, **rows[0]}, curve, t.held, t.beside),self._load(d/'weights')[0]
+
+@patch
+def trained_ticket(self:Folder, learn):
+    "The training of the ticket, where it is over: what it showed, and its trained net in the Learner; else nothing"
+    if (res := self._trained_ticket()) is None: return None
+    lot,(r,weights) = learn.lottery,res
+    learn.unprune()
+    load_(learn.model, weights)
+    lot.w_k,lot.b_k = {k:v.to(_device(learn)) for k,v in r.start.items()},r.beside or {}
+    lot.set_masks(r.masks, r.held)
+    lot.fresh_opt()
+    return r
+
 # %% ../nbs/17_runs.ipynb #d91cb8e0
 @patch
 @_alone
 def keep(self:Folder, r, lot, d):
     "Write the checkpoint `d` of round `r`"
-    late = r==0 and lot.rewind_to.n
+    late = r==0 and lot.rewind_to.n and not self.arm
     more = dict(round=r, hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held)
     write_checkpoint(self.path/'epoch.ckpt', dict(d, **more, w_k=lot.w_k if late else None, b_k=lot.b_k if late else None))
 
@@ -313,7 +340,7 @@ def checkpoint(self:Folder, r, lot):
         lot.w_k,lot.b_k = d['w_k'],d.get('b_k') or {}
         lot.place = d.get('place') or place_of(lot.learn, {}, lot.rewind_to, self.same['n_epoch'])
     lot.set_masks(Masks(d['masks']), d['held'])
-    lot.n_pruned = r
+    if not self.arm: lot.n_pruned = r
     lot.fresh_opt()
     lot.hypers = d['hypers']
     return d

@@ -27,7 +27,7 @@ from .core import same_rng,name_of,check_whole,check_fraction
 from .criteria import large_final
 from .scopes import *
 from .scopes import as_scope,check_amount
-from .resets import rewind,base_state,hold_zero
+from .resets import rewind,base_state,check_pruned_by_torch,hold_zero
 from .files import short_hash
 from .statistics import is_lower
 from .callback import *
@@ -223,9 +223,10 @@ def check_fit(learn, how, to):
                      f"({n_epoch} epochs of {n}): choose an earlier one")
 
 def _check_trainable(learn, s):
-    "Is there anything to train, and no second LotteryCallback?"
+    "Is there anything to train, no second LotteryCallback, and no mask of torch's own?"
     for cb in L(s.kwargs.get('cbs')):
         if isinstance(cb, LotteryCallback): check_alone(cb, learn)
+    check_pruned_by_torch(learn.model)
     if not any(p.requires_grad for p in learn.model.parameters()) and name_of(s.fit)!='fine_tune':
         raise ValueError("all parameters are frozen, so there is nothing to train: learn.unfreeze() first")
 
