@@ -292,6 +292,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'fastai_lottery.core.derive': ('core.html#derive', 'fastai_lottery/core.py'),
                                      'fastai_lottery.core.generator': ('core.html#generator', 'fastai_lottery/core.py'),
                                      'fastai_lottery.core.left_out': ('core.html#left_out', 'fastai_lottery/core.py'),
+                                     'fastai_lottery.core.meant': ('core.html#meant', 'fastai_lottery/core.py'),
                                      'fastai_lottery.core.menu_of': ('core.html#menu_of', 'fastai_lottery/core.py'),
                                      'fastai_lottery.core.my_rank': ('core.html#my_rank', 'fastai_lottery/core.py'),
                                      'fastai_lottery.core.n_ranks': ('core.html#n_ranks', 'fastai_lottery/core.py'),
