@@ -8,7 +8,7 @@ __all__ = ['last_lr', 'Round']
 # %% ../nbs/14_fits.ipynb #633bcad7
 import math,time
 from collections.abc import Callable
-from contextlib import ExitStack,contextmanager
+from contextlib import ExitStack,contextmanager,nullcontext
 from copy import deepcopy
 from dataclasses import dataclass,field
 import inspect
@@ -37,6 +37,8 @@ from .looks import *
 from .looks import Bystander,Watch,has_valid,tests_of
 
 # %% ../nbs/14_fits.ipynb #85320688
+_apart = LotteryCallback,Bystander,ShowGraphCallback    # no part of a checkpoint
+
 def hypers_of(opt):
     "Hyper-parameters of each parameter group, as plain data"
     return [{k:v.item() if isinstance(v, np.generic) else v for k,v in h.items() if k!='params'} for h in opt.hypers]
@@ -100,6 +102,7 @@ class Course:
     def __init__(self, learn, how='', place=None, done=None, save=None):
         store_attr()
         self.fit,self.ends,self.skip,self.entered,self.start = -1,[],0,False,{}
+        self.rows = done.get('rows', 0) if done else 0    # epochs that were logged
         self.asked = place is not None and done is None
         self.before = done.get('before', 0) if done else place['its']-place['train_iter'] if place else 0    # in fits that are over
         self.to = done or place
@@ -128,7 +131,7 @@ def do_fit(self:Course):
     learn,first = self.learn,0
     if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn)
     if self.done is not None and self.fit==self.done['fit']:
-        put_checkpoint(learn, self.done['learn'], (LotteryCallback,Bystander))
+        put_checkpoint(learn, self.done['learn'], _apart)
         first,self.entered,self.start = learn.epoch+1,True,self.done.get('start') or {}
     elif self.asked and self.fit==self.place['fit'] and not self.entered: first = self.place['epoch']
     for learn.epoch in range(first, learn.n_epoch):
@@ -239,12 +242,18 @@ def seed_all(learn, seed):
             g.manual_seed(derive(seed, 'loader', i))
 
 @contextmanager
-def quiet(learn):
+def quiet(learn, hidden=(ProgressCallback,ShowGraphCallback)):
     "No progress bar and no log of single fits: the lottery has its own"
     with ExitStack() as es:
         es.enter_context(learn.no_logging())
-        es.enter_context(learn.removed_cbs(learn._grab_cbs((ProgressCallback,ShowGraphCallback))))
+        es.enter_context(learn.removed_cbs(learn._grab_cbs(hidden)))
         yield
+
+class Unseen:
+    "Who looks on at a training: nobody, by default"
+    def tick(self, n): pass
+    def hidden(self, learn): return ProgressCallback,ShowGraphCallback
+    def company(self, learn, course, cbs): return nullcontext()
 
 # %% ../nbs/14_fits.ipynb #ae0f26a8
 def level_ranks(learn):
@@ -293,34 +302,36 @@ def _keeper(save, t0):
     "A function that gives `save` a checkpoint of a training, on its course"
     def keep(course):
         level_ranks(course.learn)
-        d = take_checkpoint(course.learn, (LotteryCallback,Bystander))
-        where = {k:getattr(course, k) for k in ('fit','ends','start','place','before')}
+        d = take_checkpoint(course.learn, _apart)
+        where = {k:getattr(course, k) for k in ('fit','ends','start','place','before','rows')}
         save(dict(where, seconds=time.perf_counter()-t0, learn=d))
     return keep
 
 @contextmanager
-def _within(learn, watch, course):
+def _within(learn, watch, course, live, cbs):
     "The surroundings of one training"
     late = learn.lottery.rewind_to.n and course.place is None and learn.lottery.w_k is None
     aside = [GoOn(course, course.place)] if course.place is not None else [AtPoint(course)] if late else []
     with ExitStack() as es:
-        es.enter_context(quiet(learn))
+        es.enter_context(quiet(learn, live.hidden(learn)))
+        es.enter_context(live.company(learn, course, cbs))
         es.enter_context(fast_events(learn))
         es.enter_context(learn.added_cbs([watch,*aside]))
         es.enter_context(course.on())
         yield
 
 # %% ../nbs/14_fits.ipynb #783d96d8
-def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None):
+def fit_once(learn, how, place=None, seed=None, live=Unseen(), done=None, save=None):
     "One whole training under the masks that are on, from `place` on; what it showed, as a row and a curve, and its course"
     lot,t0 = lottery_of(learn),time.perf_counter()-(done['seconds'] if done else 0)
     if seed is not None: seed_all(learn, seed)
-    track = [cb for cb in learn.cbs+L(how.kwargs.get('cbs')) if isinstance(cb, TrackerCallback)]
+    own = L(how.kwargs.get('cbs'))
+    track = [cb for cb in learn.cbs+own if isinstance(cb, TrackerCallback)]
     for cb in track: cb.best = None
     begin = place['its'] if place else 0
     course = Course(learn, how.text(), place or done and done.get('place'), done, save and _keeper(save, t0))
-    watch = Watch(how.eval_every, how.test_dl, course, tick)
-    with _within(learn, watch, course): how.play(learn)
+    watch = Watch(how.eval_every, how.test_dl, course, live.tick)
+    with _within(learn, watch, course, live, own): how.play(learn)
     course.check()
     _check_best(track)
     lot.hold()

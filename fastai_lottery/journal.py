@@ -6,13 +6,24 @@
 __all__ = []
 
 # %% ../nbs/18_journal.ipynb #f8e87e0a
+import io,socket,time
+from contextlib import ExitStack,contextmanager,redirect_stdout
+from pathlib import Path
+from textwrap import indent
+from types import SimpleNamespace
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.core import CancelFitException
+from fastai.callback.progress import CSVLogger,ProgressCallback,ShowGraphCallback
+from fastai.callback.tracker import TrackerCallback
+from fastai.imports import noop
+from fastai.learner import Recorder
 from fastprogress.fastprogress import master_bar,progress_bar
 from .core import *
 from .resets import state,load_
 from .masks import *
+from .callback import *
+from .looks import Bystander,has_valid
 from .fits import *
 from .fits import plain_place
 from .identity import about_run
@@ -30,11 +41,12 @@ def _cell(k, v): return f'{100*v:.1f}%' if k=='density' else f'{v:.4f}' if isins
 
 class Live:
     "A bar over all rounds, one within the round, and a table that grows; silent where the Learner is"
-    def __init__(self, learn, n, steps):
+    def __init__(self, learn, n, steps, lottery=True):
         logs = getattr(learn.logger, '__name__', '')!='noop'    # fastai's and fastcore's are two
         self.on = my_rank()==0 and bool(learn._grab_cbs(ProgressCallback)) and logs
         self.bar = learn.create_mbar and self.on
         self.n,self.steps,self.hdr = n,steps,None
+        self.lot,self.lottery,self.since = learn.lottery,lottery,time.strftime('%b%d_%H-%M-%S')
         if self.bar:
             self.mb = master_bar(list(range(max(n,1))))
             self.mb.update(0)
@@ -42,6 +54,7 @@ class Live:
 # %% ../nbs/18_journal.ipynb #bb6cbb1c
 @patch
 def begin(self:Live, k):
+    self.lot.round = k
     if not self.bar: return
     self.pb = progress_bar(list(range(max(self.steps,1))), parent=self.mb, leave=False)
     self.pb.prefix = f'Round {k}/{self.n-1} :'
@@ -77,7 +90,140 @@ def _put(self:Live, o):
 
 @patch
 def end(self:Live):
+    vars(self.lot).pop('round', None)
     if self.bar: self.mb.on_iter_end()
+
+# %% ../nbs/18_journal.ipynb #74b063d3
+LotteryCallback.round = None    # the one that is played; none outside of a lottery
+LotteryCallback.density = property(lambda self: 1. if self.masks is None else self.masks.density, doc="Fraction of weights kept")
+
+def _at(order, **events):
+    "A bystander that calls functions of the Learner at some events, with its place in the order of callbacks"
+    cb = Bystander(**{k:lambda self,f=f: f(self.learn) for k,f in events.items()})
+    cb.order = order
+    return cb
+
+# %% ../nbs/18_journal.ipynb #81aae824
+class Columns:
+    "Columns in what fastai's `Recorder` logs, and not in its `values`"
+    def __init__(self, **cols): self.cols,self.was = cols,None
+    def name(self, learn):
+        rec = learn.recorder
+        self.was,self.at = rec.metric_names,len(rec.metric_names)-bool(rec.add_time)
+        new = [k if k not in self.was else f'lottery_{k}' for k in self.cols]
+        self.names = self.was[:self.at]+new+self.was[self.at:]
+        rec.metric_names = self.names
+    def write(self, learn):
+        rec = learn.recorder
+        self.n,rec.metric_names = len(rec.log)-1,self.names
+        rec.log += [None]*(self.at-len(rec.log))+[*self.cols.values()]    # a cancelled validation has left out its own
+    def hide(self, learn): del learn.recorder.values[-1][self.n:]
+    def end(self, learn):
+        if self.was is not None: learn.recorder.metric_names = self.was
+    def cbs(self):
+        return [_at(Recorder.order-.5, after_epoch=self.write), _at(Recorder.order+.5, before_fit=self.name, after_epoch=self.hide)]
+
+# %% ../nbs/18_journal.ipynb #ed5ef4da
+def _round_of(line, back):
+    "The round that a line of a log is of; none where it is no whole line"
+    try: return int(line.rstrip('\n').split(',')[-back])
+    except (ValueError,IndexError): return None
+
+def _kept(text, head, r, rows, back):
+    "`text`, whose last header is `head`, without lines at its end that belong to round `r` or later, but for the first `rows`"
+    at = text.rindex(head)+len(head)
+    lines = text[at:].splitlines(keepends=True)
+    n = len(lines)
+    while n and ((k := _round_of(lines[n-1], back)) is None or k>=r): n -= 1
+    return text[:at]+''.join(lines[:n+rows])
+
+# %% ../nbs/18_journal.ipynb #f3215506
+class OneLog:
+    "Lets each `CSVLogger` go on with its file: within a training, and, in a `lottery`, over its rounds"
+    def __init__(self, r, course, lottery): self.r,self.course,self.lottery,self.first,self.was = r,course,lottery,True,[]
+    def before(self, learn):
+        if hasattr(learn, 'gather_preds'): return
+        self.was = [(cb,cb.append,self._goes_on(learn, cb)) for cb in learn._grab_cbs(CSVLogger)]
+        for cb,append,n in self.was: vars(cb)['append'] = append or n is not None    # a net may have an `append`, which fastai warns of
+    def after(self, learn):
+        for cb,append,n in self.was:
+            vars(cb)['append'] = append
+            cb.file.flush()
+            if n is not None: cb.file.truncate(n)
+        self.was = []
+    def count(self, learn): self.first,self.course.rows = False,self.course.rows+1
+    def cbs(self):
+        return [_at(CSVLogger.order-.5, before_fit=self.before), _at(CSVLogger.order+.5, before_fit=self.after, after_epoch=self.count)]
+
+# %% ../nbs/18_journal.ipynb #c4c6c624
+@patch
+def _goes_on(self:OneLog, learn, cb):
+    "Bytes of the file of `cb` after which it goes on; none where it begins, and where another header is needed"
+    f,rec,later = learn.path/cb.fname,learn.recorder,self.course.rows or self.r and self.lottery
+    if not (cb.append or later) or not f.exists(): return None
+    head,text = ','.join(rec.metric_names)+'\n',f.read_text()
+    if head not in text: return None
+    if self.first and self.lottery and later and my_rank()==0:
+        new = _kept(text, head, self.r, self.course.rows, 2+bool(rec.add_time))
+        if new!=text: f.write_text(new)
+    return f.stat().st_size
+
+# %% ../nbs/18_journal.ipynb #0d60185d
+class Lines:
+    "What is printed where fastai's trackers stand begins with `head`"
+    def __init__(self, head): self.head,self.es,self.out = head,ExitStack(),None
+    def begin(self, learn):
+        if learn._grab_cbs(TrackerCallback): self.out = self.es.enter_context(redirect_stdout(io.StringIO()))
+    def end(self, learn=None):
+        self.es.close()
+        out,self.out = self.out,None
+        if out and (text := out.getvalue()): print(indent(text, self.head), end='')
+    def cbs(self):
+        ends = dict.fromkeys(('after_epoch','after_cancel_fit','after_fit'), self.end)
+        return [_at(TrackerCallback.order-.25, after_epoch=self.begin), _at(TrackerCallback.order+4, **ends)]
+
+class Graph:
+    "Lets `ShowGraphCallback` draw on the bar `mb`, as if it were that of a fit"
+    def __init__(self, mb): self.stage = SimpleNamespace(mbar=mb)
+    def before(self, learn):
+        if learn._grab_cbs(ShowGraphCallback): learn.progress = self.stage
+    def go_on(self, learn):
+        n = learn.recorder.iters    # epochs before a kill
+        for cb in learn._grab_cbs(ShowGraphCallback): cb.nb_batches += n[len(cb.nb_batches):]
+    def end(self, learn):
+        if vars(learn).get('progress') is self.stage: del learn.progress
+    def cbs(self): return [_at(ShowGraphCallback.order-.5, before_fit=self.before, before_epoch=self.go_on)]
+
+# %% ../nbs/18_journal.ipynb #6d480aab
+@contextmanager
+def _folders(learn, cbs, r, since):
+    "TensorBoard has a folder for round `r`"
+    tbs = [(cb,cb.log_dir) for cb in [*learn.cbs, *cbs] if type(cb).__module__=='fastai.callback.tensorboard']
+    for cb,d in tbs: cb.log_dir = str(Path(d or f'runs/{since}_{socket.gethostname()}')/f'round_{r:02d}')
+    try: yield
+    finally:
+        for cb,d in tbs: cb.log_dir = d
+
+# %% ../nbs/18_journal.ipynb #36fd653d
+@patch
+def hidden(self:Live, learn):
+    "Callbacks that have nothing to draw on, or nothing to draw"
+    return ProgressCallback if self.bar and has_valid(learn) else (ProgressCallback,ShowGraphCallback)
+
+@patch
+@contextmanager
+def company(self:Live, learn, course, cbs):
+    "While active, those who look on at a training know its round; `cbs` are those for this training alone"
+    r,d = self.lot.round,self.lot.density
+    head = f'Round {r} ({100*d:.1f}%): '
+    if self.bar: self.mb.names = [head+'train','valid']
+    cols,lines,graph = Columns(round=r, density=d),Lines(head),Graph(self.mb if self.bar else SimpleNamespace(update_graph=noop))
+    on = [cols,OneLog(r, course, self.lottery),graph,lines] if learn._grab_cbs(Recorder) else [lines]
+    with ExitStack() as es:
+        if self.lottery: es.enter_context(_folders(learn, L(cbs), r, self.since))
+        es.enter_context(learn.added_cbs(sum([o.cbs() for o in on], [])))
+        for o in (lines,graph,cols): es.callback(o.end, learn)
+        yield
 
 # %% ../nbs/18_journal.ipynb #7a94e39a
 def put_on(learn, lot, masks, held, weights):
@@ -101,12 +247,13 @@ class Journal:
         self.learn,self.s,self.folder,self.lot = learn,s,folder,learn.lottery
         self.meta = about_run(learn, self.lot, s) if folder is None else folder.same
         self.live = Live(learn, s.expected(self.lot.masks.numel)+1, s.training.steps(learn))
+        self.over = False
     @property
     def rounds(self): return self.lot.rounds
     def to_play(self):
         "Numbers of the rounds to play, for as long as the settings want one more"
         for o in self.rounds: self.live.row(o.row)
-        while self.s.goes_on(self.rounds):
+        while not self.over and self.s.goes_on(self.rounds):
             r = len(self.rounds)
             if r: check_reached(self.lot)
             self.live.begin(r)
@@ -147,7 +294,9 @@ def add(self:Journal, row, curve, place):
     if self.folder is not None: self.folder.write(self.learn, self.rounds, L(self.s.kwargs.get('cbs')))
     self.live.row(row)
     if row['round']==0: self.live.say(self.estimate(row))
-    tell(self.learn, 'after_round')
+    try:
+        with self.learn.added_cbs(self.s.kwargs.get('cbs')): tell(self.learn, 'after_round')
+    except CancelFitException: self.over = True    # a callback has seen enough
 
 def tell(learn, what):
     "Call the method `what` of each callback that has one, in their order: an event between rounds"

@@ -53,7 +53,7 @@ def play_rounds(learn, s, run):
         done = run.checkpoint(r)                        # of this round, if a kill left one
         if r and not done and not prune_once(learn, s, r): break
         if r: learn.rewind(s.reset, seed=s.seed_for('rewind', r))
-        run.add(*fit_once(learn, s.training, run.place(r), s.seed_for('train', r), run.live.tick, done, run.saver(r)))
+        run.add(*fit_once(learn, s.training, run.place(r), s.seed_for('train', r), run.live, done, run.saver(r)))
     run.settle()
     return run.rounds
 
@@ -341,9 +341,9 @@ def fit_ticket(self:Learner,
     def seeds(what): return s,what,r,trial
     masks = ticket.masks if mask is None else mask(ticket.masks, generator(*seeds('mask')))
     _put_on_ticket(self, ticket, masks, reset, hold, seeds)
-    live = Live(self, 1, how.steps(self))
+    live = Live(self, 1, how.steps(self), lottery=False)
     live.begin(r)
-    try: row,curve,_ = fit_once(self, how, place, seed if seed is None else derive(seed, 'train', r), live.tick)
+    try: row,curve,_ = fit_once(self, how, place, seed if seed is None else derive(seed, 'train', r), live)
     finally: live.end()
     arm = dict(round=r, reset=name_of(reset), mask='ticket' if mask is None else name_of(mask), trial=trial)
     meta = {**ticket.meta, **arm, **({} if hold is None else {'hold':say(as_action(hold))})}
