@@ -102,7 +102,7 @@ class Course:
     def __init__(self, learn, how='', place=None, done=None, save=None):
         store_attr()
         self.fit,self.ends,self.skip,self.entered,self.start = -1,[],0,False,{}
-        self.rows = done.get('rows', 0) if done else 0    # epochs that were logged
+        self.rows,self.cut = done.get('rows', 0) if done else 0,False    # epochs that were logged; was the last fit cancelled?
         self.asked = place is not None and done is None
         self.before = done.get('before', 0) if done else place['its']-place['train_iter'] if place else 0    # in fits that are over
         self.to = done or place
@@ -121,6 +121,7 @@ def with_events(self:Course, f, event_type, ex, final=noop):
         if self.to.get('ends'): _set_hypers(self.learn.opt, self.to['ends'][self.fit])
         final()
     else:
+        self.learn.train_iter,self.cut = 0,self.to is not None    # a callback may cancel before anybody says so
         self.inner(f, event_type, ex, final)
         self.before += self.learn.train_iter
     self.ends.append(hypers_of(self.learn.opt))
@@ -137,6 +138,7 @@ def do_fit(self:Course):
     for learn.epoch in range(first, learn.n_epoch):
         learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
         if self.save is not None and learn.epoch+1<learn.n_epoch: self.save(self)
+    self.cut = False
 
 # %% ../nbs/14_fits.ipynb #143ef8ce
 @patch
@@ -151,7 +153,7 @@ def all_batches(self:Course):
 @patch
 def check(self:Course):
     "Has the training come to the place where it was to go on?"
-    if not self.asked or self.entered: return
+    if not self.asked or self.entered or self.cut: return
     p = self.place
     raise ValueError(f"the rewind point is iteration {p['its']}, in fit {p['fit']+1} and its epoch {p['epoch']+1}, "
                      f"and this training ended before: it had {self.fit+1} fits. "
@@ -325,26 +327,26 @@ def fit_once(learn, how, place=None, seed=None, live=Unseen(), done=None, save=N
     "One whole training under the masks that are on, from `place` on; what it showed, as a row and a curve, and its course"
     lot,t0 = lottery_of(learn),time.perf_counter()-(done['seconds'] if done else 0)
     if seed is not None: seed_all(learn, seed)
-    own = L(how.kwargs.get('cbs'))
-    track = [cb for cb in learn.cbs+own if isinstance(cb, TrackerCallback)]
+    track = [cb for cb in learn.cbs+L(how.kwargs.get('cbs')) if isinstance(cb, TrackerCallback)]
     for cb in track: cb.best = None
     begin = place['its'] if place else 0
     course = Course(learn, how.text(), place or done and done.get('place'), done, save and _keeper(save, t0))
     watch = Watch(how.eval_every, how.test_dl, course, live.tick)
-    with _within(learn, watch, course, live, own): how.play(learn)
+    with _within(learn, watch, course, live, how.kwargs.get('cbs')): how.play(learn)
     course.check()
     _check_best(track)
     lot.hold()
     level_ranks(learn)
-    figures = _figures(learn, watch, how.test_dl)    # first: what a look may do to the weights is counted, too
+    n = max(course.before-begin, 0)
+    figures = _figures(learn, watch, how.test_dl, n)    # first: what a look may do to the weights is counted, too
     row = {**counted(learn, lot), **figures, **watch.seen}
-    row.update(iterations=course.before-begin, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
+    row.update(iterations=n, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
     return of_rank0(lambda: row),pd.DataFrame(watch.curve) if watch.curve else None,course.place
 
 # %% ../nbs/14_fits.ipynb #5c2b4437
-def _figures(learn, watch, test_dl):
-    "Losses and metrics at the end of a training"
+def _figures(learn, watch, test_dl, n):
+    "Losses and metrics at the end of a training of `n` iterations"
     row,rec = learn.evaluate(),getattr(learn, 'recorder', None)
     if has_valid(learn): watch.check(row['valid_loss'])
-    if rec is not None and len(rec.losses): row = dict(train_loss=float(rec.smooth_loss.value), **row)
+    if rec is not None and n and len(rec.losses): row = dict(train_loss=float(rec.smooth_loss.value), **row)
     return {**row, **tests_of(learn, test_dl)}

@@ -72,7 +72,7 @@ def row(self:Live, r):
     if self.hdr is None:
         self.hdr = [k for k in r if _shown(k)]
         self._put(self.hdr)
-    self._put([_cell(k, r[k]) for k in self.hdr])
+    self._put([_cell(k, r.get(k, '')) for k in self.hdr])    # a training that was cancelled before its first step has no loss
     if self.bar: self.mb.update(min(r['round']+1, self.n))
 
 # %% ../nbs/18_journal.ipynb #5c4f8067
@@ -93,7 +93,7 @@ def end(self:Live):
     vars(self.lot).pop('round', None)
     if self.bar: self.mb.on_iter_end()
 
-# %% ../nbs/18_journal.ipynb #74b063d3
+# %% ../nbs/18_journal.ipynb #93dfe429
 LotteryCallback.round = None    # the one that is played; none outside of a lottery
 LotteryCallback.density = property(lambda self: 1. if self.masks is None else self.masks.density, doc="Fraction of weights kept")
 
@@ -103,7 +103,7 @@ def _at(order, **events):
     cb.order = order
     return cb
 
-# %% ../nbs/18_journal.ipynb #81aae824
+# %% ../nbs/18_journal.ipynb #f50dd434
 class Columns:
     "Columns in what fastai's `Recorder` logs, and not in its `values`"
     def __init__(self, **cols): self.cols,self.was = cols,None
@@ -123,7 +123,7 @@ class Columns:
     def cbs(self):
         return [_at(Recorder.order-.5, after_epoch=self.write), _at(Recorder.order+.5, before_fit=self.name, after_epoch=self.hide)]
 
-# %% ../nbs/18_journal.ipynb #ed5ef4da
+# %% ../nbs/18_journal.ipynb #37814997
 def _round_of(line, back):
     "The round that a line of a log is of; none where it is no whole line"
     try: return int(line.rstrip('\n').split(',')[-back])
@@ -137,7 +137,7 @@ def _kept(text, head, r, rows, back):
     while n and ((k := _round_of(lines[n-1], back)) is None or k>=r): n -= 1
     return text[:at]+''.join(lines[:n+rows])
 
-# %% ../nbs/18_journal.ipynb #f3215506
+# %% ../nbs/18_journal.ipynb #0984d5b7
 class OneLog:
     "Lets each `CSVLogger` go on with its file: within a training, and, in a `lottery`, over its rounds"
     def __init__(self, r, course, lottery): self.r,self.course,self.lottery,self.first,self.was = r,course,lottery,True,[]
@@ -155,7 +155,7 @@ class OneLog:
     def cbs(self):
         return [_at(CSVLogger.order-.5, before_fit=self.before), _at(CSVLogger.order+.5, before_fit=self.after, after_epoch=self.count)]
 
-# %% ../nbs/18_journal.ipynb #c4c6c624
+# %% ../nbs/18_journal.ipynb #040fa842
 @patch
 def _goes_on(self:OneLog, learn, cb):
     "Bytes of the file of `cb` after which it goes on; none where it begins, and where another header is needed"
@@ -168,7 +168,7 @@ def _goes_on(self:OneLog, learn, cb):
         if new!=text: f.write_text(new)
     return f.stat().st_size
 
-# %% ../nbs/18_journal.ipynb #0d60185d
+# %% ../nbs/18_journal.ipynb #cb6b0584
 class Lines:
     "What is printed where fastai's trackers stand begins with `head`"
     def __init__(self, head): self.head,self.es,self.out = head,ExitStack(),None
@@ -194,7 +194,7 @@ class Graph:
         if vars(learn).get('progress') is self.stage: del learn.progress
     def cbs(self): return [_at(ShowGraphCallback.order-.5, before_fit=self.before, before_epoch=self.go_on)]
 
-# %% ../nbs/18_journal.ipynb #6d480aab
+# %% ../nbs/18_journal.ipynb #9403a6d7
 @contextmanager
 def _folders(learn, cbs, r, since):
     "TensorBoard has a folder for round `r`"
@@ -204,7 +204,7 @@ def _folders(learn, cbs, r, since):
     finally:
         for cb,d in tbs: cb.log_dir = d
 
-# %% ../nbs/18_journal.ipynb #36fd653d
+# %% ../nbs/18_journal.ipynb #61c71639
 @patch
 def hidden(self:Live, learn):
     "Callbacks that have nothing to draw on, or nothing to draw"
