@@ -1139,4 +1139,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_lottery.tickets.overlap': ('tickets.html#overlap', 'fastai_lottery/tickets.py')},
             'fastai_lottery.transfer': { 'fastai_lottery.transfer.misfits': ('transfer.html#misfits', 'fastai_lottery/transfer.py'),
                                          'fastai_lottery.transfer.shapes': ('transfer.html#shapes', 'fastai_lottery/transfer.py'),
-                                         'fastai_lottery.transfer.transfer': ('transfer.html#transfer', 'fastai_lottery/transfer.py')}}}
+                                         'fastai_lottery.transfer.transfer': ('transfer.html#transfer', 'fastai_lottery/transfer.py')},
+            'fastai_lottery.verbs': { 'fastai_lottery.verbs.NoSuchVerb': ('verbs.html#nosuchverb', 'fastai_lottery/verbs.py'),
+                                      'fastai_lottery.verbs.NoSuchVerb.__init__': ( 'verbs.html#nosuchverb.__init__',
+                                                                                    'fastai_lottery/verbs.py'),
+                                      'fastai_lottery.verbs.NoSuchVerb.__str__': ( 'verbs.html#nosuchverb.__str__',
+                                                                                   'fastai_lottery/verbs.py'),
+                                      'fastai_lottery.verbs.Verbs': ('verbs.html#verbs', 'fastai_lottery/verbs.py'),
+                                      'fastai_lottery.verbs.Verbs.__getattr__': ('verbs.html#verbs.__getattr__', 'fastai_lottery/verbs.py'),
+                                      'fastai_lottery.verbs.rooms_of': ('verbs.html#rooms_of', 'fastai_lottery/verbs.py')}}}

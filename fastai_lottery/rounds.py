@@ -197,6 +197,7 @@ def fit_lottery(self:Learner,
 @patch
 def report(self:LotteryCallback)->pd.DataFrame: # One row a round
     "What each round showed: density, kept weights, losses, metrics, early-stop iteration and figures (`es_*`), all measured"
+    if self.exported and not self.rounds: raise ValueError(self.why_nothing(rounds=True))
     return report_of(self.rounds)
 
 @patch
