@@ -148,6 +148,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fastai_lottery.checkpoints': { 'fastai_lottery.checkpoints._Kind': ('checkpoints.html#_kind', 'fastai_lottery/checkpoints.py'),
                                             'fastai_lottery.checkpoints._NotPlain': ( 'checkpoints.html#_notplain',
                                                                                       'fastai_lottery/checkpoints.py'),
+                                            'fastai_lottery.checkpoints._NotThere': ( 'checkpoints.html#_notthere',
+                                                                                      'fastai_lottery/checkpoints.py'),
                                             'fastai_lottery.checkpoints._array': ( 'checkpoints.html#_array',
                                                                                    'fastai_lottery/checkpoints.py'),
                                             'fastai_lottery.checkpoints._attributes': ( 'checkpoints.html#_attributes',

@@ -74,10 +74,13 @@ def _stateful(o):
     both = 'state_dict','load_state_dict'
     return not isinstance(o, type) and all(callable(getattr(type(o), k, None)) for k in both)
 
+class _NotThere(Exception): pass
+
 def _in_place(put):
-    "Read into what is there, if something is"
+    "Read into what is there"
     def _f(v, old):
-        if old is not None: put(old, v)
+        if old is None: raise _NotThere
+        put(old, v)
         return old
     return _f
 
@@ -129,8 +132,9 @@ def _back_dict(o, old):
 
 # %% ../nbs/12_checkpoints.ipynb #d8fb273c
 def put_callback_state(o, d):
-    "Attributes `d` of `callback_state` into `o`"
-    for k,v in d.items(): vars(o)[k] = _back(v, vars(o).get(k))
+    "Attributes `d` of `callback_state` into `o`, but for those that are to be read into something that `o` has not got yet"
+    for k,v in d.items():
+        with suppress(_NotThere): vars(o)[k] = _back(v, vars(o).get(k))
 
 # %% ../nbs/12_checkpoints.ipynb #9e83e74b
 def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]
@@ -149,7 +153,8 @@ def _set_rng(dls, d):
     if 'cuda' in d and torch.cuda.is_available(): torch.cuda.set_rng_state_all(d['cuda'])
     for dl,gs in zip(dls.loaders, d['loaders']):
         if gs[0] is not None: dl.rng = random.Random()    # of its own, whoever else has the present one
-        _back(gs, _generators(dl))
+        for g,old in zip(gs, _generators(dl)):
+            if old is not None: _back(g, old)
 
 # %% ../nbs/12_checkpoints.ipynb #3679a1f7
 def _loss(learn):
@@ -214,10 +219,12 @@ def _opt_state(opt):
                         "train without `path`, or let its state_dict() give these") from None
 
 def _with_states(cbs, saved):
-    "Each callback with its state. Raises `ValueError` where they are others"
+    "Each callback with its state, in the order of then. Raises `ValueError` where they are others"
     saved = [(n.lstrip('_'),v) for n,v in saved if n!='_GoOn']    # version 0.0.1 had more that were private
     has,want = [type(cb).__name__.lstrip('_') for cb in cbs],[n for n,_ in saved]
-    if has==want: return [(cb,v) for cb,(_,v) in zip(cbs, saved)]
+    if sorted(has)==sorted(want):
+        mine = {n:[cb for cb,h in zip(cbs, has) if h==n] for n in has}
+        return [(mine[n].pop(0),v) for n,v in saved]
     raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
 
 # %% ../nbs/12_checkpoints.ipynb #9bc71454
@@ -247,6 +254,8 @@ def put_checkpoint(
 ):
     "Go on where `take_checkpoint` was called. Raises `ValueError` where the callbacks are others"
     cbs = _with_states([cb for cb in learn.cbs if not isinstance(cb, skip)], d['cbs'])
+    then = iter([cb for cb,_ in cbs])    # `get_preds` takes some off, and puts them back at the end
+    learn.cbs = L(cb if isinstance(cb, skip) else next(then) for cb in learn.cbs)
     load_(learn.model, d['model'])
     if d['opt'] is not None: learn.opt.load_state_dict(_back(d['opt']))
     if d['loss']: _loss(learn).load_state_dict(_back(d['loss']))

@@ -93,7 +93,7 @@ def end(self:Live):
     vars(self.lot).pop('round', None)
     if self.bar: self.mb.on_iter_end()
 
-# %% ../nbs/18_journal.ipynb #93dfe429
+# %% ../nbs/18_journal.ipynb #4c191c32
 LotteryCallback.round = None    # the one that is played; none outside of a lottery
 LotteryCallback.density = property(lambda self: 1. if self.masks is None else self.masks.density, doc="Fraction of weights kept")
 
@@ -103,7 +103,7 @@ def _at(order, **events):
     cb.order = order
     return cb
 
-# %% ../nbs/18_journal.ipynb #f50dd434
+# %% ../nbs/18_journal.ipynb #abc49600
 class Columns:
     "Columns in what fastai's `Recorder` logs, and not in its `values`"
     def __init__(self, **cols): self.cols,self.was = cols,None
@@ -123,7 +123,7 @@ class Columns:
     def cbs(self):
         return [_at(Recorder.order-.5, after_epoch=self.write), _at(Recorder.order+.5, before_fit=self.name, after_epoch=self.hide)]
 
-# %% ../nbs/18_journal.ipynb #37814997
+# %% ../nbs/18_journal.ipynb #fa6f8aaf
 def _round_of(line, back):
     "The round that a line of a log is of; none where it is no whole line"
     try: return int(line.rstrip('\n').split(',')[-back])
@@ -137,7 +137,7 @@ def _kept(text, head, r, rows, back):
     while n and ((k := _round_of(lines[n-1], back)) is None or k>=r): n -= 1
     return text[:at]+''.join(lines[:n+rows])
 
-# %% ../nbs/18_journal.ipynb #0984d5b7
+# %% ../nbs/18_journal.ipynb #05d94568
 class OneLog:
     "Lets each `CSVLogger` go on with its file: within a training, and, in a `lottery`, over its rounds"
     def __init__(self, r, course, lottery): self.r,self.course,self.lottery,self.first,self.was = r,course,lottery,True,[]
@@ -155,7 +155,7 @@ class OneLog:
     def cbs(self):
         return [_at(CSVLogger.order-.5, before_fit=self.before), _at(CSVLogger.order+.5, before_fit=self.after, after_epoch=self.count)]
 
-# %% ../nbs/18_journal.ipynb #040fa842
+# %% ../nbs/18_journal.ipynb #b074ca08
 @patch
 def _goes_on(self:OneLog, learn, cb):
     "Bytes of the file of `cb` after which it goes on; none where it begins, and where another header is needed"
@@ -168,7 +168,7 @@ def _goes_on(self:OneLog, learn, cb):
         if new!=text: f.write_text(new)
     return f.stat().st_size
 
-# %% ../nbs/18_journal.ipynb #cb6b0584
+# %% ../nbs/18_journal.ipynb #32b74bf4
 class Lines:
     "What is printed where fastai's trackers stand begins with `head`"
     def __init__(self, head): self.head,self.es,self.out = head,ExitStack(),None
@@ -194,7 +194,7 @@ class Graph:
         if vars(learn).get('progress') is self.stage: del learn.progress
     def cbs(self): return [_at(ShowGraphCallback.order-.5, before_fit=self.before, before_epoch=self.go_on)]
 
-# %% ../nbs/18_journal.ipynb #9403a6d7
+# %% ../nbs/18_journal.ipynb #9e5c14a5
 @contextmanager
 def _folders(learn, cbs, r, since):
     "TensorBoard has a folder for round `r`"
@@ -204,7 +204,7 @@ def _folders(learn, cbs, r, since):
     finally:
         for cb,d in tbs: cb.log_dir = d
 
-# %% ../nbs/18_journal.ipynb #61c71639
+# %% ../nbs/18_journal.ipynb #15859e17
 @patch
 def hidden(self:Live, learn):
     "Callbacks that have nothing to draw on, or nothing to draw"
@@ -218,7 +218,7 @@ def company(self:Live, learn, course, cbs):
     head = f'Round {r} ({100*d:.1f}%): '
     if self.bar: self.mb.names = [head+'train','valid']
     cols,lines,graph = Columns(round=r, density=d),Lines(head),Graph(self.mb if self.bar else SimpleNamespace(update_graph=noop))
-    on = [cols,OneLog(r, course, self.lottery),graph,lines] if learn._grab_cbs(Recorder) else [lines]
+    on = [cols,OneLog(r, course, self.lottery),graph,lines] if 'recorder' in vars(learn) else [lines]
     with ExitStack() as es:
         if self.lottery: es.enter_context(_folders(learn, L(cbs), r, self.since))
         es.enter_context(learn.added_cbs(sum([o.cbs() for o in on], [])))
