@@ -52,9 +52,15 @@ def _plain_of(d):
     return res
 
 # %% ../nbs/12_checkpoints.ipynb #d7e52c94
-def callback_state(cb):
-    "What a callback holds, as plain data; what is no plain data is left out"
-    return _plain_of({k:v for k,v in vars(cb).items() if k!='learn'})
+def _part_of(v, mods):
+    "Is `v` one of the modules `mods`, or a collection of some?"
+    return v in mods if isinstance(v, nn.Module) else isinstance(v, (list,tuple,L)) and len(v)>0 and all(_part_of(o, mods) for o in v)
+
+def callback_state(cb, learn=None):
+    "What a callback holds, as plain data; what is no plain data is left out, and so are parts of the net of its Learner"
+    learn = learn or vars(cb).get('learn')
+    mods = set() if learn is None else set(learn.model.modules())
+    return _plain_of({k:v for k,v in vars(cb).items() if k!='learn' and not _part_of(v, mods)})
 
 # %% ../nbs/12_checkpoints.ipynb #98833375
 _as_torch = torch._C.DisableTorchFunctionSubclass    # fastai's tensors take 10 µs to say what they are, and there are as many as steps
@@ -74,7 +80,7 @@ def _stateful(o):
     both = 'state_dict','load_state_dict'
     return not isinstance(o, type) and all(callable(getattr(type(o), k, None)) for k in both)
 
-class _NotThere(Exception): pass
+class _NotThere(Exception): "Something that is read in place, and is not there"
 
 def _in_place(put):
     "Read into what is there"
@@ -88,7 +94,10 @@ def _in_place(put):
 def _array(o): return isinstance(o, np.ndarray) and o.dtype!=object
 def _stack(o):
     with _as_torch(): return torch.stack(list(o)).detach().as_subclass(torch.Tensor)
-def _rng_back(o, v): _generator(o)[1](_back(v))
+def _rng_back(v, old):
+    g = _generator(old) and old or _new_generator(_back(v))
+    _generator(g)[1](_back(v))
+    return g
 def _state_back(o, v): o.load_state_dict(_back(v))
 
 _kinds = {
@@ -97,7 +106,7 @@ _kinds = {
     '#L':     _Kind(lambda o: isinstance(o, L), lambda o: _plain(list(o)), lambda v,old: L(_back(v, old))),
     '#set':   _Kind(lambda o: isinstance(o, set), lambda o: _plain(list(o)), lambda v,_: set(_back(v))),
     '#deque': _Kind(lambda o: isinstance(o, deque), lambda o: (_plain(list(o)),o.maxlen), lambda v,_: deque(_back(v[0]), v[1])),
-    '#rng':   _Kind(lambda o: _generator(o) is not None, lambda o: _plain(_generator(o)[0]()), _in_place(_rng_back)),
+    '#rng':   _Kind(lambda o: _generator(o) is not None, lambda o: _plain(_generator(o)[0]()), _rng_back),
     '#vars':  _Kind(lambda o: isinstance(o, Metric), callback_state, _in_place(lambda o,v: put_callback_state(o, v))),
     '#state': _Kind(_stateful, lambda o: _plain(o.state_dict()), _in_place(_state_back)),
 }
@@ -109,6 +118,16 @@ def _generator(o):
     if isinstance(o, torch.Generator): return o.get_state,lambda s: o.set_state(s.cpu())
     if isinstance(o, np.random.RandomState): return partial(o.get_state, legacy=False),o.set_state    # with the second of two Gaussians
     if isinstance(o, np.random.Generator): return lambda: o.bit_generator.state,partial(setattr, o.bit_generator, 'state')
+
+_bits = 'MT19937 PCG64 PCG64DXSM Philox SFC64'.split()
+
+def _new_generator(s):
+    "A generator of the kind that has such a state, where a callback has none yet"
+    if isinstance(s, tuple): return random.Random()
+    if torch.is_tensor(s) and len(s)==len(torch.Generator().get_state()): return torch.Generator()
+    if isinstance(s, dict) and s.get('bit_generator') in _bits:
+        return np.random.RandomState() if 'has_gauss' in s else np.random.Generator(getattr(np.random, s['bit_generator'])())
+    raise _NotThere
 
 # %% ../nbs/12_checkpoints.ipynb #c5c221a9
 def _is_leaf(o): return isinstance(o, nn.Parameter) or torch.is_tensor(o) and o.requires_grad and o.is_leaf
@@ -130,11 +149,26 @@ def _back_dict(o, old):
     old.update(new)
     return old    # a `Counter`, a `defaultdict`
 
+# %% ../nbs/12_checkpoints.ipynb #5278b085
+class NotHere:
+    "Stands for something that could not be put back"
+    def __init__(self, o, k):
+        self.__dict__['_says'] = (f"{type(o).__name__}.{k} is made in a fit, so that it could not be put back when this run went on: "
+                                  "make it in `__init__`, or train without `path`")
+    def __getattr__(self, k):
+        if k[:2]=='__': raise AttributeError(k)    # Python looks at what it copies, say
+        raise RuntimeError(self._says)
+    def _used(self, *args, **kwargs): raise RuntimeError(self._says)
+    __call__ = __iter__ = __getitem__ = __setattr__ = __len__ = _used
+
 # %% ../nbs/12_checkpoints.ipynb #d8fb273c
 def put_callback_state(o, d):
-    "Attributes `d` of `callback_state` into `o`, but for those that are to be read into something that `o` has not got yet"
+    "Attributes `d` of `callback_state` into `o`"
     for k,v in d.items():
-        with suppress(_NotThere): vars(o)[k] = _back(v, vars(o).get(k))
+        old = vars(o).get(k)
+        try: vars(o)[k] = _back(v, old)
+        except _NotThere:
+            if old is None: vars(o)[k] = NotHere(o, k)
 
 # %% ../nbs/12_checkpoints.ipynb #9e83e74b
 def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]

@@ -8,9 +8,10 @@ __all__ = ['last_lr', 'Round']
 # %% ../nbs/14_fits.ipynb #633bcad7
 import math,time
 from collections.abc import Callable
-from contextlib import ExitStack,contextmanager,nullcontext
+from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
+from functools import partial
 import inspect
 import numpy as np,pandas as pd
 import torch
@@ -34,7 +35,7 @@ from .checkpoints import callback_state,put_callback_state,param_state,put_param
 from .callback import *
 from .callback import lottery_of
 from .looks import *
-from .looks import Bystander,Watch,has_valid,tests_of
+from .looks import Bystander,Unseen,Watch,has_valid,tests_of
 
 # %% ../nbs/14_fits.ipynb #85320688
 _apart = LotteryCallback,Bystander,ShowGraphCallback    # no part of a checkpoint
@@ -121,11 +122,23 @@ def with_events(self:Course, f, event_type, ex, final=noop):
         if self.to.get('ends'): _set_hypers(self.learn.opt, self.to['ends'][self.fit])
         final()
     else:
-        self.learn.train_iter,self.cut = 0,self.to is not None    # a callback may cancel before anybody says so
-        self.inner(f, event_type, ex, final)
+        self.begun,self.cut = False,True
+        self.inner(partial(self.whole, f), event_type, ex, final)
         self.before += self.learn.train_iter
     self.ends.append(hypers_of(self.learn.opt))
 
+@patch
+def whole(self:Course, f):
+    self.begun = True
+    f()
+    self.cut = False
+
+@patch
+def cancelled(self:Course):
+    "Where `before_fit` is cancelled, fastai's own count may still be that of the fit before"
+    if not self.begun: self.learn.train_iter = 0
+
+# %% ../nbs/14_fits.ipynb #a4d181c8
 @patch
 def do_fit(self:Course):
     "fastai's loop over epochs, from where it goes on"
@@ -138,7 +151,6 @@ def do_fit(self:Course):
     for learn.epoch in range(first, learn.n_epoch):
         learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
         if self.save is not None and learn.epoch+1<learn.n_epoch: self.save(self)
-    self.cut = False
 
 # %% ../nbs/14_fits.ipynb #143ef8ce
 @patch
@@ -244,18 +256,12 @@ def seed_all(learn, seed):
             g.manual_seed(derive(seed, 'loader', i))
 
 @contextmanager
-def quiet(learn, hidden=(ProgressCallback,ShowGraphCallback)):
+def quiet(learn, hidden=Unseen.bars):
     "No progress bar and no log of single fits: the lottery has its own"
     with ExitStack() as es:
         es.enter_context(learn.no_logging())
         es.enter_context(learn.removed_cbs(learn._grab_cbs(hidden)))
         yield
-
-class Unseen:
-    "Who looks on at a training: nobody, by default"
-    def tick(self, n): pass
-    def hidden(self, learn): return ProgressCallback,ShowGraphCallback
-    def company(self, learn, course, cbs): return nullcontext()
 
 # %% ../nbs/14_fits.ipynb #ae0f26a8
 def level_ranks(learn):

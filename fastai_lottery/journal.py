@@ -16,14 +16,13 @@ from fastcore.foundation import L
 from fastai.callback.core import CancelFitException
 from fastai.callback.progress import CSVLogger,ProgressCallback,ShowGraphCallback
 from fastai.callback.tracker import TrackerCallback
-from fastai.imports import noop
 from fastai.learner import Recorder
 from fastprogress.fastprogress import master_bar,progress_bar
 from .core import *
 from .resets import state,load_
 from .masks import *
 from .callback import *
-from .looks import Bystander,has_valid
+from .looks import Bystander,Unseen,has_valid
 from .fits import *
 from .fits import plain_place
 from .identity import about_run
@@ -93,7 +92,7 @@ def end(self:Live):
     vars(self.lot).pop('round', None)
     if self.bar: self.mb.on_iter_end()
 
-# %% ../nbs/18_journal.ipynb #4c191c32
+# %% ../nbs/18_journal.ipynb #1621a958
 LotteryCallback.round = None    # the one that is played; none outside of a lottery
 LotteryCallback.density = property(lambda self: 1. if self.masks is None else self.masks.density, doc="Fraction of weights kept")
 
@@ -103,7 +102,7 @@ def _at(order, **events):
     cb.order = order
     return cb
 
-# %% ../nbs/18_journal.ipynb #abc49600
+# %% ../nbs/18_journal.ipynb #9bc9f79a
 class Columns:
     "Columns in what fastai's `Recorder` logs, and not in its `values`"
     def __init__(self, **cols): self.cols,self.was = cols,None
@@ -123,7 +122,7 @@ class Columns:
     def cbs(self):
         return [_at(Recorder.order-.5, after_epoch=self.write), _at(Recorder.order+.5, before_fit=self.name, after_epoch=self.hide)]
 
-# %% ../nbs/18_journal.ipynb #fa6f8aaf
+# %% ../nbs/18_journal.ipynb #2e3601f2
 def _round_of(line, back):
     "The round that a line of a log is of; none where it is no whole line"
     try: return int(line.rstrip('\n').split(',')[-back])
@@ -137,7 +136,7 @@ def _kept(text, head, r, rows, back):
     while n and ((k := _round_of(lines[n-1], back)) is None or k>=r): n -= 1
     return text[:at]+''.join(lines[:n+rows])
 
-# %% ../nbs/18_journal.ipynb #05d94568
+# %% ../nbs/18_journal.ipynb #2c8be599
 class OneLog:
     "Lets each `CSVLogger` go on with its file: within a training, and, in a `lottery`, over its rounds"
     def __init__(self, r, course, lottery): self.r,self.course,self.lottery,self.first,self.was = r,course,lottery,True,[]
@@ -155,7 +154,7 @@ class OneLog:
     def cbs(self):
         return [_at(CSVLogger.order-.5, before_fit=self.before), _at(CSVLogger.order+.5, before_fit=self.after, after_epoch=self.count)]
 
-# %% ../nbs/18_journal.ipynb #b074ca08
+# %% ../nbs/18_journal.ipynb #59e68972
 @patch
 def _goes_on(self:OneLog, learn, cb):
     "Bytes of the file of `cb` after which it goes on; none where it begins, and where another header is needed"
@@ -168,7 +167,7 @@ def _goes_on(self:OneLog, learn, cb):
         if new!=text: f.write_text(new)
     return f.stat().st_size
 
-# %% ../nbs/18_journal.ipynb #32b74bf4
+# %% ../nbs/18_journal.ipynb #803d89c3
 class Lines:
     "What is printed where fastai's trackers stand begins with `head`"
     def __init__(self, head): self.head,self.es,self.out = head,ExitStack(),None
@@ -182,9 +181,17 @@ class Lines:
         ends = dict.fromkeys(('after_epoch','after_cancel_fit','after_fit'), self.end)
         return [_at(TrackerCallback.order-.25, after_epoch=self.begin), _at(TrackerCallback.order+4, **ends)]
 
+# %% ../nbs/18_journal.ipynb #e23cddc5
 class Graph:
-    "Lets `ShowGraphCallback` draw on the bar `mb`, as if it were that of a fit"
-    def __init__(self, mb): self.stage = SimpleNamespace(mbar=mb)
+    "Lets `ShowGraphCallback` draw on the bar `mb`, as if it were that of a fit; a bar in a terminal has no graph"
+    def __init__(self, mb, head):
+        self.mb,self.names = mb,[head+'train','valid']
+        self.stage = SimpleNamespace(mbar=SimpleNamespace(update_graph=self.draw))
+    def draw(self, *args):
+        if not hasattr(self.mb, 'hide_graph'): return
+        own,self.mb.names = self.mb.names,self.names
+        self.mb.update_graph(*args)
+        self.mb.names = own
     def before(self, learn):
         if learn._grab_cbs(ShowGraphCallback): learn.progress = self.stage
     def go_on(self, learn):
@@ -194,7 +201,7 @@ class Graph:
         if vars(learn).get('progress') is self.stage: del learn.progress
     def cbs(self): return [_at(ShowGraphCallback.order-.5, before_fit=self.before, before_epoch=self.go_on)]
 
-# %% ../nbs/18_journal.ipynb #9e5c14a5
+# %% ../nbs/18_journal.ipynb #054c7b96
 @contextmanager
 def _folders(learn, cbs, r, since):
     "TensorBoard has a folder for round `r`"
@@ -204,11 +211,11 @@ def _folders(learn, cbs, r, since):
     finally:
         for cb,d in tbs: cb.log_dir = d
 
-# %% ../nbs/18_journal.ipynb #15859e17
+# %% ../nbs/18_journal.ipynb #8ef6d59a
 @patch
 def hidden(self:Live, learn):
     "Callbacks that have nothing to draw on, or nothing to draw"
-    return ProgressCallback if self.bar and has_valid(learn) else (ProgressCallback,ShowGraphCallback)
+    return ProgressCallback if self.bar and has_valid(learn) else Unseen.bars
 
 @patch
 @contextmanager
@@ -216,8 +223,7 @@ def company(self:Live, learn, course, cbs):
     "While active, those who look on at a training know its round; `cbs` are those for this training alone"
     r,d = self.lot.round,self.lot.density
     head = f'Round {r} ({100*d:.1f}%): '
-    if self.bar: self.mb.names = [head+'train','valid']
-    cols,lines,graph = Columns(round=r, density=d),Lines(head),Graph(self.mb if self.bar else SimpleNamespace(update_graph=noop))
+    cols,lines,graph = Columns(round=r, density=d),Lines(head),Graph(self.mb if self.bar else None, head)
     on = [cols,OneLog(r, course, self.lottery),graph,lines] if 'recorder' in vars(learn) else [lines]
     with ExitStack() as es:
         if self.lottery: es.enter_context(_folders(learn, L(cbs), r, self.since))
