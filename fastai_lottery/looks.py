@@ -8,7 +8,7 @@ __all__ = ['fast_events']
 # %% ../nbs/13_looks.ipynb #4a950dcd
 import math,random
 from collections.abc import Callable
-from contextlib import ExitStack,contextmanager
+from contextlib import ExitStack,contextmanager,nullcontext
 from copy import deepcopy
 from dataclasses import dataclass,field
 from functools import partial
@@ -127,6 +127,14 @@ def evaluate(self:Learner,
         for cb in amp: cb('after_fit')
     return of_rank0(lambda: dict(zip(names, map(as_figure, looks.mets.attrgot('value')))))
 
+# %% ../nbs/13_looks.ipynb #2a1c7299
+class Unseen:
+    "Shows nothing of a training"
+    bars = ProgressCallback,ShowGraphCallback
+    def tick(self, n): "After each of the steps"
+    def hidden(self, learn): return self.bars
+    def company(self, learn, course, cbs): return nullcontext()
+
 # %% ../nbs/13_looks.ipynb #db81b58d
 def tests_of(learn, dl):
     "Figures on the test data `dl`, by their names in a report"
@@ -147,6 +155,7 @@ class Watch(Callback):
         last = learn.train_iter==learn.n_iter*learn.n_epoch
         if n%50==0 or last: self.check(maybe_gather(learn.loss.detach()))    # of all processes: all stop, or none
         if self.every and (n%self.every==0 or last): self.look()
+    def after_cancel_fit(self): self._course.cancelled()
     def check(self, loss):
         if math.isfinite(float(loss)): return
         raise FloatingPointError(f"the loss is {float(loss)} at iteration {self.n}: try a lower learning rate")

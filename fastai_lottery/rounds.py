@@ -32,7 +32,8 @@ from .identity import say
 from .runs import *
 from .runs import Folder
 from .journal import *
-from .journal import Journal,Live,as_trained,check_w_i,held_under,of_lottery,trained_for
+from .display import Live
+from .journal import Journal,as_trained,check_w_i,held_under,of_lottery,trained_for
 
 # %% ../nbs/19_rounds.ipynb #d679d800
 def prune_once(learn, s, r):
@@ -52,7 +53,7 @@ def play_rounds(learn, s, run):
         done = run.checkpoint(r)                        # of this round, if a kill left one
         if r and not done and not prune_once(learn, s, r): break
         if r: learn.rewind(s.reset, seed=s.seed_for('rewind', r))
-        run.add(*fit_once(learn, s.training, run.place(r), s.seed_for('train', r), run.live.tick, done, run.saver(r)))
+        run.add(*fit_once(learn, s.training, run.place(r), s.seed_for('train', r), run.live, done, run.saver(r)))
     run.settle()
     return run.rounds
 
@@ -259,9 +260,9 @@ def train_ticket(learn, how, place, r, seed, folder):
     "The training itself; what it showed, as a row and a curve"
     done = folder and folder.checkpoint(0, learn.lottery)
     save = folder and (lambda d: folder.keep(0, learn.lottery, d))
-    live = Live(learn, 1, how.steps(learn))
+    live = Live(learn, 1, how.steps(learn), lottery=False)
     live.begin(r)
-    try: return fit_once(learn, how, place, seed if seed is None else derive(seed, 'train', r), live.tick, done, save)[:2]
+    try: return fit_once(learn, how, place, seed if seed is None else derive(seed, 'train', r), live, done, save)[:2]
     finally: live.end()
 
 # %% ../nbs/19_rounds.ipynb #46cefa96

@@ -253,15 +253,15 @@ def _may_carry(learn, cbs):
     "Callbacks that may carry something over rounds; fastai's trackers begin each one afresh"
     return [cb for cb in [*learn.cbs, *cbs] if counts_as_setting(cb) and not isinstance(cb, TrackerCallback)]
 
-def _held_by(cbs):
+def _held_by(cbs, learn):
     "What callbacks hold, each with the name of its class; `run` is set anew by each fit"
-    return [(type(cb).__name__,{k:v for k,v in callback_state(cb).items() if k!='run'}) for cb in cbs]
+    return [(type(cb).__name__,{k:v for k,v in callback_state(cb, learn).items() if k!='run'}) for cb in cbs]
 
 @patch
 def carry(self:Folder, learn, rounds, cbs=()):
     "Callbacks of the Learner and `cbs` hold again what they held after the last of `rounds`"
     mine = _may_carry(learn, cbs)
-    self.fresh = deepcopy(_held_by(mine))
+    self.fresh = deepcopy(_held_by(mine, learn))
     d = of_rank0(lambda: read_checkpoint(self.path/'callbacks.ckpt', _device(learn)), alone=True)
     if d is None or not rounds or d['round']!=rounds[-1]['round']: return
     if [type(cb).__name__ for cb in mine]!=[n for n,_ in d['cbs']]: return    # the settings have said so
@@ -290,7 +290,7 @@ def write(self:Folder, learn, rounds, cbs=()):
         atomic_text(d/'curve.csv', curve)
         t.meta['curve'] = short_hash(curve)
     if r['round']==0 and not self.arm and learn.lottery.place is not None: write_checkpoint(d/'place.ckpt', learn.lottery.place)
-    carried = _held_by(_may_carry(learn, cbs))
+    carried = _held_by(_may_carry(learn, cbs), learn)
     if not same_plain(carried, self.fresh): write_checkpoint(self.path/'callbacks.ckpt', dict(round=r['round'], cbs=carried))
     t.save(d/'ticket')
     save_tensors(d/'weights', state(learn.model), dict(round=r['round']))

@@ -23,7 +23,7 @@ from fastai.learner import Learner,Recorder
 from fastai.losses import BaseLoss
 from fastai.torch_core import set_seed
 from .core import *
-from .core import same_rng,name_of,check_whole,check_fraction
+from .core import same_rng,name_of,check_whole,check_fraction,meant
 from .criteria import large_final
 from .scopes import *
 from .scopes import as_scope,check_amount
@@ -43,7 +43,7 @@ def monitor_of(learn, monitor):
     "The validation figure that decides: `monitor`, or the first metric, or the loss"
     names = figure_names(learn)
     if monitor is None: return names[min(1, len(names)-1)]
-    if monitor not in names: raise ValueError(f"`monitor` should be one of {', '.join(names)}; got {monitor!r}")
+    if monitor not in names: raise ValueError(f"{meant(monitor, names)}`monitor` should be one of {', '.join(names)}; got {monitor!r}")
     return monitor
 
 def worse_by(new, old, monitor, lower=None):

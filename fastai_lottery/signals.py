@@ -17,6 +17,7 @@ from fastai.torch_core import set_seed
 from fastcore.basics import patch
 from .core import *
 from .core import pick
+from .verbs import Verbs
 from .masks import *
 from .criteria import scores,criteria_menu
 from .masks import cut_prune
@@ -170,7 +171,7 @@ def as_reset(o): return pick(o, resets_menu(), 'reset')
 def as_action(o): return hold_zero if o is None else pick(o, actions_menu(), 'hold')
 
 # %% ../nbs/10_signals.ipynb #39da2d6a
-class Known:
+class Known(Verbs):
     "What a callback with a Learner's snapshots, masks and rounds knows, for criteria, resets and mask-0 actions"
     paused = False # Do forward passes take the weights as they are?
 
