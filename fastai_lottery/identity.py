@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/15_identity.ipynb #8f4da9f5
-import ast,hashlib,inspect,linecache,math,re,warnings
+import ast,difflib,hashlib,inspect,linecache,math,re,warnings
 from enum import Enum
 from functools import lru_cache,partial
 from weakref import WeakKeyDictionary
@@ -93,10 +93,27 @@ def _code(f):
 
 _known_by_name = ('fastai','fastcore','fastai_lottery','torch','torchvision')
 
+sources = {}    # of functions that were said, by what was said of them
+
 def _say_function(f):
     if (f.__module__ or '').split('.')[0] in _known_by_name: return f.__name__
-    return f'{f.__name__} {short_hash(repr(_code(f)))[:8]}'
+    said = f'{f.__name__} {short_hash(repr(_code(f)))[:8]}'
+    if (source := source_of(f)) is not None: sources[said] = source
+    return said
 
+# %% ../nbs/15_identity.ipynb #f6d0ce88
+def functions_in(text): return re.findall(r'[\w<>]+ [0-9a-f]{8}\b', text)
+def without_code(o): return re.sub(r'(?<=[\w>]) [0-9a-f]{8}\b', '', repr(o))
+
+def changed_lines(was, now, code):
+    "Lines that tell two functions apart, in what was said of settings; `code` has sources of another process"
+    fs = [functions_in(repr(o)) for o in (was, now)]
+    a,b = [[{**sources, **code}.get(k, '') for k in o] for o in fs]
+    if len(a)!=1 or len(b)!=1 or not (a[0] and b[0]): return ''
+    lines = [l for l in difflib.ndiff(a[0].splitlines(), b[0].splitlines()) if l[0] in '-+']
+    return ''.join('\n    '+l[:120] for l in lines[:10])
+
+# %% ../nbs/15_identity.ipynb #cfff5eb2
 def _say_partial(o):
     args = [*map(say, o.args), *(f"{k}={say(v)}" for k,v in o.keywords.items())]
     return f'partial({say(o.func)}, {", ".join(map(str, args))})'

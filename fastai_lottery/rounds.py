@@ -201,6 +201,7 @@ def fit_lottery(self:Learner,
     stop=None, # Stop when this function of the rounds so far says so: `(rounds) -> bool`
     start=None, # Go on from a `Ticket`, `'rounds'` in memory, or the net as it is `'now'`; by default anew, from the initial weights
     keep:str='best', # Trained nets that stay in memory for `learn.lottery.load`: the last and the best, or `'all'`
+    same=(), # Settings that are the same though `path` holds another text of them, such as `['criterion']` after a rewording
     **kwargs # Passed to `fit`
 )->L: # A `Round` for each round, also as `learn.lottery.rounds`
     """Iterative magnitude pruning with rewinding (1803.03635, 1903.01611): one dense round, then `rounds` of prune → rewind →
@@ -210,7 +211,7 @@ def fit_lottery(self:Learner,
     start = _check_start(self, lot, start, path)
     ticket = start if isinstance(start, Ticket) else None
     s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, ticket,
-                 eval_every, test_dl, kwargs)
+                 eval_every, test_dl, kwargs, tuple(L(same)))
     s,lot.keep = checked(self, lot, s),keep
     if ticket is not None: _check_knows(lot, s, ticket)
     return play(self, s, path, start)
@@ -279,12 +280,14 @@ def fit_ticket(self:Learner,
     eval_every:int=None, # As in `fit_lottery`
     test_dl=None, # As in `fit_lottery`
     path=None, # Folder of its own, with a checkpoint each epoch; a training that was stopped goes on there
+    same=(), # As in `fit_lottery`
     **kwargs # Passed to `fit`
 )->Round: # What it showed; the Learner holds the trained net, under its mask
     """Train `ticket`, or a control of it (1803.03635). Raises `ValueError` for another architecture, for a reset that needs what the
     ticket does not know, and for a folder of other settings; nothing is touched then"""
     lot,reset = lottery_of(self),as_reset(reset)
-    s = Settings(n_epoch, 0, reset=reset, hold=hold, fit=as_fit(fit), seed=seed, eval_every=eval_every, test_dl=test_dl, kwargs=kwargs)
+    s = Settings(n_epoch, 0, reset=reset, hold=hold, fit=as_fit(fit), seed=seed, eval_every=eval_every, test_dl=test_dl, kwargs=kwargs,
+                 same=tuple(L(same)))
     place = _check_ticket(self, ticket, s.training, reset)
     arm = dict(round=ticket.meta.get('round', 0), reset=name_of(reset), mask='ticket' if mask is None else name_of(mask), trial=trial)
     with ExitStack() as es:

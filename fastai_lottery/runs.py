@@ -28,7 +28,7 @@ from .checkpoints import callback_state,put_callback_state,same_plain
 from .fits import *
 from .fits import level_ranks,place_of
 from .settings import *
-from .identity import about_learner,about_run,counts_as_setting
+from .identity import about_learner,about_run,changed_lines,counts_as_setting,functions_in,sources,without_code
 
 # %% ../nbs/17_runs.ipynb #f98b5d0c
 def report_of(rounds):
@@ -70,7 +70,7 @@ def checked_rounds(d):
     return df
 
 # %% ../nbs/17_runs.ipynb #421f200d
-_format = 2    # of run.json; it has none in folders of version 0.0.1
+_format = 3    # of run.json; it has none in folders of version 0.0.1, and in the second functions were told by their bytecode
 _later = 'amount criterion scope reset hold stop to tol monitor lower'.split()    # the dense round does not depend on these
 
 def _alone(f):
@@ -86,7 +86,7 @@ class Folder:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
     def __init__(self, path, learn, s, es, arm=None):
         lot = learn.lottery
-        self.path,self.fresh,self.arm = Path(path),[],arm    # what tells the training of a ticket from others
+        self.path,self.fresh,self.vouched,self.arm = Path(path),[],s.same,arm    # what tells the training of a ticket from others
         self._lock(es)
         self._take_names(learn, lot)
         self.same = _plain({**about_run(learn, lot, s), **(arm or {})})
@@ -134,7 +134,7 @@ def _take_names(self:Folder, learn, lot):
 
 # %% ../nbs/17_runs.ipynb #f119b4a5
 _said_otherwise = ('callbacks',)    # by version 0.0.1
-_own = ('torch','format','competes')
+_own = ('torch','format','competes','code','vouched')
 
 @patch
 @_alone
@@ -147,17 +147,40 @@ def _compare(self:Folder):
     if 'format' not in old: keys = [k for k in keys if k in old and k in self.all and k not in _said_otherwise]
     self._agree_on(old, keys)
 
+# %% ../nbs/17_runs.ipynb #c41829f1
+@patch
+def _other(self:Folder, k, was):
+    "Is `was` another setting than what `k` is now, as far as anybody can tell?"
+    old,now = self.settings(),self.all.get(k)
+    if was==now or k in self.vouched or was in old.get('vouched', {}).get(k, ()): return False
+    return old.get('format', 0)>2 or without_code(was)!=without_code(now)
+
 @patch
 def _agree_on(self:Folder, old, keys):
-    diff = [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}' for k in keys if old.get(k)!=self.all.get(k)]
-    if not diff: return
-    raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
+    if not (diff := [k for k in keys if self._other(k, old.get(k))]): return
+    code = self.settings().get('code', {})
+    said = [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}'+changed_lines(old.get(k), self.all.get(k), code) for k in diff]
+    raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(said)}. Choose another folder, or the old settings; "
+                     f"same={diff!r} says that they are the same")
+
+# %% ../nbs/17_runs.ipynb #5c7f1867
+@patch
+def _vouch(self:Folder):
+    "Texts of settings that were said to be the same, by name"
+    old = self.settings()
+    said = {k:[*old.get('vouched', {}).get(k, []), old[k]] for k in self.vouched if k in old and old[k]!=self.all.get(k)}
+    return {**old.get('vouched', {}), **said}
 
 @patch
 @_alone
 def begun(self:Folder):
-    "All files agree: now the settings may be written"
-    if not (f := self.path/'run.json').exists(): atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__), indent=1))
+    "All files agree: now the settings may be written, and the source of functions among them"
+    f = self.path/'run.json'
+    if f.exists() and not self.vouched: return
+    if unknown := [k for k in self.vouched if k not in self.all]:
+        raise ValueError(f"`same` should name settings of the run, {', '.join(self.all)}; got {unknown}")
+    code = {k:sources[k] for k in functions_in(json.dumps(self.all)) if k in sources}
+    atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__, code=code, vouched=self._vouch()), indent=1))
 
 # %% ../nbs/17_runs.ipynb #cdcbfd7a
 _outside = 'beside/'

@@ -88,6 +88,7 @@ class Settings:
     eval_every:int = None
     test_dl:object = None
     kwargs:dict = field(default_factory=dict) # Passed to `fit`
+    same:tuple = () # Names of settings that somebody vouches for, where a folder says otherwise
 
 # %% ../nbs/16_settings.ipynb #c5c78e05
 @patch

@@ -1,7 +1,11 @@
 "A function is what its code means: in another process, under other flags, with another docstring; and no other function"
 import os,subprocess,sys
 from pathlib import Path
-import pytest
+import pytest,torch
+from torch import nn
+from fastai.basics import CrossEntropyLossFlat,DataLoader,DataLoaders,Learner,noop,set_seed
+from fastai.callback.all import ProgressCallback
+from fastai_lottery.all import LotteryCallback
 from fastai_lottery.identity import say,source_of
 
 root = Path(__file__).resolve().parent.parent
@@ -65,3 +69,35 @@ def test_a_file_that_was_edited_since_is_not_believed(tmp_path):
     exec(compile(f.read_text(), str(f), 'exec'), scope)
     f.write_text('def g(w): return w\n')
     assert source_of(scope['f']) is None
+
+# --- in a run's folder
+
+def learner(dtype=None):
+    "A Learner on sixteen rows"
+    set_seed(0)
+    rows = list(zip(torch.randn(16,4), torch.randint(0,2,(16,))))
+    if dtype: rows = [(x.to(dtype),y) for x,y in rows]
+    net = nn.Linear(4,2) if dtype is None else nn.Linear(4,2, dtype=dtype)
+    learn = Learner(DataLoaders(DataLoader(rows, bs=8), DataLoader(rows, bs=8), device='cpu'), net, loss_func=CrossEntropyLossFlat(),
+                    cbs=LotteryCallback())
+    learn.remove_cb(ProgressCallback)
+    learn.logger = noop
+    return learn
+
+def play(path, criterion, dtype=None, **kw): return learner(dtype).fit_lottery(1, rounds=1, seed=1, criterion=criterion, path=path, **kw)
+
+def test_another_function_is_shown_and_may_be_vouched_for(tmp_path):
+    def mine(w_f): return w_f.abs()
+    rs = play(tmp_path, mine)
+    def mine(w_f): return abs(w_f)
+    with pytest.raises(ValueError, match=r"(?s)criterion was 'mine .*- +return w_f.abs\(\).*\+ +return abs\(w_f\).*same=\['criterion'\]"):
+        play(tmp_path, mine)
+    again = play(tmp_path, mine, same='criterion')
+    assert [r['mask_hash'] for r in again]==[r['mask_hash'] for r in rs]
+    play(tmp_path, mine)    # it was said once
+    with pytest.raises(ValueError, match="`same` should name settings"): play(tmp_path, mine, same='criteria')
+    with pytest.raises(ValueError, match='seed was'): learner().fit_lottery(1, seed=2, criterion=mine, path=tmp_path)
+
+def test_a_run_does_not_go_on_in_another_precision(tmp_path):
+    play(tmp_path, 'large_final')
+    with pytest.raises(ValueError, match=r"dtypes was \['float32'\] and is now \['float64'\]"): play(tmp_path, 'large_final', torch.float64)
