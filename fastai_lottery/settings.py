@@ -32,7 +32,7 @@ from .files import short_hash
 from .statistics import is_lower
 from .callback import *
 from .callback import as_criterion,as_reset,as_action
-from .signals import check_alone
+from .model import check_alone
 from .fits import *
 from .looks import figure_names,has_valid
 from .fits import Training,iterations_an_epoch
