@@ -22,7 +22,7 @@ from .model import Known,unwatched,said,check_alone,one_more
 from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
 from .resets import state,load_,rewind,misfit,zeros_of
-from .signals import as_criterion,as_reset,as_action,outside_state,load_outside_
+from .signals import as_criterion,as_reset,as_action,outside_state,load_outside_,hypers_now
 
 # %% ../nbs/11_callback.ipynb #20025214
 class LotteryCallback(Known, Callback):
@@ -320,8 +320,8 @@ def __call__(self:LotteryCallback, event_name):
 @patch
 def before_fit(self:LotteryCallback):
     "Look the weights up again, and zero what is pruned"
-    opt = self.learn.opt    # its hyper-parameters before anything schedules them
-    self.at_fit,self.fitting = None if opt is None else [{k:v for k,v in h.items() if k!='params'} for h in opt.hypers],True
+    opt,self.fitting = self.learn.opt,True
+    self.at_fit = None if opt is None else hypers_now(opt)    # before anything schedules them
     if self.masks is None: return
     self._listen()
     self.hold()

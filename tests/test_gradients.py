@@ -109,7 +109,8 @@ def text():
     return dict(model=lambda: get_language_model(AWD_LSTM, 20, c), dls=rows(randint(20,32,6), randint(20,32,6)),
                 cbs=rnn_cbs(alpha=2., beta=1.))
 def tabular():
-    return dict(model=lambda: TabularModel([(5,3),(4,2)], 3, 4, [8,6], ps=.2), dls=rows(randint(4,32,2), randn(32,3), randint(4,32), n_inp=2))
+    dls = rows(randint(4,32,2), randn(32,3), randint(4,32), n_inp=2)
+    return dict(model=lambda: TabularModel([(5,3),(4,2)], 3, 4, [8,6], ps=.2), dls=dls)
 def collab():
     return dict(model=lambda: EmbeddingDotBias(4, 9, 12, (0,5)), dls=rows(randint(9,32,2), randn(32)+3), loss=MSELossFlat(), metrics=[])
 def with_loss():
@@ -174,7 +175,7 @@ class Gradients(Callback):
 
 def next_step(learn, b):
     "Gradients that the next training step sees on the batch `b`"
-    learn.fit(1, cbs=[OnBatch(b), g := Gradients()])
+    learn.fit(10, cbs=[OnBatch(b), g := Gradients()])    # some skip steps at first
     return g.seen
 
 def taken(learn, names, word='g'):
@@ -302,31 +303,36 @@ def test_an_error_in_a_trial_leaves_nothing():
 
 # --- second derivatives
 
-@pytest.mark.parametrize('kind', [k for k in kinds if (k,'hg') not in no_signal and k not in ('drop','text','tabular','mixup','cutmix','bf16','amp','amp_clip_few')])
-def test_hessian_is_that_of_the_loss_that_trains(kind):
-    "By finite differences of gradients along the gradient, where no chance plays along; a clip is no part of the loss"
+class Doubled(Callback):
+    order = -5
+    def before_batch(self): self.learn.xb = tuple(x.double() if x.is_floating_point() else x for x in self.xb)
+
+def smooth(kind):
+    "A Learner in double precision, without what acts on gradients"
     learn = made(kind)
     learn.remove_cbs([GradientClip,Noise,Sharp])
-    if kind!='fp16': learn.model.double()
-    names,learn.lottery.masks = learn.lottery.names(),None
-    if kind!='loss': learn.loss_func = F.mse_loss if kind=='collab' else F.cross_entropy    # in double precision
-    else: learn.loss_func.double()
-    dbl = [cb for cb in (Doubled(),) if kind!='fp16']
-    learn.add_cbs(dbl)
+    learn.model.double()
+    learn.add_cb(Doubled())
+    if kind=='loss': learn.loss_func.double()
+    else: learn.loss_func = F.mse_loss if kind=='collab' else F.cross_entropy
     learn.lottery.remember()
+    return learn
+
+by_chance = 'drop text tabular mixup cutmix'.split()
+in_half = 'fp16 bf16 amp amp_clip_few'.split()
+@pytest.mark.parametrize('kind', [k for k in kinds if (k,'hg') not in no_signal and k not in by_chance+in_half])
+def test_hessian_is_that_of_the_loss_that_trains(kind):
+    "By finite differences of gradients along the gradient"
+    learn,e = smooth(kind),1e-6
+    names = list(learn.lottery.masks)
     hg,g,ws = taken(learn, names, 'hg'),taken(learn, names),named_weights(learn.model, names)
-    e,tol = (1e-6,1e-4) if kind!='fp16' else (1e-2,3e-2)
     def at(s):
         for n,w in ws.items(): w.data.add_(s*e*g[n])
         res = taken(learn, names)
         for n,w in ws.items(): w.data.sub_(s*e*g[n])
         return res
     a,b = at(1),at(-1)
-    for n in names: torch.testing.assert_close(hg[n], (a[n]-b[n])/(2*e), rtol=tol, atol=tol*float(hg[n].abs().max()))
-
-class Doubled(Callback):
-    order = -5
-    def before_batch(self): self.learn.xb = tuple(x.double() if x.is_floating_point() else x for x in self.xb)
+    for n in names: torch.testing.assert_close(hg[n], (a[n]-b[n])/(2*e), rtol=1e-4, atol=1e-4*float(hg[n].abs().max()))
 
 @pytest.mark.parametrize('scale', [1,2.**6,2.**16])
 def test_hessian_is_free_of_the_loss_scale(scale):
@@ -344,3 +350,235 @@ def test_grasp_where_a_kernel_has_no_second_derivative(name):
     learn.prune(.3, 'grasp')
     assert learn.lottery.masks.n_kept<learn.lottery.masks.numel
     learn.fit_lottery(1, rounds=1, criterion='grasp')
+
+# --- refused before the dense round
+
+class Steps(Callback):
+    "Counts what trains"
+    def __init__(self): self.n = 0
+    def after_step(self): self.n += 1
+
+class OnlyOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x*2
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g): return g*2
+
+class Once(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(8,4)
+    def forward(self, x): return OnlyOnce.apply(self.l(x))
+
+class Named(nn.Module):
+    "Outputs a text beside its numbers, and none that the flow could use in evaluation"
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(8,4)
+    def forward(self, x): return self.l(x) if self.training else self.l(x).argmax(1)
+
+class Skips(Callback):
+    order = 5
+    def before_backward(self): raise CancelBatchException
+
+class Bare2(nn.Module):
+    "A bare matrix, which nothing can draw anew"
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8,4))
+    def forward(self, x): return x@self.w
+
+def no_batch(): return DataLoaders(DataLoader([], bs=8), DataLoader(list(zip(randn(8,8), randint(4,8))), bs=8), device='cpu')
+
+refused = dict(
+    indices = (text, dict(criterion='synflow'), 'inputs that are numbers'),
+    outputs = (lambda: dict(model=Named), dict(criterion='synflow'), 'outputs that are numbers'),
+    once    = (lambda: dict(model=Once), dict(criterion='grasp'), 'second derivatives.*once_differentiable.*snip'),
+    skipped = (lambda: dict(cbs=Skips()), dict(criterion='taylor'), 'callback cancels it'),
+    skipped_in_fit = (lambda: {}, dict(criterion='taylor', cbs=Skips()), 'callback cancels it'),
+    of_a_reset = (lambda: dict(cbs=Skips()), dict(reset=lambda w_k, g: w_k), 'callback cancels it'),
+    of_an_action = (lambda: dict(cbs=Skips()), dict(hold=lambda w_i, g: 0*w_i), 'callback cancels it'),
+    drawn   = (lambda: dict(model=Bare2), dict(reset='random_reinit', cb=dict(include='*')), 'no initialiser of its own'),
+)
+@pytest.mark.parametrize('name', refused)
+def test_what_cannot_play_is_refused_before_the_dense_round(name, tmp_path):
+    kw,asked,says = refused[name]
+    kw = kw()
+    learn = learner(cbs=[LotteryCallback(**asked.pop('cb', {})), steps := Steps(), *L(kw.pop('cbs', None))], **kw)
+    was = bits(learn.model)
+    with pytest.raises(ValueError, match=says): learn.fit_lottery(1, rounds=1, path=tmp_path/'run', **asked)
+    assert steps.n==0 and bits(learn.model)==was and not (tmp_path/'run').exists() and not learn.lottery.rounds
+
+def test_a_gradient_needs_a_batch():
+    learn = learner(dls=no_batch())
+    for criterion,says in (('snip','gave no batch'), ('grasp','gave no batch'), ('synflow','the training set gave none')):
+        with pytest.raises(ValueError, match=says): learn.prune(.5, criterion)
+
+def test_no_signal_is_asked_for_where_nothing_is_pruned():
+    learn = learner(cbs=[LotteryCallback, Skips()])
+    learn.lottery.check_known = None
+    learn.fit_lottery(1, rounds=0, criterion='snip')
+
+@pytest.mark.parametrize('criterion', ['snip','grasp','synflow'])
+@pytest.mark.parametrize('kind', ['drop','vision','counts','mixup','loss','set_up','amp'])
+def test_the_check_changes_no_training(kind, criterion, monkeypatch):
+    def play():
+        learn = made(kind)
+        learn.fit_lottery(1, rounds=1, criterion=criterion, seed=3, amount=.3)
+        return bits(learn.model),learn.lottery.report().drop(columns=['seconds']).to_dict()
+    a = play()
+    monkeypatch.setattr(LotteryCallback, 'check_known', lambda *args: None)
+    assert repr(play())==repr(a)
+
+def test_callbacks_that_are_given_to_the_fit_take_part():
+    def masks(cbs=None, **kwargs):
+        learn = learner(cbs=[LotteryCallback, *L(cbs)])
+        learn.fit_lottery(1, rounds=1, criterion='snip', amount=.5, seed=1, **kwargs)
+        return learn.lottery.ticket().masks
+    a,b = masks(Penalty()),masks(cbs=Penalty())
+    assert a==b and a!=masks()
+
+# --- gradients of pruned weights
+
+class Looks(Callback):
+    "Pruned weights whose gradient is not 0, at every event after backward"
+    def __init__(self, order): self.order,self.seen,self.bad = order,0,0
+    def look(self):
+        ws = named_weights(self.learn.model)
+        for n,m in self.learn.lottery.masks.items():
+            if (g := ws[n].grad) is None: continue
+            self.seen += 1
+            self.bad += int((g.to_dense()[~m]!=0).sum()) if m.shape==g.shape else 1
+    def after_backward(self): self.look()
+    def before_step(self): self.look()
+    def after_cancel_batch(self): self.look()
+
+@pytest.mark.parametrize('order', [-1000,0,1000])
+@pytest.mark.parametrize('kind', [k for k in kinds if k!='noise'])
+def test_gradients_of_pruned_weights_are_0_for_whoever_looks(kind, order):
+    learn = made(kind)
+    learn.fit(1)
+    learn.prune(.6, hold='hold_init' if order else None)
+    learn.fit(2, cbs=(o := Looks(order)))
+    assert o.seen and not o.bad
+    learn.unprune()
+    learn.fit(1)
+    assert not any(p._post_accumulate_grad_hooks for p in learn.model.parameters())
+
+@pytest.mark.parametrize('name', zoo)
+@pytest.mark.parametrize('opt', [Adam, partial(OptimWrapper, opt=torch.optim.SGD)])
+def test_every_kind_of_layer(name, opt):
+    learn = from_zoo(name, opt_func=opt)
+    learn.fit(1)
+    learn.prune(.6)
+    learn.fit(1, cbs=(o := Looks(-1000)))
+    learn.rewind()
+    learn.fit(1, cbs=o)
+    assert o.seen and not o.bad
+
+def test_sparse_gradients():
+    def model(): return Ends(nn.Embedding(20,8,sparse=True), 8)
+    learn = learner(model, data(shape=(6,), ints=20), opt_func=partial(OptimWrapper, opt=torch.optim.SGD))
+    learn.fit(1)
+    learn.prune(.6)
+    learn.fit(1, cbs=(o := Looks(-1000)))
+    assert o.seen and not o.bad and leaks(learn)==0
+    learn.prune(.3, 'snip')
+
+def test_infinite_gradients_and_the_bits_of_the_others():
+    learn = learner()
+    learn.fit(1)
+    learn.prune(.5)
+    w,m = learn.model[0].weight,learn.lottery.masks['0.weight']
+    w.grad = None
+    bad = torch.tensor([float('inf'),float('nan'),-float('inf'),-0.]).repeat(24).view(12,8)
+    (w*bad).sum().backward()
+    assert torch.equal(w.grad.view(torch.int32)[m], bad.view(torch.int32)[m]) and (w.grad.view(torch.int32)[~m]==0).all()
+
+@pytest.mark.parametrize('thaw', ['fine_tune','by a callback'])
+def test_layers_that_thaw(thaw):
+    "Frozen where the masks were put on, free later, be it within a fit"
+    class Thaws(Callback):
+        def before_epoch(self):
+            if self.epoch==1: self.learn.model.requires_grad_()
+    learn = learner(drop_bn, splitter=lambda m: [params(m[:4]), params(m[4:])])
+    learn.fit(1)
+    learn.prune(.6)
+    o = Looks(-1000)
+    learn.freeze()
+    if thaw=='fine_tune': learn.fine_tune(1, cbs=o)
+    else: learn.fit(2, cbs=[Thaws(), o])
+    assert o.seen and not o.bad
+
+def test_copies_and_exports_have_their_own(tmp_path):
+    learn = learner(path=tmp_path)
+    learn.fit(1)
+    learn.prune(.6)
+    a = deepcopy(learn)
+    p = deepcopy(learn.model)[0].weight
+    p.sum().backward()
+    assert (p.grad==1).all(), 'a copy of the model alone is nobody\'s'
+    learn.unprune()
+    a.fit(1, cbs=(o := Looks(-1000)))
+    assert o.seen and not o.bad
+    b = pickle.loads(pickle.dumps(a))
+    b.fit(1, cbs=(o := Looks(-1000)))
+    assert o.seen and not o.bad
+    lot = a.lottery
+    a.remove_cb(lot)
+    a.model.zero_grad()
+    (a.model(randn(4,8))**2).sum().backward()
+    assert a.model[0].weight.grad[~lot.masks['0.weight']].any(), 'without the callback, none is 0'
+
+# --- a clip is that of the net without its pruned weights
+
+class Shown(Callback):
+    "Norm and kept gradients before and after a clip"
+    def __init__(self, order): self.order,self.norms,self.grads = order,[],[]
+    def before_step(self):
+        gs = [p.grad.clone() for p in self.learn.model.parameters()]
+        self.norms.append(torch.stack([g.norm() for g in gs]).norm())
+        self.grads.append(gs)
+
+class Gone(nn.Module):
+    "A linear layer that has only its surviving weights as parameters"
+    def __init__(self, l, m):
+        super().__init__()
+        self.v,self.bias = nn.Parameter(l.weight.detach()[m].clone()),nn.Parameter(l.bias.detach().clone())
+        self.register_buffer('m', m)
+    def forward(self, x): return F.linear(x, torch.zeros(self.m.shape).masked_scatter(self.m, self.v), self.bias)
+
+@pytest.mark.parametrize('norm_type', [1.,2.,float('inf')])
+@pytest.mark.parametrize('n_acc', [None,32])
+def test_a_clip_is_that_of_the_net_without_its_pruned_weights(norm_type, n_acc):
+    learn = learner(opt_func=SGD)
+    learn.fit(1)
+    learn.prune(.8)
+    learn.opt = None
+    ms = learn.lottery.masks
+    ls = [Gone(o, ms[f'{i}.weight']) if isinstance(o, nn.Linear) else nn.ReLU() for i,o in enumerate(learn.model)]
+    small = learner(nn.Sequential(*ls), cbs=None, opt_func=SGD)
+    for l in (learn,small):
+        seed_all(l)
+        acc = [GradientAccumulation(n_acc)] if n_acc else []
+        l.fit(2, lr=.1, cbs=[GradientClip(.02, norm_type), *acc])
+    for i,o in enumerate(ls):
+        if not isinstance(o, Gone): continue
+        w = learn.model[i]
+        torch.testing.assert_close(w.weight[ms[f'{i}.weight']], o.v, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(w.bias, o.bias, rtol=1e-4, atol=1e-6)
+
+def test_without_a_clip_a_training_is_what_it_was(monkeypatch):
+    "To the last bit: a pruned weight's gradient moves nothing else"
+    def play(opt):
+        learn = learner(drop_bn, opt_func=opt)
+        learn.fit(1)
+        learn.prune(.6)
+        seed_all(learn)
+        learn.fit(3)
+        return bits(learn.model)
+    opts = [Adam, partial(SGD, mom=.9), partial(OptimWrapper, opt=torch.optim.AdamW)]
+    new = [play(o) for o in opts]
+    monkeypatch.setattr(LotteryCallback, 'after_grad', lambda *_: None)
+    assert [play(o) for o in opts]==new
