@@ -17,13 +17,16 @@ from fastai.learner import Learner
 from .core import *
 from .masks import *
 from .masks import Watch
+from .model import *
+from .model import Known,check_alone,one_more
 from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
 from .resets import state,load_,rewind,misfit,zeros_of,check_pruned_by_torch
-from .signals import Known,unwatched,said,check_alone,as_criterion,as_reset,as_action,one_more,outside_state,load_outside_
+from .verbs import Verbs
+from .signals import as_criterion,as_action,outside_state,load_outside_,hypers_now
 
 # %% ../nbs/11_callback.ipynb #20025214
-class LotteryCallback(Known, Callback):
+class LotteryCallback(Verbs, Known, Callback):
     "Record the rewind point and keep pruned weights at zero after every step (1803.03635)"
     order = 80 # after all that moves weights, `SaveModelCallback` included
     # views of weights, hooks and what else is of this process alone: not for pickles and copies
@@ -123,18 +126,6 @@ def competing(self:LotteryCallback)->pd.DataFrame: # A row a parameter: `shape`,
         df.loc[other,'competes'],df.loc[other,'why'] = ~df.competes[other],'by the masks that are on'
     return df
 
-@patch
-def names(self:LotteryCallback):
-    "Names of the weights that can be pruned"
-    return prunable(self.net(), types=self.types, include=self.include, exclude=self.exclude, bias=self.bias)
-
-@patch
-def how_much(self:LotteryCallback)->str:
-    "How much of the model competes, as a line of text"
-    df = self.competing()
-    n = int(df.numel[df.competes].sum())
-    return f"{n:,} weights compete, {df.share[df.competes].sum():.1%} of all, in {df.competes.sum()} of {len(df)} parameters"
-
 # %% ../nbs/11_callback.ipynb #71110410
 _export = getattr(Learner.export, '__wrapped__', Learner.export)
 @patch
@@ -167,14 +158,6 @@ def __setstate__(self:LotteryCallback, d):
     super(LotteryCallback, self).__setstate__({k:v for k,v in d.items() if k!='packed'})
     if packed: self.masks = unpack({n:(s,b.cpu().numpy()) for n,(s,b) in packed.items()})
 
-@patch
-def why_nothing(self:LotteryCallback, rounds=False):
-    "What to say where there is nothing to rewind to, or where there are no rounds"
-    if self.exported: return ("this Learner was exported, which leaves rounds and snapshots behind. Keep a ticket before that, "
-                              "learn.lottery.ticket().save('mnist'); or pickle the Learner")
-    if rounds: return "there are no rounds yet: learn.fit_lottery(...) plays them"
-    return f"there is nothing to rewind to yet: the rewind point {str(self.rewind_to)!r} is recorded by training. Train first"
-
 # %% ../nbs/11_callback.ipynb #291d2a82
 def _set_learn(self, new):
     if new is not None: check_alone(self, new)
@@ -183,12 +166,6 @@ def _set_learn(self, new):
 LotteryCallback.learn = property(lambda self: self.__dict__.get('learn'), _set_learn)
 
 # %% ../nbs/11_callback.ipynb #8d98b294
-@patch
-def net(self:LotteryCallback):
-    "The Learner's model; `ValueError` for a callback that is on no Learner"
-    if self.learn is not None: return self.learn.model
-    raise ValueError(f"{said(self)} is on no Learner: add it by Learner(..., cbs=...) or learn.add_cb(...)")
-
 @patch
 def check_model(self:LotteryCallback):
     "Raises `ValueError` where masks and snapshots are for another model"
@@ -248,6 +225,7 @@ def after_train(self:LotteryCallback):
 def after_fit(self:LotteryCallback):
     "Count the iterations of a fit that is over: the rewind point may lie in a later one"
     if self.w_k is None and self.w_i is not None and not hasattr(self.learn, 'lr_finder'): self.passed[0] += self.learn.train_iter
+    self.fitting = False
     self.hold()
 
 # %% ../nbs/11_callback.ipynb #0d83edfe
@@ -272,7 +250,8 @@ def _listen(self:LotteryCallback):
     self.masks = self.masks.near(ws)
     if self.held_here: self.held = {n:torch.where(o, 0., ws[n].detach()) for n,o in self.masks.items()}
     self.held_here = False
-    self._hold = self.masks.holder(ws, self.held)
+    if self._hold is not None: self._hold.off()
+    self._hold = self.masks.holder(ws, self.held).on_grads(self.after_grad)
     self._watch = self._watch or Watch()
     self._watch.on(self, self.learn.model, self.learn.opt, bool(self._hold.ws))
 
@@ -293,6 +272,11 @@ def after_opt_step(self:LotteryCallback, *args):
     else: self._hold()
 
 @patch
+def after_grad(self:LotteryCallback, w):
+    "Backward has added to the gradient of `w`: it is 0 where `w` is pruned, before anybody looks"
+    if self.run and not self.paused and self._hold is not None: self._hold.zero_grad_(w)
+
+@patch
 def after_load(self:LotteryCallback, m, keys):
     if self.learn is not None and unwrap(self.learn.model) is m: self.hold()
 
@@ -308,7 +292,8 @@ def before_forward(self:LotteryCallback, m, args):
 @patch
 def let_go(self:LotteryCallback, exports=False):
     "Take all hooks off; they come back with the next hold"
-    if self._watch is not None: self._watch.off()
+    for o in (self._watch,self._hold):
+        if o is not None: o.off()
     self._hold,self._exports = None,exports
 
 # %% ../nbs/11_callback.ipynb #ddb8c46b
@@ -337,8 +322,8 @@ def __call__(self:LotteryCallback, event_name):
 @patch
 def before_fit(self:LotteryCallback):
     "Look the weights up again, and zero what is pruned"
-    opt = self.learn.opt    # its hyper-parameters before anything schedules them
-    self.at_fit = None if opt is None else [{k:v for k,v in h.items() if k!='params'} for h in opt.hypers]
+    opt,self.fitting = self.learn.opt,True
+    self.at_fit = None if opt is None else hypers_now(opt)    # before anything schedules them
     if self.masks is None: return
     self._listen()
     self.hold()

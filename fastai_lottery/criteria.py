@@ -103,6 +103,16 @@ def scores(
         raise ValueError(f"the criterion's score of {n!r} should be a tensor of shape {tuple(w.shape)}; got {got!r}")
     return res
 
+# %% ../nbs/02_criteria.ipynb #df26cfec
+def in_steps(f, old, amount, prune, scored):
+    "Masks before the last of the steps in which `f` prunes"
+    n0,steps,cur = old.n_kept,getattr(f, 'steps', 1),old
+    n1 = n0-round(amount*n0)
+    for i in range(1, steps):
+        n = round(n0*(n1/n0)**(i/steps))
+        if n<cur.n_kept: cur = prune(scored(cur), 1-n/n0)
+    return cur
+
 # %% ../nbs/02_criteria.ipynb #1ae3de32
 def _signed(f, same):
     "`f` for weights that kept their sign, or that changed it; the others are lowest"

@@ -20,7 +20,7 @@ from .masks import *
 from .files import load_tensors
 from .tickets import *
 from .callback import *
-from .callback import as_action
+from .signals import as_action
 from .signals import outside_state
 from .looks import has_valid
 from .fits import *

@@ -7,34 +7,28 @@ __all__ = ['fast_events']
 
 # %% ../nbs/13_looks.ipynb #4a950dcd
 import math,random
-from collections.abc import Callable
-from contextlib import ExitStack,contextmanager,nullcontext
+from contextlib import contextmanager,nullcontext
 from copy import deepcopy
-from dataclasses import dataclass,field
-from functools import partial
-import inspect
 from operator import itemgetter
 from types import MethodType
-import numpy as np,pandas as pd
-import torch
-from fastcore.basics import patch,store_attr
+import pandas as pd
+from fastcore.basics import patch
 from fastcore.xtras import modify_exception
 from fastcore.foundation import L
 from fastai.callback.core import *
 from fastai.callback.core import Callback,event
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.tracker import SaveModelCallback,TrackerCallback
+from fastai.callback.tracker import TrackerCallback
 from fastai.imports import noop
 from fastai.learner import Learner,Recorder,AvgLoss
 from fastai.torch_core import set_seed,maybe_gather
 from .core import *
-from .core import same_rng,name_of
+from .core import same_rng
 from .masks import *
-from .resets import state,load_
 from .tickets import *
 from .checkpoints import *
-from .checkpoints import callback_state,put_callback_state,param_state,put_param_state,same_plain
+from .checkpoints import callback_state,put_callback_state,same_plain
 from .statistics import unique,as_figure
 from .callback import *
 

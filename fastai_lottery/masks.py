@@ -144,6 +144,7 @@ def hold_(
 class Hold:
     "`hold_` for every step: call it, as often as you like"
     fresh = False # Was it called, and has nothing been taken on trust since?
+    hooks = () # On gradients of the weights
     def __init__(self,
         weights, # Weights, changed in place at each call
         masks, # As many bool tensors, `True` where kept
@@ -151,6 +152,7 @@ class Hold:
         wide=2**24 # Largest size of the masks, in bytes, at which they are as wide as the weights, on the CPU
     ):
         self.ws,self.ms,self.vs,self.at,self.ptrs = list(weights),list(masks),list(held or [None]*len(masks)),None,None
+        self.wides = {} # Wide masks in pieces, by the id of the weight
         self.wide = sum(w.numel()*w.element_size() for w in self.ws)<=wide and all(w.device.type=='cpu' for w in self.ws)
 
     def __call__(self):
@@ -165,6 +167,8 @@ class Hold:
 def _plan(self:Hold):
     ps = [(*p,v) for w,m,o in zip(self.ws, self.ms, self.vs) for p,v in zip(_bits(w, m), _values(w.data, m, o))]
     at_kept = [(a, -b.to(a.dtype) if self.wide else b) for a,b,_ in ps]
+    bs = iter([b for _,b in at_kept] if self.wide else ())
+    self.wides = {id(w):[next(bs) for _ in _bits(w, m)] for w,m in zip(self.ws, self.ms)} if self.wide else {}
     sizes = [(a.dtype,b.numel()) for a,b in at_kept if a.device.type=='cpu' and not self.wide]
     bufs = {t:torch.empty(max(n for o,n in sizes if o==t), dtype=t) for t,_ in sizes}
     self.own,res = [*bufs.values(), *[b for _,b in at_kept if self.wide], *[v for *_,v in ps if v is not None]],[]

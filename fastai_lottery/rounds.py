@@ -23,7 +23,8 @@ from .tickets import *
 from .callback import *
 from .signals import outside_state,load_outside_
 from .files import short_hash
-from .callback import lottery_of,as_reset,as_action,new_masks
+from .signals import as_reset,as_action
+from .callback import lottery_of,new_masks
 from .fits import *
 from .fits import fit_once,place_of,seed_all
 from .settings import *
@@ -51,8 +52,9 @@ def play_rounds(learn, s, run):
     "Iterative magnitude pruning with rewinding (1803.03635, 1903.01611)"
     for r in run.to_play():
         done = run.checkpoint(r)                        # of this round, if a kill left one
-        if r and not done and not prune_once(learn, s, r): break
-        if r: learn.rewind(s.reset, seed=s.seed_for('rewind', r))
+        with learn.added_cbs(s.kwargs.get('cbs')):      # a gradient that is asked for is theirs, too
+            if r and not done and not prune_once(learn, s, r): break
+            if r: learn.rewind(s.reset, seed=s.seed_for('rewind', r))
         run.add(*fit_once(learn, s.training, run.place(r), s.seed_for('train', r), run.live, done, run.saver(r)))
     run.settle()
     return run.rounds

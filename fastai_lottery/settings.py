@@ -6,33 +6,22 @@
 __all__ = []
 
 # %% ../nbs/16_settings.ipynb #f5e2b1db
-import hashlib,inspect,math,re,warnings
+import inspect,math,re
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
-from enum import Enum
-from functools import partial
-from weakref import WeakKeyDictionary
-import numpy as np
-import torch
-from torch.distributions import Distribution
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastai.callback.core import Callback,TrainEvalCallback
-from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
-from fastai.learner import Learner,Recorder
-from fastai.losses import BaseLoss
-from fastai.torch_core import set_seed
+from fastai.learner import Learner
 from .core import *
-from .core import same_rng,name_of,check_whole,check_fraction,meant
+from .core import name_of,check_whole,check_fraction,meant
 from .criteria import large_final
 from .scopes import *
 from .scopes import as_scope,check_amount
 from .resets import rewind,base_state,check_pruned_by_torch,hold_zero
-from .files import short_hash
 from .statistics import is_lower
 from .callback import *
-from .callback import as_criterion,as_reset,as_action
-from .signals import check_alone
+from .signals import as_criterion,as_reset,as_action
+from .model import check_alone
 from .fits import *
 from .looks import figure_names,has_valid
 from .fits import Training,iterations_an_epoch
@@ -232,6 +221,13 @@ def _check_trainable(learn, s):
         raise ValueError("all parameters are frozen, so there is nothing to train: learn.unfreeze() first")
 
 # %% ../nbs/16_settings.ipynb #b98c4266
+def _check_callbacks(learn, lot, s, fs):
+    "What is to be said of callbacks; and do criterion, reset and mask-0 action `fs` get what they ask for, with them and on this net?"
+    own = L(s.kwargs.get('cbs'))
+    for cb in [*learn.cbs, *own]: about_callback(cb)    # before it trains
+    if s.most()==0: return
+    with learn.added_cbs(own): lot.check_known(fs, list(lot.masks or lot.names()))
+
 def checked(learn, lot, s):
     "`s` with names looked up. Raises `ValueError` or `TypeError` for what is wrong"
     _check_trainable(learn, s)
@@ -243,10 +239,11 @@ def checked(learn, lot, s):
     hold = as_action(s.hold)
     s = replace(s, fit=as_fit(s.fit), monitor=monitor_of(learn, s.monitor), criterion=as_criterion(s.criterion), reset=as_reset(s.reset),
                 hold=None if hold is hold_zero else hold)
-    for f in (s.criterion, s.reset, hold): needs(f)
+    fs = (s.criterion, s.reset, hold)
+    for f in fs: needs(f)
     if s.tol is not None: is_lower(s.monitor, s.lower)    # asked for now, not after hours
     as_scope(s.scope, lot.names() if lot.masks is None else lot.masks)
     if lot.asked.unit=='%': lot.rewind_to = lot.asked.fixed(s.training.steps(learn))
     check_fit(learn, s.training, lot.rewind_to)
-    for cb in [*learn.cbs, *L(s.kwargs.get('cbs'))]: about_callback(cb)    # before it trains
+    _check_callbacks(learn, lot, s, fs)
     return s

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from nets import *
 from test_traps_masks import opts,later,dense_file,overflow,CpuAmp,_New
 from fastai_lottery.fits import last_lr
-from fastai_lottery.signals import mixed_batches
+from fastai_lottery.signals import train_batches
 from fastai_lottery.files import digest_of
 
 # --- the same, told a second time
@@ -503,8 +503,8 @@ def test_gradients_are_taken_with_held_values(kind, word):
         torch.testing.assert_close(got[n].double(), g.double(), rtol=1e-4, atol=1e-6)
 
 def one_batch(learn):
-    (xb,yb), = mixed_batches(learn)
-    return (*xb,*yb)
+    b, = train_batches(learn)
+    return tuple(b)
 
 def test_batch_of_the_criteria_is_mixed_and_always_the_same():
     """Data in the order of their classes, augmentation, a loader that does not shuffle: a batch has all classes, and no random

@@ -332,7 +332,8 @@ def test_grasp_scores_what_the_gradient_would_lose():
     x,y,ws = torch.randn(40,6).double(),torch.randint(0,3,(40,)),[net[0].weight,net[2].weight]
     def norm2(): return sum((g**2).sum() for g in torch.autograd.grad(F.cross_entropy(net(x), y), ws)).item()
     from fastai_lottery.signals import hessian_grads
-    hg = hessian_grads(net, [((x,),(y,))], F.cross_entropy, ['0.weight','2.weight'])
+    dls = DataLoaders.from_dsets(rows := list(zip(x, y)), rows, bs=40, device='cpu')
+    hg = hessian_grads(Learner(dls, net, loss_func=F.cross_entropy), ['0.weight','2.weight'])
     s = scores('grasp', ['0.weight','2.weight'], w_f={n:w.detach() for n,w in zip(('0.weight','2.weight'), ws)}, hg=hg)
     for n,w in zip(s, ws):
         for i in range(0, w.numel(), 7):
