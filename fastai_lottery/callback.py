@@ -6,6 +6,7 @@
 __all__ = ['LotteryCallback']
 
 # %% ../nbs/11_callback.ipynb #bc84cf2e
+from collections.abc import Iterator
 from copy import deepcopy
 import pandas as pd
 import torch
@@ -45,6 +46,7 @@ class LotteryCallback(Verbs, Known, Callback):
     ):
         self.rewind_to = self.asked = point(rewind_to)    # a share of the iterations becomes a number where they are known
         self.told = False
+        include,exclude = [list(o) if isinstance(o, Iterator) else o for o in (include,exclude)]    # model.parameters() is read once
         store_attr('include,exclude,types,bias,frozen,init')
         self.blank()
 
@@ -62,9 +64,15 @@ def prune(self:Learner,
     lot = lottery_of(self)
     as_action(hold)
     new = new_masks(self, amount, criterion, scope, seed)
-    lot.set_masks(new, lot.values(new, hold, seed))
-    lot.n_pruned += 1
+    lot.pruned_to(new, lot.values(new, hold, seed))
     return lot.masks
+
+@patch
+def pruned_to(self:LotteryCallback, masks, held):
+    "Put the masks of one more prune on; the first time, warn of weights on which it has no effect"
+    self.set_masks(masks, held)
+    self.n_pruned += 1
+    self.look_once()
 
 # %% ../nbs/11_callback.ipynb #8413c4e1
 @patch
@@ -101,7 +109,7 @@ def blank(self:LotteryCallback):
     "Nothing is known yet"
     self.w_i = self.w_k = self.masks = self.hypers = self.held = self.at_fit = None
     self.b_i,self.b_k = {},{}    # what trains outside the model
-    self.rounds,self.n_pruned,self.exported,self.held_here = L(),0,False,False
+    self.rounds,self.n_pruned,self.exported,self.held_here,self.looked = L(),0,False,False,False
     self.passed = [0,0]    # iterations and epochs of training on the way to the rewind point
     self.trained,self.keep,self.run_folder,self.place = {},'best',None,None    # trained nets of rounds; where late ones go on
 

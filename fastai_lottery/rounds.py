@@ -44,8 +44,7 @@ def prune_once(learn, s, r):
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
     new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.numel))
     if s.rounds is None and s.amount>0 and new.n_kept==lot.masks.n_kept: return _at_bottom(s, new)
-    lot.set_masks(new, lot.values(new, s.hold, s.seed_for('hold', r)))
-    lot.n_pruned += 1
+    lot.pruned_to(new, lot.values(new, s.hold, s.seed_for('hold', r)))
     return True
 
 def play_rounds(learn, s, run):

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from .core import *
 from .core import same_rng
+from .resets import untouched
 
 # %% ../nbs/08_sizes.ipynb #503e824b
 def layer_table(
@@ -148,6 +149,14 @@ def _why(w, kept, met):
     none = min(met)-(w.numel()-alive)
     return f'{none:,} kept weights are 0 where they meet the data' if none>few else ''
 
+def _met(m, ws, x):
+    "Zeros of the weights `ws` where they meet the data, in evaluation mode; of those that take no part there, in training mode"
+    with _counting(m), same_rng(), _Meetings(ws, x) as k: m(*x)
+    if not (rest := {n:w for n,w in ws.items() if n not in k.met}): return k.met
+    with untouched(m), torch.no_grad(), _Meetings(rest, x) as more: m.train()(*x)
+    return {**more.met, **k.met}
+
+# %% ../nbs/08_sizes.ipynb #154970e5
 def acting(
     model:nn.Module, # A model whose pruned weights are 0; it is put back as it was
     x, # One batch on its device, or a tuple of its inputs
@@ -156,10 +165,21 @@ def acting(
     "Where a pruned weight acts all the same, and a kept one does not: read off one forward pass"
     m = unwrap(model)
     ws,x = {n:w for n,w in named_weights(m).items() if n in masks},x if isinstance(x, tuple) else (x,)
-    with _counting(m), same_rng(), _Meetings(ws, x) as k: m(*x)
-    kept = {n:int(masks[n].sum()) for n in ws}
+    met,kept = _met(m, ws, x),{n:int(masks[n].sum()) for n in ws}
     def row(n, w):
-        met = k.met.get(n)
-        return w.numel()-kept[n],min(met) if met else None,_why(w, kept[n], met)
+        zs = met.get(n)
+        return w.numel()-kept[n],min(zs) if zs else None,_why(w, kept[n], zs)
     df = pd.DataFrame([row(n, w) for n,w in ws.items()], columns=['pruned','zeros','but'], index=pd.Index(list(ws), name='name'))
     return df.astype(dict(zeros='Int64'))
+
+# %% ../nbs/08_sizes.ipynb #60ccb03d
+def odd_weights(model, x, masks):
+    "What `acting` finds odd, as a sentence; '' where nothing is"
+    try: df = acting(model, x, masks)
+    except Exception as e: return f"what pruned weights do could not be checked on a batch: {type(e).__name__}: {str(e)[:200]}"
+    odd = df.but[df.but!='']
+    if not len(odd): return ''
+    more = f' and {len(odd)-8} more' if len(odd)>8 else ''
+    return (f"competing without effect: {', '.join(f'{n} ({why})' for n,why in odd.iloc[:8].items())}{more}. "
+            "The figures count them as pruned or kept all the same. Leave them out by "
+            "LotteryCallback(exclude=[...]), or see fastai_lottery.sizes.acting")
