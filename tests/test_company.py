@@ -128,7 +128,7 @@ def killed(new, at, fit='one_cycle'):
     play(learn := new(), fit)
     return learn
 
-kills = (0,1,1),(1,1,1),1,(2,2,1)    # round, epoch, batch; or between two rounds
+kills = (0,1,1),(1,2,1),1,(2,2,0)    # round, epoch, batch; or between two rounds
 
 @pytest.mark.parametrize('late,fit', [('init','one_cycle'), ('6it','one_cycle'), ('6it','fine_tune')])
 @pytest.mark.parametrize('case', cases)
@@ -386,3 +386,15 @@ print(json.dumps(said))'''
     said = json.loads(out.stdout)
     assert said.pop('plto').startswith("NoSuchVerb: did you mean 'plot'")
     assert len(said)==6 and all(v.startswith('ValueError: this Learner was exported') for v in said.values())
+
+# --- kills before the rewind point
+
+@pytest.mark.parametrize('late', ['1ep','2ep','4it','5it','60%'])
+@pytest.mark.parametrize('fit', fits)
+@pytest.mark.parametrize('short', [False,True])
+def test_a_point_that_lies_behind_a_kill(short, fit, late, tmp_path):
+    "In a later fit, or on the border of two epochs"
+    case = 'ShortEpochCallback' if short else 'nothing'
+    play(whole := made(case, tmp_path/'whole', late), fit)
+    for i,at in enumerate(((0,1,0),(0,1,1),(0,2,0))):
+        assert shown(killed(lambda: made(case, tmp_path/str(i), late), at, fit))==shown(whole), at
