@@ -7,7 +7,7 @@ __all__ = ['fast_events']
 
 # %% ../nbs/13_looks.ipynb #4a950dcd
 import math,random
-from contextlib import contextmanager,nullcontext
+from contextlib import contextmanager,nullcontext,suppress
 from copy import deepcopy
 from operator import itemgetter
 from types import MethodType
@@ -117,11 +117,11 @@ def evaluate(self:Learner,
         amp = [cb for cb in self.cbs if _is_amp(cb)]
         looks.learn,self.cbs = self,self.cbs+[looks]
         for cb in amp: cb('before_fit')
-        self._do_epoch_validate(dl=dl)
+        with suppress(CancelEpochException, CancelFitException): self._do_epoch_validate(dl=dl)    # that is no end of a training
         for cb in amp: cb('after_fit')
     return of_rank0(lambda: dict(zip(names, map(as_figure, looks.mets.attrgot('value')))))
 
-# %% ../nbs/13_looks.ipynb #2a1c7299
+# %% ../nbs/13_looks.ipynb #07b3fc05
 class Unseen:
     "Shows nothing of a training"
     bars = ProgressCallback,ShowGraphCallback

@@ -351,7 +351,7 @@ def trained_ticket(self:Folder, learn):
 def keep(self:Folder, r, lot, d):
     "Write the checkpoint `d` of round `r`"
     late = r==0 and lot.rewind_to.n and not self.arm
-    more = dict(round=r, hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held)
+    more = dict(round=r, passed=list(lot.passed), hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held)
     write_checkpoint(self.path/'epoch.ckpt', dict(d, **more, w_k=lot.w_k if late else None, b_k=lot.b_k if late else None))
 
 @patch
@@ -363,7 +363,7 @@ def checkpoint(self:Folder, r, lot):
         lot.w_k,lot.b_k = d['w_k'],d.get('b_k') or {}
         lot.place = d.get('place') or place_of(lot.learn, {}, lot.rewind_to, self.same['n_epoch'])
     lot.set_masks(Masks(d['masks']), d['held'])
-    if not self.arm: lot.n_pruned = r
+    if not self.arm: lot.n_pruned,lot.passed = r,list(d.get('passed', lot.passed))
     lot.fresh_opt()
     lot.hypers = d['hypers']
     return d
