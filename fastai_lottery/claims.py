@@ -33,7 +33,7 @@ class Claim(NamedTuple):
 
 def _one_sided(f, *args, **kwargs): return float(quiet_test(f, *args, **kwargs).pvalue)
 
-# %% ../nbs/34_claims.ipynb #0b4c8554
+# %% ../nbs/34_claims.ipynb #42bdfbe0
 def _wanted(want, of, lower):
     "Where a difference should lie: above 0, or below it where that is better"
     if want is None: return (-math.inf,0) if (of is not None or lower is not None) and is_lower(of or '', lower) else (0,math.inf)
@@ -45,7 +45,7 @@ def _way(want, at):
     "On which side of `at` our figure should lie, and the alternatives of the tests in that direction and in the other"
     return ('<','less','greater') if want[1]<=at else ('>','greater','less')
 
-# %% ../nbs/34_claims.ipynb #491c14b7
+# %% ../nbs/34_claims.ipynb #42baac40
 _stated = re.compile(r'\s*(?:([<>≤≥])=?\s*([+−-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)?|([+−-])\s*[\d.])')
 
 def _span(w):
@@ -63,7 +63,7 @@ def _check_paper(paper, says, want, sides, signed=False):
     raise ValueError(f"`paper` is text, and decides nothing: {paper!r} reads as a test, and tested is {says}, with {_span(want)} as the "
                      "tolerance. Give the `want` that is meant, or put `paper` in words")
 
-# %% ../nbs/34_claims.ipynb #69716af7
+# %% ../nbs/34_claims.ipynb #8fcb1698
 def _shown_as(of, scale, unit, xs, percent='pp'):
     "What the figures `xs` are multiplied by, and their unit"
     if scale is None:
@@ -149,14 +149,13 @@ def claim_value(
 )->Claim:
     """The mean lies within `want`: one-sided t-tests against its finite ends; `None` where there are no values.
     Raises `ValueError` for a `paper` that reads as another test"""
-    ends = [(e,s) for e,s in zip(want, ('greater','less')) if math.isfinite(e)]
+    ends = [o for o in zip(want, ('greater','less'), '><') if math.isfinite(o[0])]
     says = ' < '.join([f'{want[0]:g}']*math.isfinite(want[0])+['mean']+[f'{want[1]:g}']*math.isfinite(want[1]))
-    _check_paper(paper, says, want, [{'greater':'>','less':'<'}[s] for _,s in ends])
+    _check_paper(paper, says, want, [o[2] for o in ends])
     scale,unit = _shown_as(of, 1. if of is None and scale is None else scale, unit, (), '%')
-    xs = scale*np.asarray(xs, float)
     if not len(xs): return None
-    d = interval(xs)
-    ps = [_one_sided(stats.ttest_1samp, xs, e, alternative=s) if d.n>1 else math.nan for e,s in ends]
+    d = interval(xs := scale*np.asarray(xs, float))
+    ps = [_one_sided(stats.ttest_1samp, xs, e, alternative=s) if d.n>1 else math.nan for e,s,_ in ends]
     opposite = min(len(ps)*(1-max(ps)), 1.)
     return Claim(what, paper, d.mean, d.lo, d.hi, max(ps), opposite, want, unit, f'{says} (t, one-sided)', d.n, 'outside')
 
@@ -293,6 +292,7 @@ def _by_round(df, col):
     check_seeds(df, ['arm','round'])
     return {a:dict(iter(d.set_index('seed').groupby('round')[col])) for a,d in df.groupby('arm')}
 
+# %% ../nbs/34_claims.ipynb #8a72248c
 def _lead(a, ticket, x):
     "Figures of the ticket less those of arm `a`, with the seeds that both have"
     both = ticket.index.intersection(x.index)
