@@ -6,13 +6,13 @@
 __all__ = ['Claim', 'claim_difference', 'claim_ratio', 'claim_match', 'claim_value', 'verdicts', 'compare_arms', 'show_arms']
 
 # %% ../nbs/34_claims.ipynb #7f1204a0
-import math
+import math,re
 from typing import NamedTuple
 import numpy as np,pandas as pd
 from fastcore.basics import patch
 from scipy import stats
 from .statistics import *
-from .statistics import pairs,quiet_test
+from .statistics import Shown,check_seeds,is_lower,lower_of,pairs,quiet_test,scale_of
 from .arms import best_by_valid
 
 # %% ../nbs/34_claims.ipynb #e660ec6c
@@ -27,10 +27,52 @@ class Claim(NamedTuple):
     p_opposite:float # In the opposite one
     want:tuple # Where our figure should lie
     unit:str
-    test:str
+    test:str # What was tested, and how
     n:int # Seeds
+    other:str = 'opposite' # The verdict where the opposite is significant
 
 def _one_sided(f, *args, **kwargs): return float(quiet_test(f, *args, **kwargs).pvalue)
+
+# %% ../nbs/34_claims.ipynb #42bdfbe0
+def _wanted(want, of, lower):
+    "Where a difference should lie: above 0, or below it where that is better"
+    if want is None: return (-math.inf,0) if (of is not None or lower is not None) and is_lower(of or '', lower) else (0,math.inf)
+    if lower is None or bool(lower)==(want[1]<=0): return want
+    raise ValueError(f"`want`={want} says that a − b lies {'below' if want[1]<=0 else 'above'} 0, and lower={lower} the opposite: "
+                     "one of the two is enough")
+
+def _way(want, at):
+    "On which side of `at` our figure should lie, and the alternatives of the tests in that direction and in the other"
+    return ('<','less','greater') if want[1]<=at else ('>','greater','less')
+
+# %% ../nbs/34_claims.ipynb #42baac40
+_stated = re.compile(r'\s*(?:([<>≤≥])=?\s*([+−-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)?|([+−-])\s*[\d.])')
+
+def _span(w):
+    if w[1]==math.inf: return f'≥ {w[0]:g}'
+    return f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'
+
+def _check_paper(paper, says, want, sides, signed=False):
+    "Raise `ValueError` where the text `paper` reads as a test other than `says`, which looks at these `sides` of `want`"
+    g = _stated.match(str(paper))
+    if not g or g[3] and not signed: return
+    up = (g[1] or g[3]) in '>≥+'
+    x = float(g[2].replace('−','-').replace(',','')) if g[2] else None
+    meets = x is None or (want[1]>=x if up else want[0]<=x)
+    if '<>'[up] in sides and meets: return
+    raise ValueError(f"`paper` is text, and decides nothing: {paper!r} reads as a test, and tested is {says}, with {_span(want)} as the "
+                     "tolerance. Give the `want` that is meant, or put `paper` in words")
+
+# %% ../nbs/34_claims.ipynb #8fcb1698
+def _shown_as(of, scale, unit, xs, percent='pp'):
+    "What the figures `xs` are multiplied by, and their unit"
+    if scale is None:
+        far = [x for x in xs if x<0 or x>1]
+        if of is None and len(far):
+            raise ValueError(f"{far[0]:g} is no fraction of a whole, so it is not shown in percent: say what the figures are, "
+                             "such as of='test_mae', or scale=1")
+        scale = 100 if of is None else scale_of(of)
+    return scale,(percent if scale==100 else '') if unit is None else unit
 
 # %% ../nbs/34_claims.ipynb #3f2d12f9
 def claim_difference(
@@ -38,16 +80,22 @@ def claim_difference(
     paper:str, # The paper's figure, as text
     a, # One value a seed
     b, # The same seeds, in the same order
-    want=(0,math.inf), # Our figure should lie here, in the unit shown
-    scale:float=100., # Multiply by this: 100 for percentage points
-    unit:str='pp' # Put behind the figure
+    want=None, # Our figure should lie here, in the unit shown; by default above 0, or below it where lower is better
+    scale:float=None, # Multiply by this: by default 100 for fractions, which gives percentage points
+    unit:str=None, # Put behind the figure; 'pp' for fractions
+    of:str=None, # Name of the figure, such as 'test_mae': says what is a fraction, and what is better
+    **better # `lower=True` or `higher=True`, for a name that does not say it
 )->Claim:
-    "a is larger than b: one-sided paired t-test; `None` where there are no values"
-    a,b = pairs(a, b)
+    """a is larger than b, or smaller where `want` lies below 0 or lower is better: one-sided paired t-test; `None` without values.
+    Raises `ValueError` for a name of which nobody knows what is better, and for a `paper` that reads as another test"""
+    (a,b),want = pairs(a, b),_wanted(want, of, lower_of(**better))
+    way,side,_ = _way(want, 0)
+    _check_paper(paper, says := f'a − b {way} 0', want, way, signed=True)
     if not len(a): return None
+    scale,unit = _shown_as(of, scale, unit, [*a,*b])
     d = interval(scale*(a-b))
-    p = _one_sided(stats.ttest_rel, a, b, alternative='greater') if d.n>1 else math.nan
-    return Claim(what, paper, d.mean, d.lo, d.hi, p, 1-p, want, unit, 'paired t, one-sided', d.n)
+    p = _one_sided(stats.ttest_rel, a, b, alternative=side) if d.n>1 else math.nan
+    return Claim(what, paper, d.mean, d.lo, d.hi, p, 1-p, want, unit, f'{says} (paired t, one-sided)', d.n)
 
 # %% ../nbs/34_claims.ipynb #1213d5e9
 def claim_ratio(
@@ -59,13 +107,14 @@ def claim_ratio(
     unit:str='×' # Put behind the figure
 )->Claim:
     """a is larger than b, or smaller where `want` lies below 1, by a factor: one-sided paired t-test of the logarithms;
-    `None` where there are no values"""
+    `None` where there are no values. Raises `ValueError` for a `paper` that reads as another test"""
     a,b = pairs(a, b)
+    way,*sides = _way(want, 1)
+    _check_paper(paper, says := f'a / b {way} 1', want, way)
     if not len(a): return None
     g = geo_interval(a/b)
-    sides = ('less','greater') if want[1]<=1 else ('greater','less')
     ps = [_one_sided(stats.ttest_rel, np.log(a), np.log(b), alternative=s) if g.n>1 else math.nan for s in sides]
-    return Claim(what, paper, g.mean, g.lo, g.hi, *ps, want, unit, 'paired t of logarithms, one-sided', g.n)
+    return Claim(what, paper, g.mean, g.lo, g.hi, *ps, want, unit, f'{says} (paired t of logarithms, one-sided)', g.n)
 
 # %% ../nbs/34_claims.ipynb #78673a06
 def claim_match(
@@ -74,14 +123,19 @@ def claim_match(
     a, # One value a seed
     b, # The same seeds, in the same order
     margin:float, # Differences within ± this count as equal, in the unit shown
-    scale:float=100., # Multiply by this: 100 for percentage points
-    unit:str='pp' # Put behind the figure
+    scale:float=None, # Multiply by this: by default 100 for fractions, which gives percentage points
+    unit:str=None, # Put behind the figure; 'pp' for fractions
+    of:str=None # Name of the figure, such as 'test_mae': says what is a fraction
 )->Claim:
-    "a and b are equal within `margin`: TOST, two one-sided paired t-tests; `None` where there are no values"
+    """a and b are equal within `margin`: TOST, two one-sided paired t-tests; `None` where there are no values.
+    Raises `ValueError` for a `paper` that reads as another test"""
     a,b = pairs(a, b)
+    _check_paper(paper, f'|a − b| < {margin:g}', (-margin,margin), '')
     if not len(a): return None
+    scale,unit = _shown_as(of, scale, unit, [*a,*b])
     d,p = interval(scale*(a-b)),tost(scale*a, scale*b, margin)
-    return Claim(what, paper, d.mean, d.lo, d.hi, p, min(2-2*p, 1.), (-margin,margin), unit, f'TOST ± {margin:g} {unit}', d.n)
+    says = f'|a − b| < {margin:g} {unit}'.strip()
+    return Claim(what, paper, d.mean, d.lo, d.hi, p, min(2-2*p, 1.), (-margin,margin), unit, f'{says} (TOST)', d.n, 'outside')
 
 # %% ../nbs/34_claims.ipynb #19ec4089
 def claim_value(
@@ -89,16 +143,21 @@ def claim_value(
     paper:str, # The paper's figure, as text
     xs, # One value a seed
     want, # Our mean should lie within these two
-    scale:float=1., # Multiply by this: 100 for percent
-    unit:str='' # Put behind the figure
+    scale:float=None, # Multiply by this: by default 100 where `of` is a fraction, else 1
+    unit:str=None, # Put behind the figure; '%' for fractions
+    of:str=None # Name of the figure, such as 'test_accuracy'; without one it is shown as it is
 )->Claim:
-    "The mean lies within `want`: one-sided t-tests against its finite ends; `None` where there are no values"
-    xs = scale*np.asarray(xs, float)
+    """The mean lies within `want`: one-sided t-tests against its finite ends; `None` where there are no values.
+    Raises `ValueError` for a `paper` that reads as another test"""
+    ends = [o for o in zip(want, ('greater','less'), '><') if math.isfinite(o[0])]
+    says = ' < '.join([f'{want[0]:g}']*math.isfinite(want[0])+['mean']+[f'{want[1]:g}']*math.isfinite(want[1]))
+    _check_paper(paper, says, want, [o[2] for o in ends])
+    scale,unit = _shown_as(of, 1. if of is None and scale is None else scale, unit, (), '%')
     if not len(xs): return None
-    d = interval(xs)
-    ends = [(e,s) for e,s in zip(want, ('greater','less')) if math.isfinite(e)]
-    ps = [_one_sided(stats.ttest_1samp, xs, e, alternative=s) if d.n>1 else math.nan for e,s in ends]
-    return Claim(what, paper, d.mean, d.lo, d.hi, max(ps), min(len(ps)*(1-max(ps)), 1.), want, unit, 't, one-sided', d.n)
+    d = interval(xs := scale*np.asarray(xs, float))
+    ps = [_one_sided(stats.ttest_1samp, xs, e, alternative=s) if d.n>1 else math.nan for e,s,_ in ends]
+    opposite = min(len(ps)*(1-max(ps)), 1.)
+    return Claim(what, paper, d.mean, d.lo, d.hi, max(ps), opposite, want, unit, f'{says} (t, one-sided)', d.n, 'outside')
 
 # %% ../nbs/34_claims.ipynb #861d82a2
 def _adjusted(ps):
@@ -112,15 +171,11 @@ def _verdict(c, p, o):
     if c.n<3: return 'too few seeds'
     if p<.05: return 'reproduced' if c.want[0]<=c.mean<=c.want[1] else 'direction only'
     if not o<.05: return 'not shown'
-    return 'outside' if c.test.startswith(('TOST','t,')) else 'opposite'
+    return c.other
 
 def _num(x): return f'{x:.2f}' if abs(x)<100 else f'{x:.0f}'
 
 def _ours(c): return f'{_num(c.mean)} {c.unit}'.strip()+(f' ({_num(c.lo)} to {_num(c.hi)})' if c.lo==c.lo else '')
-
-def _span(w):
-    if w[1]==math.inf: return f'≥ {w[0]:g}'
-    return f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'
 
 def _p(p):
     if p!=p: return ''
@@ -135,7 +190,7 @@ def verdicts(
     ps,os = _adjusted([c.p for c in cs]),_adjusted([c.p_opposite for c in cs])
     def row(c, p, o): return dict(claim=c.what, paper=c.paper, ours=_ours(c), tolerance=_span(c.want), n=c.n, test=c.test,
                                   p=_p(p), verdict=_verdict(c, p, o))
-    return pd.DataFrame([row(*o) for o in zip(cs, ps, os)])
+    return Shown([row(*o) for o in zip(cs, ps, os)])
 
 # %% ../nbs/34_claims.ipynb #17319e47
 def _both(a, b):
@@ -149,7 +204,9 @@ class Figures:
     def of(self, arm, k, col):
         "A figure of an arm at round `k`, by seed"
         if self.df is None: return pd.Series(dtype=float)
-        return self.df[(self.df.arm==arm)&(self.df['round']==k)].set_index('seed')[col]
+        df = self.df[(self.df.arm==arm)&(self.df['round']==k)]
+        check_seeds(df, ['arm','round'])
+        return df.set_index('seed')[col]
     def pair(self, a, k, b, j, col='es_test_accuracy'):
         "Figures of arm `a` at round `k` and of `b` at `j`, of the seeds that have both"
         return _both(self.of(a, k, col), self.of(b, j, col))
@@ -160,14 +217,16 @@ class Figures:
 
 # %% ../nbs/34_claims.ipynb #7fb5ae8a
 @patch
-def beats(self:Figures, what, paper, a, k, b, j, want=(0,math.inf)):
-    "The claim that arm `a` at round `k` is more accurate than `b` at `j`, at the early stop on test data"
-    return claim_difference(what, paper, *self.pair(a, k, b, j), want)
+def beats(self:Figures, what, paper, a, k, b, j, want=None, col='es_test_accuracy', **better):
+    """The claim that arm `a` at round `k` is better in `col` than `b` at `j`: by default more accurate, at the early stop on test data.
+    What is better is known by name, or said by `lower=` or `higher=`"""
+    lower = is_lower(col, lower_of(**better))
+    return claim_difference(what, paper, *self.pair(a, k, b, j, col), want, of=col, lower=lower)
 
 @patch
-def matches(self:Figures, what, paper, a, k, b, j, margin):
-    "The claim that they are as accurate, within `margin` points"
-    return claim_match(what, paper, *self.pair(a, k, b, j), margin)
+def matches(self:Figures, what, paper, a, k, b, j, margin, col='es_test_accuracy'):
+    "The claim that they are as good, within `margin`, points where `col` is a fraction"
+    return claim_match(what, paper, *self.pair(a, k, b, j, col), margin, of=col)
 
 @patch
 def stops(self:Figures, what, paper, a, k, b, j, want):
@@ -228,17 +287,21 @@ def _arms(df):
 
 def _by_round(df, col):
     "Arm → round → figures by seed"
+    if miss := [c for c in ('arm','seed','round','density',col) if c not in df]:
+        raise ValueError(f"the table has no column {miss[0]!r}; it has {', '.join(map(str, df.columns))}")
+    check_seeds(df, ['arm','round'])
     return {a:dict(iter(d.set_index('seed').groupby('round')[col])) for a,d in df.groupby('arm')}
 
+# %% ../nbs/34_claims.ipynb #8a72248c
 def _lead(a, ticket, x):
-    "By how much the ticket leads arm `a`, with the seeds that both have"
+    "Figures of the ticket less those of arm `a`, with the seeds that both have"
     both = ticket.index.intersection(x.index)
     if len(both)<2: return {}
     d = paired(ticket[both], x[both])
     return {f'vs_{a}':d.diff, f'vs_{a}_half':d.half, f'p_{a}':d.p, f'n_{a}':d.n}
 
 def _level(figures, arms, k):
-    "Means of the arms at level `k`, and the leads of the ticket"
+    "Means of the arms at level `k`, and the ticket's differences to them"
     row,ticket = {},figures['ticket'][k]
     for a in arms:
         x = figures[a].get(0 if a=='dense' else k)
@@ -252,12 +315,13 @@ def compare_arms(
     df:pd.DataFrame, # What `results` gives
     col:str='es_test_accuracy' # Figure to compare
 )->pd.DataFrame: # One row a level: means, half widths, paired differences and p-values, adjusted by Holm over the levels
-    "Ticket against the other arms, paired by seed (paired t-tests; t intervals of 95 %; for a match with dense see `claim_match`)"
-    arms,figures = _arms(df),_by_round(df, col)
+    """Ticket against the other arms, paired by seed (two-sided paired t-tests; t intervals of 95 %; for a match with dense see
+    `claim_match`). Raises `ValueError` where a level of an arm has several rows of one seed"""
+    figures,arms = _by_round(df, col),_arms(df)
     dens = df[df.arm=='ticket'].groupby('round').density.mean()
     others = df[~df.arm.isin(['dense','ticket'])]['round']
     rows = [dict(round=int(k), density=dens[k], **_level(figures, arms, k)) for k in sorted({*others} & {*dens.index})]
-    res = pd.DataFrame(rows)
+    res = Shown(rows)
     for c in [c for c in res if c.startswith('p_')]: res.loc[res[c].notna(), c] = holm(res[c].dropna())
     return res
 
@@ -270,15 +334,15 @@ def _pm(m, h, nd):
 def show_arms(
     df:pd.DataFrame, # What `results` gives
     col:str='es_test_accuracy', # Figure to compare
-    scale:float=100, # Multiply by this: 100 for percent
+    scale:float=None, # Multiply by this; by default 100 for fractions, such as accuracies, which are shown in percent
     nd:int=2 # Decimals
-)->pd.DataFrame: # One row a level, of text
-    """Means ± half of their 95 % interval over seeds, and the ticket's lead over its controls
+)->pd.DataFrame: # One row a level, of text; its `to_latex()` needs the package booktabs
+    """Means ± half of their 95 % interval over seeds, and the ticket's difference to its controls
     (* p < .05, paired t, Holm over the levels; three seeds or more)"""
-    t,arms = compare_arms(df, col),_arms(df)
+    t,arms,scale = compare_arms(df, col),_arms(df),scale_of(col, scale)
     if not len(t): return t
     def pm(o, c): return _pm(scale*o[c], scale*o[f'{c}_half'], nd)
     def star(o, a): return ' *' if o[f'p_{a}']<.05 and o[f'n_{a}']>2 else ''
     means = {a:[pm(o, a) for _,o in t.iterrows()] for a in arms if a in t}
     leads = {f'ticket − {a}':[pm(o, f'vs_{a}')+star(o, a) for _,o in t.iterrows()] for a in arms if f'vs_{a}' in t and a!='dense'}
-    return pd.DataFrame({**means, **leads}, index=pd.Index([f'{100*d:.1f} %' for d in t.density], name='weights left'))
+    return Shown({**means, **leads}, index=pd.Index([f'{100*d:.1f} %' for d in t.density], name='weights left'))

@@ -27,7 +27,8 @@ from .fits import *
 from .fits import plain_place
 from .identity import about_run
 from .settings import *
-from .settings import best_of,monitor_of
+from .settings import best_of,decided,monitor_of,says_lower
+from .statistics import better_when,is_lower,lower_of
 from .runs import *
 from .display import *
 from .display import Live
@@ -59,6 +60,8 @@ class Journal:
     def rounds(self): return self.lot.rounds
     def to_play(self):
         "Numbers of the rounds to play, for as long as the settings want one more"
+        s = self.s
+        if s.tol is not None: self.live.say(f'tol={s.tol} goes by {s.monitor}: {better_when(is_lower(s.monitor, s.lower))}')
         for o in self.rounds: self.live.row(o.row)
         while not self.over and self.s.goes_on(self.rounds):
             r = len(self.rounds)
@@ -152,8 +155,12 @@ def round_of(lot, k):
 @patch
 def report(self:LotteryCallback)->pd.DataFrame: # One row a round, and one a training of a ticket
     """What each round showed: density, kept weights, losses, metrics, early-stop iteration and figures (`es_*`), all measured.
-    Below the rounds stand the trainings by `fit_ticket`, told by their `reset`, `mask` and `trial`"""
-    return pd.DataFrame([*[r.row for r in self.rounds], *self.fitted])
+    Below the rounds stand the trainings by `fit_ticket`, told by their `reset`, `mask` and `trial`. `attrs` of the table say which
+    figure decides, and which way it is better"""
+    df = pd.DataFrame([*[r.row for r in self.rounds], *self.fitted])
+    own = self.rounds[0].meta if self.rounds else {}
+    df.attrs = {} if self.learn is None else decided(self.learn, own.get('monitor'), own.get('lower'))
+    return df
 
 @patch
 def ticket(self:LotteryCallback,
@@ -184,7 +191,7 @@ def load(self:LotteryCallback,
 
 # %% ../nbs/18_journal.ipynb #a3a5e81e
 @patch
-def _best(self:LotteryCallback, tol, monitor, lower):
+def _best(self:LotteryCallback, tol, monitor, lower, higher):
     "The best round"
     if not self.rounds: raise ValueError(self.why_nothing(rounds=True))
     own = self.rounds[0].meta
@@ -192,26 +199,30 @@ def _best(self:LotteryCallback, tol, monitor, lower):
     if not has_valid(self.learn):
         raise ValueError(f"the best ticket is chosen by {m!r} on the validation set, and this Learner has none: "
                          "take one by its round, learn.lottery.ticket(k)")
-    return best_of(self.rounds, own.get('tol') if tol is None else tol, m, own.get('lower') if lower is None else lower)
+    lower = lower_of(lower, higher)
+    if lower is None and m==own.get('monitor'): lower = own.get('lower')
+    return best_of(self.rounds, own.get('tol') if tol is None else tol, m, says_lower(self.learn, m, lower))
 
 @patch
 def best(self:LotteryCallback,
     tol=None, # How much worse than dense `monitor` may be, `.02` or `'5%'`; the lottery's own, else .005
     monitor:str=None, # Validation figure; the lottery's own, else the first metric
-    lower:bool=None # Is it better when lower? Known of fastai's and scikit-learn's metrics
+    lower:bool=None, # Is it better when lower? Known of fastai's and scikit-learn's metrics, and by `higher_is_better`
+    higher:bool=None # The same, the other way round
 )->Ticket:
     "The smallest ticket whose validation figure is within `tol` of the dense net's"
-    return self._best(tol, monitor, lower).ticket
+    return self._best(tol, monitor, lower, higher).ticket
 
 # %% ../nbs/18_journal.ipynb #c8e62e05
 @patch
 def load_best(self:LotteryCallback,
     tol=None, # As in `best`
     monitor:str=None, # As in `best`
-    lower:bool=None # As in `best`
+    lower:bool=None, # As in `best`
+    higher:bool=None # As in `best`
 ):
     "Put the *trained* net of the best round into the Learner, with its masks"
-    self.load(self._best(tol, monitor, lower)['round'])
+    self.load(self._best(tol, monitor, lower, higher)['round'])
 
 # %% ../nbs/18_journal.ipynb #2e324d08
 def of_lottery(lot, ticket):

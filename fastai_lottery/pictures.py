@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .masks import *
 from .tickets import *
 from .sizes import layer_table
-from .statistics import is_fraction
+from .statistics import is_fraction,scale_of
 from .callback import LotteryCallback
 from .fits import Round
 from .rounds import *
@@ -229,7 +229,7 @@ def _walk(ax, look, by, k):
     n,c,mark,ls,p = look
     p = p.path if isinstance(p, Instability) else p
     b = barrier(p, by)
-    says = f"{n}{': ' if n else ''}barrier {k*b:.3g}{' pp' if by=='error' else ''}"
+    says = f"{n}{': ' if n else ''}barrier {k*b:.3g}{' pp'*is_fraction(by)}"
     ax.plot(p.alpha, k*p[by], ls=ls, color=c, marker=mark, ms=4, label=says)
     ax.axhline(k*(p[by].max()-b), color=c, ls=ls, lw=.8, alpha=.6)
 
@@ -241,8 +241,8 @@ def plot_path(
 ): # The axes
     "Error on the straight line between two nets (figure 1 of 1912.05671)"
     ax = new_axes(ax)
-    for o in _several(paths, 'path'): _walk(ax, o, by, 100 if by=='error' else 1)
-    ax.set(xlabel='α', ylabel=label or ('error (%)' if by=='error' else by))
+    for o in _several(paths, 'path'): _walk(ax, o, by, scale_of(by))
+    ax.set(xlabel='α', ylabel=label or by+' (%)'*is_fraction(by))
     ax.legend(loc='lower center', bbox_to_anchor=(.5,1), ncols=2, **legend_style)
     return ax
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .masks import *
-from .statistics import interval,is_fraction
+from .statistics import check_seeds,interval,is_fraction,scale_of
 from .callback import LotteryCallback
 from .fits import Round
 from .settings import monitor_of
@@ -45,10 +45,6 @@ def add_legend(ax, n=6):
     return ax.legend(**legend_style, **(dict(loc='center left', bbox_to_anchor=(1,.5)) if beside else {}))
 
 # %% ../nbs/40_plots.ipynb #b18281df
-def scale_of(col):
-    "What a figure of `col` is multiplied by: fractions are shown in percent"
-    return 100 if is_fraction(col) else 1
-
 def words_of(col):
     "A column of a report in words"
     if col=='es_iteration': return 'early-stop iteration'
@@ -139,8 +135,9 @@ def plot_arms(
     legend:bool=True # With a legend?
 ): # The axes
     """A figure against weights remaining: mean over seeds, 95 % band, one line for each arm (as figures 4 and 5 of 1803.03635).
-    Raises `ValueError` where `df` has no such figures"""
-    df,k = _with_figures(df, col),scale_of(col) if scale is None else scale
+    Raises `ValueError` where `df` has no such figures, or several rows of one seed for a point"""
+    df,k = _with_figures(df, col),scale_of(col, scale)
+    check_seeds(df, ['arm','round'])
     ax = new_axes(ax)
     for a,look in _arms(df).items():
         own = ['dense','ticket'] if a=='ticket' else [a]

@@ -17,10 +17,11 @@ from .core import *
 from .core import name_of,check_whole
 from .masks import *
 from .criteria import large_final
-from .scopes import global_
+from .scopes import NothingMore,global_
 from .resets import rewind,state,load_,base_state,check_pruned_by_torch
 from .tickets import *
 from .callback import *
+from .statistics import lower_of
 from .signals import outside_state,load_outside_
 from .files import short_hash
 from .signals import as_reset,as_action
@@ -40,10 +41,11 @@ from .journal import Journal,as_trained,check_w_i,held_under,of_lottery,trained_
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
-    if s.takes_all(lot.masks.n_kept): return False
+    if s.takes_all(lot.masks.n_kept): return _at_bottom(s, lot, f'a prune of amount={s.amount:g} would leave no weight')
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
-    new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.numel))
-    if s.rounds is None and s.amount>0 and new.n_kept==lot.masks.n_kept: return _at_bottom(s, new)
+    try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.numel))
+    except NothingMore as e: return _at_bottom(s, lot, e)
+    if s.amount>0 and new.n_kept==lot.masks.n_kept: return _at_bottom(s, lot, _nothing(s))
     lot.pruned_to(new, lot.values(new, s.hold, s.seed_for('hold', r)))
     return True
 
@@ -59,11 +61,19 @@ def play_rounds(learn, s, run):
     return run.rounds
 
 # %% ../nbs/19_rounds.ipynb #98485668
-def _at_bottom(s, masks):
+class EndedWarning(UserWarning): "A lottery ended because a prune could take no more"
+
+def _nothing(s): return f'a prune of amount={s.amount:g} takes nothing away (frozen layers, rates of 0 or too small an amount)'
+
+def _at_bottom(s, lot, why):
     "Nothing more can go: fine where there is no density to reach, or where that is met but for the rounding of layers"
-    if s.to is None or is_near(s, masks.n_kept, masks.numel, len(masks)): return False
-    raise ValueError(f"density {masks.density:.4g} is as far down as this goes (frozen layers, rates of 0 or too small an "
-                     f"amount), above to={s.to}; the rounds so far are kept")
+    masks = lot.masks
+    if s.to is None:
+        says = f"the lottery ends after round {len(lot.rounds)-1}, at density {masks.density:.4g}: {why}"
+        warnings.warn(says, EndedWarning, stacklevel=6)
+    elif not is_near(s, masks.n_kept, masks.numel, len(masks)):
+        raise ValueError(f"density {masks.density:.4g} is as far down as this goes, above to={s.to}: {why}; the rounds so far are kept")
+    return False
 
 @contextmanager
 def _own_words(rounds):
@@ -195,13 +205,14 @@ def fit_lottery(self:Learner,
     to:float=None, # Stop at this density: the last prune is cut to meet it
     tol=None, # Stop when `monitor` is worse than dense by more than this (`.02` or `'5%'`); end with the round before
     monitor:str=None, # Validation figure for `tol`; by default the first metric
-    lower:bool=None, # Is `monitor` better when lower? By default so for losses, errors, perplexity and the like
+    lower:bool=None, # Is `monitor` better when lower? Known of fastai's and scikit-learn's metrics, and by `higher_is_better`
     eval_every:int=None, # Evaluate every so many iterations: gives curves and the early-stop iteration (1803.03635)
     test_dl=None, # Data whose figures are recorded, and used for nothing
     path=None, # Folder for tickets, weights, curves, report; a run that was stopped, even by `kill -9`, goes on there
     stop=None, # Stop when this function of the rounds so far says so: `(rounds) -> bool`
     start=None, # Go on from a `Ticket`, `'rounds'` in memory, or the net as it is `'now'`; by default anew, from the initial weights
     keep:str='best', # Trained nets that stay in memory for `learn.lottery.load`: the last and the best, or `'all'`
+    higher:bool=None, # Is `monitor` better when higher? The same as `lower`, the other way round
     same=(), # Settings that are the same though `path` holds another text of them, such as `['criterion']` after a rewording
     **kwargs # Passed to `fit`
 )->L: # A `Round` for each round, also as `learn.lottery.rounds`
@@ -211,7 +222,7 @@ def fit_lottery(self:Learner,
     lot = lottery_of(self)
     start = _check_start(self, lot, start, path)
     ticket = start if isinstance(start, Ticket) else None
-    s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, ticket,
+    s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower_of(lower, higher), stop, ticket,
                  eval_every, test_dl, kwargs, tuple(L(same)))
     s,lot.keep = checked(self, lot, s),keep
     if ticket is not None: _check_knows(lot, s, ticket)

@@ -28,6 +28,7 @@ from .checkpoints import callback_state,put_callback_state,same_plain
 from .fits import *
 from .fits import level_ranks,place_of
 from .settings import *
+from .statistics import better_when,is_lower
 from .identity import about_learner,about_run,changed_lines,counts_as_setting,functions_in,sources,without_code
 
 # %% ../nbs/17_runs.ipynb #f98b5d0c
@@ -92,6 +93,7 @@ class Folder:
         self.same = _plain({**about_run(learn, lot, s), **(arm or {})})
         names = list(lot.names() if lot.masks is None else lot.masks)
         self.all = {**_plain(about_learner(learn, lot, s.test_dl)), **self.same, 'competes':names, 'format':_format}
+        if s.tol is not None: self.all['better'] = better_when(is_lower(s.monitor, s.lower))    # for the reader
         self._compare()
     def round(self, r): return self.path/f'round_{r:02d}'
     @_alone
@@ -134,7 +136,7 @@ def _take_names(self:Folder, learn, lot):
 
 # %% ../nbs/17_runs.ipynb #f119b4a5
 _said_otherwise = ('callbacks',)    # by version 0.0.1
-_own = ('torch','format','competes','code','vouched')
+_own = ('torch','format','competes','code','vouched','better')
 
 @patch
 @_alone

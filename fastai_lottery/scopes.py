@@ -52,10 +52,13 @@ def _drop(scores, masks, amount, floor):
     _enough(amount, k, sum(int(m.sum()) for m in free.values()), floor)
     return {o:m|safe[o] for o,m in drop_lowest(scores, free, k).items()}
 
+class NothingMore(ValueError):
+    "A prune asks for more than there is to take"
+
 def _enough(amount, k, have, floor):
     if have>=k: return
-    raise ValueError(f"amount={amount:g} would remove {k} weights, but `floor={floor}` leaves only {have} to choose from: "
-                     "lower one of the two")
+    raise NothingMore(f"amount={amount:g} would remove {k} weights, but `floor={floor}` leaves only {have} to choose from: "
+                      "lower one of the two")
 
 # %% ../nbs/03_scopes.ipynb #20791c3c
 def per_layer(
@@ -177,9 +180,9 @@ def n_of_m(
         have,can = ({o:int(k.sum()) for o,k in d.items()} for d in (masks,free))
         if bad := [o for o in masks if round(amount*have[o])>can[o]]:
             o,most = bad[0],min(can[o]*10000//have[o] for o in masks if have[o])/10000
-            raise ValueError(f"amount={amount:g} would remove {round(amount*have[o])} of the {have[o]} weights left in {o!r}, "
-                             f"but {n}:{m} lets only {can[o]} go: `amount` can be at most {most:g} here. Lower it, or leave out "
-                             f"layers whose rows are no multiple of {m} (`exclude=`)")
+            raise NothingMore(f"amount={amount:g} would remove {round(amount*have[o])} of the {have[o]} weights left in {o!r}, "
+                              f"but {n}:{m} lets only {can[o]} go: `amount` can be at most {most:g} here. Lower it, or leave out "
+                              f"layers whose rows are no multiple of {m} (`exclude=`)")
         def dropped(o): return drop_lowest({o:scores[o]}, {o:free[o]}, round(amount*have[o]))[o]
         return Masks({o:k&~free[o] | dropped(o) for o,k in masks.items()})
     _n_of_m.__name__ = f'n_of_m({n}, {m})'
@@ -247,8 +250,8 @@ def check_lengths(masks, lengths, held=None):
     "Raises `ValueError` where a slice has no weight left, nor values that its weights are `held` at"
     for n in lengths.keys()&masks.keys()-set(held or ()):
         if (gone := int((~slices(masks[n], lengths[n]).any(1)).sum())) and masks[n].numel():
-            raise ValueError(f"no weight is left in {gone} slice(s) of {n!r}, each of which is divided by its length: 0/0 is nan. "
-                             "Prune less, or leave the layer out by `exclude`")
+            raise NothingMore(f"no weight is left in {gone} slice(s) of {n!r}, each of which is divided by its length: 0/0 is nan. "
+                              "Prune less, or leave the layer out by `exclude`")
 
 # %% ../nbs/03_scopes.ipynb #a37dc1e8
 def make_masks(
@@ -263,7 +266,7 @@ def make_masks(
     _check(scores, masks)
     scope = as_scope(scope, masks)
     new = scope(best_last(scores, masks, lengths or {}), masks, amount)&masks
-    if new.n_kept==0: raise ValueError(f"amount={amount:g} of {masks.n_kept} survivors would leave no weight at all")
+    if new.n_kept==0: raise NothingMore(f"amount={amount:g} of {masks.n_kept} survivors would leave no weight at all")
     check_lengths(new, lengths or {})
     if gone := [n for n,m in new.items() if not m.any() and masks[n].any() and not _adds(n, m)]:
         f = getattr(scope, 'func', scope)

@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../nbs/16_settings.ipynb #f5e2b1db
-import inspect,math,re
+import inspect,math,re,warnings
+import torch
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
 from fastcore.basics import patch
@@ -16,9 +17,10 @@ from .core import *
 from .core import name_of,check_whole,check_fraction,meant
 from .criteria import large_final
 from .scopes import *
-from .scopes import as_scope,check_amount
+from .masks import *
+from .scopes import NothingMore,as_scope,check_amount
 from .resets import rewind,base_state,check_pruned_by_torch,hold_zero
-from .statistics import is_lower
+from .statistics import better_when,is_lower,own_lower
 from .callback import *
 from .signals import as_criterion,as_reset,as_action
 from .model import check_alone
@@ -35,6 +37,19 @@ def monitor_of(learn, monitor):
     if monitor not in names: raise ValueError(f"{meant(monitor, names)}`monitor` should be one of {', '.join(names)}; got {monitor!r}")
     return monitor
 
+def says_lower(learn, monitor, lower=None):
+    "Is the figure `monitor` better when lower, as far as `lower` or the metric itself says so? None where only its name can tell"
+    i = figure_names(learn).index(monitor_of(learn, monitor))
+    return own_lower(learn.metrics[i-1]) if lower is None and i else lower
+
+def decided(learn, monitor=None, lower=None):
+    "The figure that decides and which way it is better, as text by name, as far as it is known"
+    try:
+        m = monitor_of(learn, monitor)
+        return dict(monitor=m, better=better_when(is_lower(m, says_lower(learn, m, lower))))
+    except ValueError: return {}
+
+# %% ../nbs/16_settings.ipynb #5e3dff5a
 def worse_by(new, old, monitor, lower=None):
     "By how much `new` is worse than `old`; nan is worse than anything. Raises `ValueError` for a figure that is no number"
     for v in (new, old):
@@ -220,6 +235,34 @@ def _check_trainable(learn, s):
     if not any(p.requires_grad for p in learn.model.parameters()) and name_of(s.fit)!='fine_tune':
         raise ValueError("all parameters are frozen, so there is nothing to train: learn.unfreeze() first")
 
+# %% ../nbs/16_settings.ipynb #e1d40d40
+def _to_begin(learn, lot, s):
+    "The masks that the first prune begins with, of the weights that are not frozen"
+    ws = named_weights(learn.model, lot.names() if lot.masks is None else lot.masks)
+    free = {n:w for n,w in ws.items() if lot.frozen or w.requires_grad}
+    if s.start is not None and all(n in s.start.masks for n in free): return Masks({n:s.start.masks[n].cpu() for n in free})
+    return Masks({n:torch.ones(w.shape, dtype=torch.bool) for n,w in free.items()})
+
+def _asks_for(s, masks):
+    "How much of `masks` has to go for sure, and which setting asks for it; 0 where that depends on what happens"
+    if s.amount==0 or s.most()==0 or not masks: return 0,''
+    if s.to is None: return (0 if s.takes_all(masks.n_kept) else s.amount),'the first prune cannot be made'
+    if s.rounds is not None or s.tol is not None or s.stop is not None: return 0,''
+    return max(0, 1-(at_least(s, masks.numel)+len(masks)//2)/masks.n_kept),f'`to`={s.to} is further down than this scope goes'
+
+# %% ../nbs/16_settings.ipynb #57726908
+def check_first(learn, lot, s):
+    "Raise `ValueError` where counts tell that a prune cannot be made"
+    scope = as_scope(s.scope, lot.names() if lot.masks is None else lot.masks)
+    f = getattr(scope, 'func', scope)
+    if getattr(f, '__module__', '')!=as_scope.__module__ or hasattr(f, 'rates') or scope in (global_, local, erk): return
+    masks = _to_begin(learn, lot, s)
+    amount,what = _asks_for(s, masks)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: make_masks({n:torch.zeros(m.shape) for n,m in masks.items()}, masks, amount, scope)
+        except NothingMore as e: raise ValueError(f"{what}: {e}") from None
+
 # %% ../nbs/16_settings.ipynb #b98c4266
 def _check_callbacks(learn, lot, s, fs):
     "What is to be said of callbacks; and do criterion, reset and mask-0 action `fs` get what they ask for, with them and on this net?"
@@ -238,11 +281,11 @@ def checked(learn, lot, s):
     _check_valid(learn, s)
     hold = as_action(s.hold)
     s = replace(s, fit=as_fit(s.fit), monitor=monitor_of(learn, s.monitor), criterion=as_criterion(s.criterion), reset=as_reset(s.reset),
-                hold=None if hold is hold_zero else hold)
+                lower=says_lower(learn, s.monitor, s.lower), hold=None if hold is hold_zero else hold)
     fs = (s.criterion, s.reset, hold)
     for f in fs: needs(f)
     if s.tol is not None: is_lower(s.monitor, s.lower)    # asked for now, not after hours
-    as_scope(s.scope, lot.names() if lot.masks is None else lot.masks)
+    check_first(learn, lot, s)
     if lot.asked.unit=='%': lot.rewind_to = lot.asked.fixed(s.training.steps(learn))
     check_fit(learn, s.training, lot.rewind_to)
     _check_callbacks(learn, lot, s, fs)
