@@ -18,11 +18,11 @@ from .core import *
 from .masks import *
 from .masks import Watch
 from .model import *
-from .model import Known,unwatched,said,check_alone,one_more
+from .model import Known,unwatched,said,check_alone,one_more,hypers_now
 from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
 from .resets import state,load_,rewind,misfit,zeros_of
-from .signals import as_criterion,as_reset,as_action,outside_state,load_outside_,hypers_now
+from .signals import as_criterion,as_reset,as_action,outside_state,load_outside_
 
 # %% ../nbs/11_callback.ipynb #20025214
 class LotteryCallback(Known, Callback):
