@@ -19,12 +19,12 @@ from .core import *
 from .masks import *
 from .masks import Watch
 from .model import *
-from .model import Known,check_alone,one_more
+from .model import Known,check_alone,one_more,hypers_now
 from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
 from .resets import state,load_,rewind,misfit,zeros_of,check_pruned_by_torch
 from .verbs import Verbs
-from .signals import as_criterion,as_action,outside_state,load_outside_,hypers_now
+from .signals import as_criterion,as_action,outside_state,load_outside_
 
 # %% ../nbs/11_callback.ipynb #20025214
 class LotteryCallback(Verbs, Known, Callback):

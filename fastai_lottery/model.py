@@ -76,6 +76,8 @@ def _twin(v, memo, shared):
     memo.update(new)
     return res
 
+def hypers_now(opt): return [{k:v for k,v in h.items() if k!='params'} for h in opt.hypers]
+
 _of_module = set(vars(nn.Module()))    # parameters, buffers, hooks ...
 
 def _held(o):
@@ -142,6 +144,12 @@ def hessian_times(loss, ws, scale=1):
     hs = [_grad(w) if s==1 else _grad(w)/s for w in ws]
     if s<=1 or all(h.isfinite().all() for h in hs): return hs
     return hessian_times(loss/16, ws, s/16)
+
+# %% ../nbs/04_model.ipynb #a7c327f3
+def loss_scale(learn):
+    "By how much automatic mixed precision scales the loss"
+    scaler = vars(learn).get('scaler')
+    return 1 if scaler is None or not scaler.is_enabled() else scaler.get_scale()
 
 @contextmanager
 def twice(m):

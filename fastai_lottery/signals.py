@@ -12,7 +12,7 @@ from copy import deepcopy
 from functools import partial
 import torch
 from torch import nn
-from fastai.callback.core import Callback,CancelBatchException,CancelEpochException,CancelFitException,CancelTrainException
+from fastai.callback.core import Callback,CancelEpochException,CancelFitException,CancelTrainException
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
@@ -28,6 +28,7 @@ from .masks import *
 from .criteria import criteria_menu
 from .model import *
 from .model import Known,unwatched,on_copies,same_autocast,grads_of,check_flow,flow_,hessian_times,twice,under
+from .model import loss_scale,hypers_now
 from .resets import state,fresh,untouched,check_draw,reset_state,base_state,resets_menu,actions_menu,hold_zero
 from .resets import loss_module,outside,held_at,copy_into_
 from .sizes import odd_weights
@@ -77,31 +78,29 @@ class TrialStep(Callback):
     def __init__(self, word, ws): self._word,self._ws,self._got,self._back,self._skipped = word,ws,[],False,False
     def _take(self, o):
         self._got.append(o)
-        raise CancelBatchException
+        raise CancelFitException
     def before_batch(self):
         if self._word=='r': self._take(self.learn.xb)
     def before_backward(self):
-        if self._word=='hg': self._take(hessian_times(self.learn.loss_grad, list(self._ws.values()), _scale(self.learn)))
+        if self._word=='hg': self._take(hessian_times(self.learn.loss_grad, list(self._ws.values()), loss_scale(self.learn)))
     def after_backward(self): self._back = True
     def before_step(self): self.step()
     def step(self, *args, **kwargs):
         if self._word=='g': self._take(grads_of(self._ws))
     def after_cancel_step(self): self._skipped = True
     def after_cancel_batch(self):
-        if self._word!='g' or not self._back or self._got: return
-        self._got.append({n:g/_scale(self.learn) for n,g in grads_of(self._ws).items()})
-
-def _scale(learn):
-    "By how much automatic mixed precision has scaled the loss"
-    scaler = vars(learn).get('scaler')
-    return 1 if scaler is None or not scaler.is_enabled() else scaler.get_scale()
+        if self._word=='g' and self._back: self._take({n:g/loss_scale(self.learn) for n,g in grads_of(self._ws).items()})
+    def after_step(self):
+        for p in self.learn.model.parameters(): p.grad = None
+        raise CancelEpochException    # to be tried again
 
 # %% ../nbs/10_signals.ipynb #dcae4b64
 def _one_batch(learn, b, trial):
     for _ in range(50):
         trial._back = trial._skipped = False
-        learn.one_batch(0, deepcopy(b))    # callbacks may write into it
-        if trial._got or not trial._skipped: break
+        try: learn.one_batch(0, deepcopy(b))    # callbacks may write into it
+        except CancelEpochException: pass
+        if not trial._skipped: break
     raise CancelFitException
 
 def _events(learn, b, trial, fitting):
@@ -117,8 +116,6 @@ def _events(learn, b, trial, fitting):
     except CancelFitException: pass
 
 # %% ../nbs/10_signals.ipynb #4a16ff17
-def hypers_now(opt): return [{k:v for k,v in h.items() if k!='params'} for h in opt.hypers]
-
 @contextmanager
 def _no_steps(learn, trial):
     "The optimizer of `learn`, made as a fit would, with its step aside"
@@ -155,10 +152,13 @@ def _without_trace(learn, cbs):
         yield ms[0]
 
 # %% ../nbs/10_signals.ipynb #d08c4642
+@torch.enable_grad()
 def tried(learn, word, names=(), masks=None, held=None, dense=True):
     "The signal `word` as a training step gives it; where `dense`, of pruned and of frozen weights too"
     if not (bs := train_batches(learn)): raise ValueError("a gradient of the loss needs data: the training set gave no batch")
     fitting = any(o.fitting for o in learn._grab_cbs(Known))
+    if any(isinstance(cb, TrialStep) for cb in learn.cbs):
+        raise ValueError("a callback asks for gradients in the midst of a training step, which takes another one: prune in after_batch")
     with _without_trace(learn, [cb for cb in learn.cbs if _takes_part(cb)]) as m:
         ws = under(m, names, masks, held)
         hold = None if dense or masks is None else masks.holder(masks.check(m)).on_grads()
@@ -206,6 +206,7 @@ def hessian_grads(
                          f"{str(e).splitlines()[-1]}. Choose one that needs first ones, such as 'snip'") from e
 
 # %% ../nbs/10_signals.ipynb #9e0313d1
+@torch.enable_grad()
 def flow_grads(
     m:nn.Module, # A model; it is put back as it was
     xb:tuple, # Inputs of any batch: only their shapes count

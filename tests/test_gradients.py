@@ -31,6 +31,10 @@ class Noise(Callback):
         for p in self.learn.model.parameters():
             if p.grad is not None: p.grad.add_(torch.randn_like(p)*.01)
 
+class InPlace(Callback):
+    "Writes into the batch"
+    def before_batch(self): self.learn.xb[0].mul_(2)
+
 class SetUp(Callback):
     "Has what it needs from `before_fit`, and an epoch's state"
     def before_fit(self): self.scale = 2.
@@ -144,6 +148,7 @@ kinds = dict(
     fp16   = lambda: dict(cbs=MixedPrecision()),
     bf16   = lambda: dict(cbs=Amp(torch.bfloat16, 1)),
     amp    = lambda: dict(cbs=Amp()),
+    amp_in_place = lambda: dict(cbs=[Amp(), InPlace()]),
     amp_clip_few = lambda: dict(cbs=[Amp(scale=2.**10), GradientClip(.05), GradientAccumulation(40)]),
 )
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -171,7 +176,7 @@ class Gradients(Callback):
         s = getattr(self.learn, 'scaler', None)
         if self.seen is not None: return
         self.look()
-        if s is not None: self.seen = {n:g/s.get_scale() for n,g in self.seen.items()}
+        if s is not None and self.seen: self.seen = {n:g/s.get_scale() for n,g in self.seen.items()}
 
 def next_step(learn, b):
     "Gradients that the next training step sees on the batch `b`"
@@ -212,6 +217,79 @@ def test_a_criterion_sees_what_the_next_step_sees(kind, state):
         if kind!='noise': assert not want[n][~m].any()
         some += int(g[n][~m].any())
     assert some or state in ('new','dense')
+
+class Next(Callback):
+    "Takes gradients after batch `at` of a fit, on a batch `b`"
+    order = 1000
+    def __init__(self, at): self.at,self.got,self.b = at,None,None
+    def after_batch(self):
+        if not self.training or self.learn.train_iter!=self.at: return
+        for p in self.learn.model.parameters(): p.grad = None
+        self.b, = train_batches(self.learn)
+        self.got = taken(self.learn, list(self.learn.lottery.masks))
+
+class OnNext(Callback):
+    "The batch after that is `b`, and random numbers start from the same seed"
+    order = -1000
+    def __init__(self, next): self.next = next
+    def before_batch(self):
+        if self.next.b is None or not self.training or self.learn.train_iter!=self.next.at: return
+        self.learn._split(deepcopy(self.next.b))
+        torch.manual_seed(5)
+
+class At(Gradients):
+    "Those of iteration `at`"
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+    def look(self):
+        if self.learn.train_iter==self.at: super().look()
+
+@pytest.mark.parametrize('at', [2,3])
+@pytest.mark.parametrize('kind', ['drop','set_up','counts','mixup','penalty','amp_clip_few','clip'])
+def test_a_criterion_within_a_fit_sees_what_the_next_batch_sees(kind, at):
+    learn = made(kind)
+    learn.fit(1)
+    learn.prune(.4)
+    learn.fit(2, cbs=[n := Next(at), OnNext(n), g := At(at)])
+    for k,m in learn.lottery.masks.items(): assert torch.equal(n.got[k][m], g.seen[k][m]), k
+
+@pytest.mark.parametrize('event', ['after_batch','after_train','after_validate','after_epoch','after_fit','before_fit','before_epoch'])
+def test_a_callback_may_prune_by_gradients(event):
+    def prunes(self):
+        if not getattr(self, 'done', False):
+            self.done = True
+            self.learn.prune(.5, 'snip')
+    learn = learner(cbs=[LotteryCallback, Amp()])
+    learn.fit(1)
+    learn.fit(2, cbs=type('Prunes', (Callback,), {event:prunes})())
+    assert learn.lottery.masks.n_kept==144 and leaks(learn)==0
+
+def test_a_callback_that_prunes_each_time():
+    class Prunes(Callback):
+        def after_batch(self):
+            if self.training: self.learn.prune(.1, 'snip')
+    learn = learner()
+    learn.fit(1, cbs=Prunes())
+    assert learn.lottery.n_pruned==4
+    class Before(Callback):
+        def before_batch(self): self.learn.prune(.1, 'snip')
+    with pytest.raises(ValueError, match='prune in after_batch'): learn.fit(1, cbs=Before())
+
+def test_gradients_by_hand():
+    "Of other masks than those that are on, as a user may ask for them"
+    learn = learner()
+    learn.fit(1)
+    learn.prune(.5)
+    names,masks = list(learn.lottery.masks),learn.lottery.masks
+    fewer = Masks({n:m&(torch.arange(m.numel()).view(m.shape)%2==0) for n,m in masks.items()})
+    for o in (masks,fewer):
+        a,b = loss_grads(learn, names, o),learn.lottery.known(names, ['g'], generator(0), o)['g']
+        assert all(torch.equal(a[n], b[n]) and a[n][~o[n]].any() for n in names)
+        x,y = train_batches(learn)[0]
+        m = o.apply_(deepcopy(learn.model))
+        g = torch.autograd.grad(learn.loss_func(m(x), y), list(named_weights(m, names).values()))
+        assert all(torch.equal(a[n], v) for n,v in zip(names, g))
 
 # --- nothing left behind
 
@@ -289,6 +367,10 @@ def test_hooks_of_callbacks_and_what_they_write_outside():
     learn = learner(cbs=[LotteryCallback, cb := Hooked()])
     counts = cb.counts
     learn.prune(.3, 'snip')
+    class Stays(Callback):
+        def before_fit(self): self.learn.model[0].register_forward_hook(lambda *_: None)
+    learn.add_cb(Stays())
+    learn.prune(.3, 'snip')
     assert not learn.model[0]._forward_hooks and cb.counts is counts and counts['n']==0 and cb.seen==[] and not hasattr(cb, 'h')
 
 def test_an_error_in_a_trial_leaves_nothing():
@@ -319,7 +401,7 @@ def smooth(kind):
     return learn
 
 by_chance = 'drop text tabular mixup cutmix'.split()
-in_half = 'fp16 bf16 amp amp_clip_few'.split()
+in_half = 'fp16 bf16 amp amp_in_place amp_clip_few'.split()
 @pytest.mark.parametrize('kind', [k for k in kinds if (k,'hg') not in no_signal and k not in by_chance+in_half])
 def test_hessian_is_that_of_the_loss_that_trains(kind):
     "By finite differences of gradients along the gradient"
@@ -432,8 +514,8 @@ def test_the_check_changes_no_training(kind, criterion, monkeypatch):
     assert repr(play())==repr(a)
 
 def test_callbacks_that_are_given_to_the_fit_take_part():
-    def masks(cbs=None, **kwargs):
-        learn = learner(cbs=[LotteryCallback, *L(cbs)])
+    def masks(own=None, **kwargs):
+        learn = learner(cbs=[LotteryCallback, *L(own)])
         learn.fit_lottery(1, rounds=1, criterion='snip', amount=.5, seed=1, **kwargs)
         return learn.lottery.ticket().masks
     a,b = masks(Penalty()),masks(cbs=Penalty())
