@@ -286,14 +286,14 @@ def put_checkpoint(
     try: _put(learn, d, skip)
     except _wrong_content as e: raise ValueError(f"{d.get('at', 'the checkpoint')} does not fit this training: {one_line(e)}") from e
 
-# %% ../nbs/12_checkpoints.ipynb #1e3feeba
+# %% ../nbs/12_checkpoints.ipynb #2bccc011
 _wrong_content = (TypeError,ValueError,KeyError,IndexError,AttributeError,RuntimeError,RecursionError,OverflowError,NotHere)
 
 def _put_counts(learn, d):
     "Where the fit was: before its end, and of as many epochs as now"
     n,at = learn.n_epoch,d.get('epoch', 0)
     good = all(type(d[k]) in ((float,int) if k=='pct_train' else (int,)) for k in _counts if k in d)
-    if not good or d.get('n_epoch', n)!=n or not 0<=at<n or d.get('train_iter', 0)<0 or not 0<=d.get('pct_train', 0)<=1:
+    if not good or d.get('n_epoch', n)!=n or not -1<=at<n or d.get('train_iter', 0)<0 or not 0<=d.get('pct_train', 0)<=1:
         raise ValueError(f"it is at epoch {at} of {d.get('n_epoch')}, and this training has {n}")
     for k in _counts:
         if k in d: setattr(learn, k, d[k])
