@@ -29,7 +29,7 @@ from .callback import lottery_of,new_masks
 from .fits import *
 from .fits import fit_once,place_of,seed_all
 from .settings import *
-from .settings import Settings,as_fit,checked,check_fit,is_near
+from .settings import Settings,as_fit,checked,check_fit,is_near,plays_one_fit
 from .identity import say
 from .runs import *
 from .runs import Folder
@@ -41,6 +41,7 @@ from .journal import Journal,as_trained,check_w_i,held_under,of_lottery,trained_
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
+    if r==1 and not plays_one_fit(s.fit): _warn_frozen(learn, lot)    # a way to fit may freeze and unfreeze, as `fine_tune` does
     if s.takes_all(lot.masks.n_kept): return _at_bottom(s, lot, f'a prune of amount={s.amount:g} would leave no weight')
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
     try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.numel))
@@ -182,7 +183,7 @@ def play(learn, s, path, start):
         folder = None if path is None else Folder(path, learn, s, es)
         lot.run_folder = folder and folder.path
         _begin(learn, lot, start, folder, L(s.kwargs.get('cbs')))
-        if name_of(s.fit)!='fine_tune': _warn_frozen(learn, lot)
+        if plays_one_fit(s.fit): _warn_frozen(learn, lot)
         lot.tell_left_out()
         run = Journal(learn, s, folder)
         es.callback(run.live.end)

@@ -211,6 +211,10 @@ def _check_valid(learn, s):
 # %% ../nbs/16_settings.ipynb #5ed0b872
 _one_fit = 'fit fit_one_cycle fit_flat_cos fit_drops'.split()    # each of them plays `n_epoch` epochs in one fit
 
+def plays_one_fit(fit):
+    "Is `fit` known to play `n_epoch` epochs of one fit, on the layers that train by now? Of others only the training tells"
+    return name_of(fit) in _one_fit and (getattr(fit, '__module__', '') or '').split('.')[0] in ('fastai','fastai_lottery')
+
 def as_fit(fit):
     "`fit` as a function of a Learner: `learn.fine_tune` is `Learner.fine_tune`"
     if not callable(fit): raise ValueError(f"`fit` should be a function (learn, n_epoch, ...), such as Learner.fit_one_cycle; got {fit!r}")
@@ -221,18 +225,19 @@ def check_fit(learn, how, to):
     fit,n_epoch,n = how.fit,how.n_epoch,iterations_an_epoch(learn)
     try: inspect.signature(fit).bind(learn, n_epoch, **how.kwargs)
     except TypeError as e: raise TypeError(f"{name_of(fit)}: {e}") from None
-    if not (name_of(fit) in _one_fit and (fit.__module__ or '').split('.')[0] in ('fastai','fastai_lottery')): return
+    if not plays_one_fit(fit): return
     k,all_ = to.step(n, n*n_epoch),n*(n_epoch-how.kwargs.get('start_epoch', 0))
     if k<all_: return
     raise ValueError(f"the rewind point {str(to)!r} is iteration {k}, but this training has only {all_} "
                      f"({n_epoch} epochs of {n}): choose an earlier one")
 
+# %% ../nbs/16_settings.ipynb #b66390f1
 def _check_trainable(learn, s):
     "Is there anything to train, no second LotteryCallback, and no mask of torch's own?"
     for cb in L(s.kwargs.get('cbs')):
         if isinstance(cb, LotteryCallback): check_alone(cb, learn)
     check_pruned_by_torch(learn.model)
-    if not any(p.requires_grad for p in learn.model.parameters()) and name_of(s.fit)!='fine_tune':
+    if not any(p.requires_grad for p in learn.model.parameters()) and plays_one_fit(as_fit(s.fit)):
         raise ValueError("all parameters are frozen, so there is nothing to train: learn.unfreeze() first")
 
 # %% ../nbs/16_settings.ipynb #e1d40d40
