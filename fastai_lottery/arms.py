@@ -31,7 +31,7 @@ from .analysis import *
 from .analysis import same_order
 from .looks import fast_events
 from .fits import Round,quiet,seed_all
-from .core import check_whole
+from .core import check_whole,meant
 
 # %% ../nbs/32_arms.ipynb #8f634c0d
 @dataclass
@@ -166,7 +166,7 @@ def transferred(
     dense:bool=False # Without the mask
 )->Round: # Trained on the target, in the settings of the lottery
     "A ticket carried to another task (1905.07785)"
-    if start not in _starts: raise ValueError(f"`start` should be one of {', '.join(_starts)}; got {start!r}")
+    if start not in _starts: raise ValueError(f"{meant(start, _starts)}`start` should be one of {', '.join(_starts)}; got {start!r}")
     learn = _on_target(run, data, model, exclude)
     t = transfer(run.ticket(k), learn.model, run.trained(0) if start=='trained' else None, exclude)
     if dense: t = replace(t, masks=Masks.ones(t.masks))

@@ -6,6 +6,7 @@
 __all__ = ['LotteryCallback']
 
 # %% ../nbs/11_callback.ipynb #bc84cf2e
+from collections.abc import Iterator
 from copy import deepcopy
 import pandas as pd
 import torch
@@ -18,20 +19,22 @@ from .core import *
 from .masks import *
 from .masks import Watch
 from .model import *
-from .model import Known,unwatched,said,check_alone,one_more,hypers_now
+from .model import Known,check_alone,one_more,hypers_now
 from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
-from .resets import state,load_,rewind,misfit,zeros_of
-from .signals import as_criterion,as_reset,as_action,outside_state,load_outside_
+from .resets import state,load_,rewind,misfit,zeros_of,check_pruned_by_torch
+from .verbs import Verbs
+from .signals import as_criterion,as_action,outside_state,load_outside_
 
 # %% ../nbs/11_callback.ipynb #20025214
-class LotteryCallback(Known, Callback):
+class LotteryCallback(Verbs, Known, Callback):
     "Record the rewind point and keep pruned weights at zero after every step (1803.03635)"
     order = 80 # after all that moves weights, `SaveModelCallback` included
     # views of weights, hooks and what else is of this process alone: not for pickles and copies
     _stateattrs = ('_hold','_watch','_others','paused','_exports')
     _hold = _watch = None
     _others = _exports = False
+    fitted = () # Rows of trainings by `fit_ticket`
     def __init__(self,
         rewind_to='init', # Rewind point (1903.01611): `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`), a share (`'1%'`)
         include=None, # Name(s), glob(s), module(s) or parameter(s) to prune: see `competing`
@@ -43,6 +46,7 @@ class LotteryCallback(Known, Callback):
     ):
         self.rewind_to = self.asked = point(rewind_to)    # a share of the iterations becomes a number where they are known
         self.told = False
+        include,exclude = [list(o) if isinstance(o, Iterator) else o for o in (include,exclude)]    # model.parameters() is read once
         store_attr('include,exclude,types,bias,frozen,init')
         self.blank()
 
@@ -60,9 +64,15 @@ def prune(self:Learner,
     lot = lottery_of(self)
     as_action(hold)
     new = new_masks(self, amount, criterion, scope, seed)
-    lot.set_masks(new, lot.values(new, hold, seed))
-    lot.n_pruned += 1
+    lot.pruned_to(new, lot.values(new, hold, seed))
     return lot.masks
+
+@patch
+def pruned_to(self:LotteryCallback, masks, held):
+    "Put the masks of one more prune on; the first time, warn of weights on which it has no effect"
+    self.set_masks(masks, held)
+    self.n_pruned += 1
+    self.look_once()
 
 # %% ../nbs/11_callback.ipynb #8413c4e1
 @patch
@@ -99,7 +109,7 @@ def blank(self:LotteryCallback):
     "Nothing is known yet"
     self.w_i = self.w_k = self.masks = self.hypers = self.held = self.at_fit = None
     self.b_i,self.b_k = {},{}    # what trains outside the model
-    self.rounds,self.n_pruned,self.exported,self.held_here = L(),0,False,False
+    self.rounds,self.n_pruned,self.exported,self.held_here,self.looked = L(),0,False,False,False
     self.passed = [0,0]    # iterations and epochs of training on the way to the rewind point
     self.trained,self.keep,self.run_folder,self.place = {},'best',None,None    # trained nets of rounds; where late ones go on
 
@@ -343,6 +353,7 @@ def new_masks(learn, amount, criterion, scope, seed=None, least=0):
     """Masks after one more prune, which is cut so that `least` weights stay; nothing is put on. As rank 0 has them: data and
     random numbers of other processes differ"""
     lot = lottery_of(learn)
+    check_pruned_by_torch(learn.model)
     lot.remember()
     lot.tell_left_out()
     f,gen = as_criterion(criterion),generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)

@@ -52,9 +52,15 @@ def _plain_of(d):
     return res
 
 # %% ../nbs/12_checkpoints.ipynb #d7e52c94
-def callback_state(cb):
-    "What a callback holds, as plain data; what is no plain data is left out"
-    return _plain_of({k:v for k,v in vars(cb).items() if k!='learn'})
+def _part_of(v, mods):
+    "Is `v` one of the modules `mods`, or a collection of some?"
+    return v in mods if isinstance(v, nn.Module) else isinstance(v, (list,tuple,L)) and len(v)>0 and all(_part_of(o, mods) for o in v)
+
+def callback_state(cb, learn=None):
+    "What a callback holds, as plain data; what is no plain data is left out, and so are parts of the net of its Learner"
+    learn = learn or vars(cb).get('learn')
+    mods = set() if learn is None else set(learn.model.modules())
+    return _plain_of({k:v for k,v in vars(cb).items() if k!='learn' and not _part_of(v, mods)})
 
 # %% ../nbs/12_checkpoints.ipynb #98833375
 _as_torch = torch._C.DisableTorchFunctionSubclass    # fastai's tensors take 10 µs to say what they are, and there are as many as steps
@@ -74,10 +80,13 @@ def _stateful(o):
     both = 'state_dict','load_state_dict'
     return not isinstance(o, type) and all(callable(getattr(type(o), k, None)) for k in both)
 
+class _NotThere(Exception): "Something that is read in place, and is not there"
+
 def _in_place(put):
-    "Read into what is there, if something is"
+    "Read into what is there"
     def _f(v, old):
-        if old is not None: put(old, v)
+        if old is None: raise _NotThere
+        put(old, v)
         return old
     return _f
 
@@ -85,7 +94,10 @@ def _in_place(put):
 def _array(o): return isinstance(o, np.ndarray) and o.dtype!=object
 def _stack(o):
     with _as_torch(): return torch.stack(list(o)).detach().as_subclass(torch.Tensor)
-def _rng_back(o, v): _generator(o)[1](_back(v))
+def _rng_back(v, old):
+    g = _generator(old) and old or _new_generator(_back(v))
+    _generator(g)[1](_back(v))
+    return g
 def _state_back(o, v): o.load_state_dict(_back(v))
 
 _kinds = {
@@ -94,7 +106,7 @@ _kinds = {
     '#L':     _Kind(lambda o: isinstance(o, L), lambda o: _plain(list(o)), lambda v,old: L(_back(v, old))),
     '#set':   _Kind(lambda o: isinstance(o, set), lambda o: _plain(list(o)), lambda v,_: set(_back(v))),
     '#deque': _Kind(lambda o: isinstance(o, deque), lambda o: (_plain(list(o)),o.maxlen), lambda v,_: deque(_back(v[0]), v[1])),
-    '#rng':   _Kind(lambda o: _generator(o) is not None, lambda o: _plain(_generator(o)[0]()), _in_place(_rng_back)),
+    '#rng':   _Kind(lambda o: _generator(o) is not None, lambda o: _plain(_generator(o)[0]()), _rng_back),
     '#vars':  _Kind(lambda o: isinstance(o, Metric), callback_state, _in_place(lambda o,v: put_callback_state(o, v))),
     '#state': _Kind(_stateful, lambda o: _plain(o.state_dict()), _in_place(_state_back)),
 }
@@ -106,6 +118,16 @@ def _generator(o):
     if isinstance(o, torch.Generator): return o.get_state,lambda s: o.set_state(s.cpu())
     if isinstance(o, np.random.RandomState): return partial(o.get_state, legacy=False),o.set_state    # with the second of two Gaussians
     if isinstance(o, np.random.Generator): return lambda: o.bit_generator.state,partial(setattr, o.bit_generator, 'state')
+
+_bits = 'MT19937 PCG64 PCG64DXSM Philox SFC64'.split()
+
+def _new_generator(s):
+    "A generator of the kind that has such a state, where a callback has none yet"
+    if isinstance(s, tuple): return random.Random()
+    if torch.is_tensor(s) and len(s)==len(torch.Generator().get_state()): return torch.Generator()
+    if isinstance(s, dict) and s.get('bit_generator') in _bits:
+        return np.random.RandomState() if 'has_gauss' in s else np.random.Generator(getattr(np.random, s['bit_generator'])())
+    raise _NotThere
 
 # %% ../nbs/12_checkpoints.ipynb #c5c221a9
 def _is_leaf(o): return isinstance(o, nn.Parameter) or torch.is_tensor(o) and o.requires_grad and o.is_leaf
@@ -127,10 +149,26 @@ def _back_dict(o, old):
     old.update(new)
     return old    # a `Counter`, a `defaultdict`
 
+# %% ../nbs/12_checkpoints.ipynb #5278b085
+class NotHere:
+    "Stands for something that could not be put back"
+    def __init__(self, o, k):
+        self.__dict__['_says'] = (f"{type(o).__name__}.{k} is made in a fit, so that it could not be put back when this run went on: "
+                                  "make it in `__init__`, or train without `path`")
+    def __getattr__(self, k):
+        if k[:2]=='__': raise AttributeError(k)    # Python looks at what it copies, say
+        raise RuntimeError(self._says)
+    def _used(self, *args, **kwargs): raise RuntimeError(self._says)
+    __call__ = __iter__ = __getitem__ = __setattr__ = __len__ = _used
+
 # %% ../nbs/12_checkpoints.ipynb #d8fb273c
 def put_callback_state(o, d):
     "Attributes `d` of `callback_state` into `o`"
-    for k,v in d.items(): vars(o)[k] = _back(v, vars(o).get(k))
+    for k,v in d.items():
+        old = vars(o).get(k)
+        try: vars(o)[k] = _back(v, old)
+        except _NotThere:
+            if old is None: vars(o)[k] = NotHere(o, k)
 
 # %% ../nbs/12_checkpoints.ipynb #9e83e74b
 def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]
@@ -149,7 +187,8 @@ def _set_rng(dls, d):
     if 'cuda' in d and torch.cuda.is_available(): torch.cuda.set_rng_state_all(d['cuda'])
     for dl,gs in zip(dls.loaders, d['loaders']):
         if gs[0] is not None: dl.rng = random.Random()    # of its own, whoever else has the present one
-        _back(gs, _generators(dl))
+        for g,old in zip(gs, _generators(dl)):
+            if old is not None: _back(g, old)
 
 # %% ../nbs/12_checkpoints.ipynb #3679a1f7
 def _loss(learn):
@@ -214,10 +253,12 @@ def _opt_state(opt):
                         "train without `path`, or let its state_dict() give these") from None
 
 def _with_states(cbs, saved):
-    "Each callback with its state. Raises `ValueError` where they are others"
+    "Each callback with its state, in the order of then. Raises `ValueError` where they are others"
     saved = [(n.lstrip('_'),v) for n,v in saved if n!='_GoOn']    # version 0.0.1 had more that were private
     has,want = [type(cb).__name__.lstrip('_') for cb in cbs],[n for n,_ in saved]
-    if has==want: return [(cb,v) for cb,(_,v) in zip(cbs, saved)]
+    if sorted(has)==sorted(want):
+        mine = {n:[cb for cb,h in zip(cbs, has) if h==n] for n in has}
+        return [(mine[n].pop(0),v) for n,v in saved]
     raise ValueError(f"the training went on with the callbacks {', '.join(want)}; now they are {', '.join(has)}. Use the same ones")
 
 # %% ../nbs/12_checkpoints.ipynb #9bc71454
@@ -247,6 +288,8 @@ def put_checkpoint(
 ):
     "Go on where `take_checkpoint` was called. Raises `ValueError` where the callbacks are others"
     cbs = _with_states([cb for cb in learn.cbs if not isinstance(cb, skip)], d['cbs'])
+    then = iter([cb for cb,_ in cbs])    # `get_preds` takes some off, and puts them back at the end
+    learn.cbs = L(cb if isinstance(cb, skip) else next(then) for cb in learn.cbs)
     load_(learn.model, d['model'])
     if d['opt'] is not None: learn.opt.load_state_dict(_back(d['opt']))
     if d['loss']: _loss(learn).load_state_dict(_back(d['loss']))

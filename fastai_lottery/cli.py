@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib,pandas as pd
 from fastcore.script import anno_parser,call_parse
 from fastprogress.fastprogress import master_bar
+from .core import meant
 from .statistics import interval
 from .experiments import results,measured
 from .claims import compare_arms,show_arms
@@ -201,6 +202,6 @@ def main(
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _cmds: return _obey(argv[0], argv[1:])
     asked = not argv or argv[0] in ('-h','--help')
-    if not asked: print(f"lottery: there is no command {argv[0]!r}", file=sys.stderr)
+    if not asked: print(f"lottery: {meant(argv[0], _cmds)}There is no command {argv[0]!r}", file=sys.stderr)
     print(_usage())
     return 0 if asked else 2

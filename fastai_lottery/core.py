@@ -7,7 +7,7 @@ __all__ = ['weight_types', 'words', 'unwrap', 'named_weights', 'prunable', 'comp
            'by_name', 'derive', 'generator', 'same_rng', 'n_ranks', 'my_rank', 'of_rank0']
 
 # %% ../nbs/00_core.ipynb #513f1a3b
-import hashlib,inspect,io,random,re,sys
+import difflib,hashlib,inspect,io,random,re,sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -277,10 +277,15 @@ def menu_of(mod):
     fs = {n:f for n,f in vars(sys.modules[mod]).items() if inspect.isfunction(f) and f.__module__==mod and not n.startswith('_')}
     return {n:f for n,f in fs.items() if of_vocabulary(f)}
 
+def meant(o, names):    # what a wrong name may have meant, to begin an error with
+    like = difflib.get_close_matches(o, map(str, names), cutoff=.5) if isinstance(o, str) else ()
+    return f"did you mean {' or '.join(map(repr, like))}? " if like else ''
+
 def pick(o, menu, kind):    # a function, or the name of one in the menu
     if callable(o): return o
-    if o in menu: return menu[o]
-    raise ValueError(f"`{kind}` should be a function of {', '.join(words)} or one of {', '.join(menu)}; got {o!r}")
+    if isinstance(o, str) and o in menu: return menu[o]
+    says = f"`{kind}` should be a function of {', '.join(words)} or one of {', '.join(menu)}; got {o!r}"
+    raise ValueError(meant(o, menu)+says)
 
 def name_of(f): return getattr(f, '__name__', None) or (name_of(f.func) if hasattr(f,'func') else repr(f))
 

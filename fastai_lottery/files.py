@@ -59,7 +59,7 @@ _format = 'fastai_lottery ticket 1'
 
 def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
-def _digest(tensors, meta):
+def digest_of(tensors, meta):
     h = hashlib.sha256(meta.encode())
     for n in sorted(tensors):
         h.update(f'{n}{tensors[n].dtype}{tuple(tensors[n].shape)}'.encode())
@@ -77,7 +77,7 @@ def save_tensors(
     "Write tensors and plain data to one safetensors file, atomically, with a digest of its content"
     path,js = tensor_file(path),json.dumps(meta, sort_keys=True)
     tensors = {n:t.detach().cpu().contiguous().clone() for n,t in tensors.items()}
-    content = save(tensors, dict(format=_format, meta=js, sha256=_digest(tensors, js)))
+    content = save(tensors, dict(format=_format, meta=js, sha256=digest_of(tensors, js)))
     with atomic(path) as tmp: tmp.write_bytes(content)    # `save_file` has a temporary file of its own, which a kill leaves
     return path
 
@@ -95,7 +95,7 @@ def load_tensors(
     except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {e}") from None
     if (kind := head.get('format'))!=_format:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {kind!r}")
-    if head.get('sha256')!=_digest(ts, head.get('meta','')):
+    if head.get('sha256')!=digest_of(ts, head.get('meta','')):
         raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
     return ts,json.loads(head['meta'])
 

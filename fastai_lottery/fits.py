@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack,contextmanager
 from copy import deepcopy
 from dataclasses import dataclass,field
+from functools import partial
 import inspect
 import numpy as np,pandas as pd
 import torch
@@ -34,9 +35,11 @@ from .checkpoints import callback_state,put_callback_state,param_state,put_param
 from .callback import *
 from .callback import lottery_of
 from .looks import *
-from .looks import Bystander,Watch,has_valid,tests_of
+from .looks import Bystander,Unseen,Watch,has_valid,tests_of
 
 # %% ../nbs/14_fits.ipynb #85320688
+_apart = LotteryCallback,Bystander,ShowGraphCallback    # no part of a checkpoint
+
 def hypers_of(opt):
     "Hyper-parameters of each parameter group, as plain data"
     return [{k:v.item() if isinstance(v, np.generic) else v for k,v in h.items() if k!='params'} for h in opt.hypers]
@@ -100,6 +103,7 @@ class Course:
     def __init__(self, learn, how='', place=None, done=None, save=None):
         store_attr()
         self.fit,self.ends,self.skip,self.entered,self.start = -1,[],0,False,{}
+        self.rows,self.cut = done.get('rows', 0) if done else 0,False    # epochs that were logged; was the last fit cancelled?
         self.asked = place is not None and done is None
         self.before = done.get('before', 0) if done else place['its']-place['train_iter'] if place else 0    # in fits that are over
         self.to = done or place
@@ -118,17 +122,30 @@ def with_events(self:Course, f, event_type, ex, final=noop):
         if self.to.get('ends'): _set_hypers(self.learn.opt, self.to['ends'][self.fit])
         final()
     else:
-        self.inner(f, event_type, ex, final)
+        self.begun,self.cut = False,True
+        self.inner(partial(self.whole, f), event_type, ex, final)
         self.before += self.learn.train_iter
     self.ends.append(hypers_of(self.learn.opt))
 
+@patch
+def whole(self:Course, f):
+    self.begun = True
+    f()
+    self.cut = False
+
+@patch
+def cancelled(self:Course):
+    "Where `before_fit` is cancelled, fastai's own count may still be that of the fit before"
+    if not self.begun: self.learn.train_iter = 0
+
+# %% ../nbs/14_fits.ipynb #a4d181c8
 @patch
 def do_fit(self:Course):
     "fastai's loop over epochs, from where it goes on"
     learn,first = self.learn,0
     if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn)
     if self.done is not None and self.fit==self.done['fit']:
-        put_checkpoint(learn, self.done['learn'], (LotteryCallback,Bystander))
+        put_checkpoint(learn, self.done['learn'], _apart)
         first,self.entered,self.start = learn.epoch+1,True,self.done.get('start') or {}
     elif self.asked and self.fit==self.place['fit'] and not self.entered: first = self.place['epoch']
     for learn.epoch in range(first, learn.n_epoch):
@@ -148,7 +165,7 @@ def all_batches(self:Course):
 @patch
 def check(self:Course):
     "Has the training come to the place where it was to go on?"
-    if not self.asked or self.entered: return
+    if not self.asked or self.entered or self.cut: return
     p = self.place
     raise ValueError(f"the rewind point is iteration {p['its']}, in fit {p['fit']+1} and its epoch {p['epoch']+1}, "
                      f"and this training ended before: it had {self.fit+1} fits. "
@@ -239,11 +256,11 @@ def seed_all(learn, seed):
             g.manual_seed(derive(seed, 'loader', i))
 
 @contextmanager
-def quiet(learn):
+def quiet(learn, hidden=Unseen.bars):
     "No progress bar and no log of single fits: the lottery has its own"
     with ExitStack() as es:
         es.enter_context(learn.no_logging())
-        es.enter_context(learn.removed_cbs(learn._grab_cbs((ProgressCallback,ShowGraphCallback))))
+        es.enter_context(learn.removed_cbs(learn._grab_cbs(hidden)))
         yield
 
 # %% ../nbs/14_fits.ipynb #ae0f26a8
@@ -293,25 +310,26 @@ def _keeper(save, t0):
     "A function that gives `save` a checkpoint of a training, on its course"
     def keep(course):
         level_ranks(course.learn)
-        d = take_checkpoint(course.learn, (LotteryCallback,Bystander))
-        where = {k:getattr(course, k) for k in ('fit','ends','start','place','before')}
+        d = take_checkpoint(course.learn, _apart)
+        where = {k:getattr(course, k) for k in ('fit','ends','start','place','before','rows')}
         save(dict(where, seconds=time.perf_counter()-t0, learn=d))
     return keep
 
 @contextmanager
-def _within(learn, watch, course):
+def _within(learn, watch, course, live, cbs):
     "The surroundings of one training"
     late = learn.lottery.rewind_to.n and course.place is None and learn.lottery.w_k is None
     aside = [GoOn(course, course.place)] if course.place is not None else [AtPoint(course)] if late else []
     with ExitStack() as es:
-        es.enter_context(quiet(learn))
+        es.enter_context(quiet(learn, live.hidden(learn)))
+        es.enter_context(live.company(learn, course, cbs))
         es.enter_context(fast_events(learn))
         es.enter_context(learn.added_cbs([watch,*aside]))
         es.enter_context(course.on())
         yield
 
 # %% ../nbs/14_fits.ipynb #783d96d8
-def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None):
+def fit_once(learn, how, place=None, seed=None, live=Unseen(), done=None, save=None):
     "One whole training under the masks that are on, from `place` on; what it showed, as a row and a curve, and its course"
     lot,t0 = lottery_of(learn),time.perf_counter()-(done['seconds'] if done else 0)
     if seed is not None: seed_all(learn, seed)
@@ -319,21 +337,22 @@ def fit_once(learn, how, place=None, seed=None, tick=noop, done=None, save=None)
     for cb in track: cb.best = None
     begin = place['its'] if place else 0
     course = Course(learn, how.text(), place or done and done.get('place'), done, save and _keeper(save, t0))
-    watch = Watch(how.eval_every, how.test_dl, course, tick)
-    with _within(learn, watch, course): how.play(learn)
+    watch = Watch(how.eval_every, how.test_dl, course, live.tick)
+    with _within(learn, watch, course, live, how.kwargs.get('cbs')): how.play(learn)
     course.check()
     _check_best(track)
     lot.hold()
     level_ranks(learn)
-    figures = _figures(learn, watch, how.test_dl)    # first: what a look may do to the weights is counted, too
+    n = max(course.before-begin, 0)
+    figures = _figures(learn, watch, how.test_dl, n)    # first: what a look may do to the weights is counted, too
     row = {**counted(learn, lot), **figures, **watch.seen}
-    row.update(iterations=course.before-begin, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
+    row.update(iterations=n, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())
     return of_rank0(lambda: row),pd.DataFrame(watch.curve) if watch.curve else None,course.place
 
 # %% ../nbs/14_fits.ipynb #5c2b4437
-def _figures(learn, watch, test_dl):
-    "Losses and metrics at the end of a training"
+def _figures(learn, watch, test_dl, n):
+    "Losses and metrics at the end of a training of `n` iterations"
     row,rec = learn.evaluate(),getattr(learn, 'recorder', None)
     if has_valid(learn): watch.check(row['valid_loss'])
-    if rec is not None and len(rec.losses): row = dict(train_loss=float(rec.smooth_loss.value), **row)
+    if rec is not None and n and len(rec.losses): row = dict(train_loss=float(rec.smooth_loss.value), **row)
     return {**row, **tests_of(learn, test_dl)}

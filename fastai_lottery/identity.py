@@ -6,9 +6,9 @@
 __all__ = []
 
 # %% ../nbs/15_identity.ipynb #8f4da9f5
-import hashlib,inspect,math,re,warnings
+import ast,difflib,hashlib,inspect,linecache,math,re,warnings
 from enum import Enum
-from functools import partial
+from functools import lru_cache,partial
 from weakref import WeakKeyDictionary
 import numpy as np
 import torch
@@ -25,26 +25,95 @@ from .scopes import *
 from .files import short_hash
 from .callback import *
 
-# %% ../nbs/15_identity.ipynb #9af94a1f
-def _consts(c):
-    "The code object `c` and those within it, as plain data"
-    return c.co_code,c.co_names,[_consts(x) if hasattr(x,'co_code') else x for x in c.co_consts]
+# %% ../nbs/15_identity.ipynb #077a4182
+_silent_fields = ('annotation','returns','type_comment','kind','type_params','ctx')
 
+def _counts(o): return not (isinstance(o, ast.Assert) or isinstance(o, ast.Expr) and isinstance(o.value, ast.Constant))
+
+def meaning(o):
+    "A syntax tree as plain data, without what does not count"
+    if isinstance(o, list): return tuple(meaning(x) for x in o if _counts(x))
+    if not isinstance(o, ast.AST): return repr(o)
+    fields = {k:meaning(v) for k,v in ast.iter_fields(o) if k not in _silent_fields and v is not None}
+    if isinstance(o, ast.Set): fields['elts'] = tuple(sorted(fields['elts']))
+    return type(o).__name__,*[(k,v) for k,v in fields.items() if v!=()]
+
+@lru_cache(64)
+def _parsed(source): return ast.parse(source)
+
+def _first_line(o): return min([o.lineno, *[d.lineno for d in getattr(o, 'decorator_list', ())]])
+
+def _covers(o, c):
+    "Is the code object `c` that of the lambda `o`, among others in its line? Python 3.10 does not say"
+    if not hasattr(c, 'co_positions'): return True
+    at = [p for p in c.co_positions() if p[0]==o.body.lineno and p[2] is not None and p[3]]
+    return all(o.col_offset<=p[2]<=o.end_col_offset for p in at)
+
+# %% ../nbs/15_identity.ipynb #8fe136ce
+def _arguments(o): return [a.arg for a in [*o.args.posonlyargs, *o.args.args, *o.args.kwonlyargs]]
+
+def tree_of(f):
+    "The syntax tree of the function `f`; None where its source is not there, or is not its own any more"
+    c = f.__code__
+    kind = ast.Lambda if c.co_name=='<lambda>' else (ast.FunctionDef,ast.AsyncFunctionDef)
+    try: tree = _parsed(''.join(linecache.getlines(c.co_filename)))
+    except SyntaxError: return None
+    found = [o for o in ast.walk(tree) if isinstance(o, kind) and _first_line(o)==c.co_firstlineno]
+    names = list(c.co_varnames[:c.co_argcount+c.co_kwonlyargcount])
+    found = [o for o in found if getattr(o, 'name', c.co_name)==c.co_name and _arguments(o)==names]
+    if len(found)>1: found = [o for o in found if kind is not ast.Lambda or _covers(o, c)]
+    return found[0] if len({meaning(o) for o in found})==1 else None
+
+def source_of(f):
+    "The source of the function `f` in one form; None where there is none"
+    tree = tree_of(f)
+    return None if tree is None else ast.unparse(tree)
+
+def _const(x):
+    "A constant of bytecode as plain data, sets in an order of their own"
+    if hasattr(x, 'co_code'): return _bytecode(x)
+    return sorted(map(repr, x)) if isinstance(x, frozenset) else x
+
+def _bytecode(c):
+    documented = c.co_name[0]!='<' and isinstance(c.co_consts[0], str)
+    return c.co_code,c.co_names,[_const(x) for x in c.co_consts[documented:]]
+
+# %% ../nbs/15_identity.ipynb #9af94a1f
 def _closes_over(f):
     "Plain values and functions that `f` closes over"
     vs = [o.cell_contents for o in f.__closure__ or ()]
     plain = (int,float,str,bool,tuple,type(None))
     return [v for v in vs if isinstance(v, plain) or hasattr(v,'__code__') and v is not f]
 
-def _code(f, c):
+def _code(f):
     "What tells a function from another: its code, its defaults and the plain values that it closes over"
     groups = f.__defaults__ or (),(f.__kwdefaults__ or {}).values(),_closes_over(f)
-    return _consts(c),*[[say(v) for v in vs] for vs in groups]
+    tree = tree_of(f)
+    return _bytecode(f.__code__) if tree is None else meaning(tree),*[[say(v) for v in vs] for vs in groups]
+
+_known_by_name = ('fastai','fastcore','fastai_lottery','torch','torchvision')
+
+sources = {}    # of functions that were said, by what was said of them
 
 def _say_function(f):
-    if (f.__module__ or '').startswith(('fastai','torch')): return f.__name__
-    return f'{f.__name__} {hashlib.sha256(repr(_code(f, f.__code__)).encode()).hexdigest()[:8]}'
+    if (f.__module__ or '').split('.')[0] in _known_by_name: return f.__name__
+    said = f'{f.__name__} {short_hash(repr(_code(f)))[:8]}'
+    if (source := source_of(f)) is not None: sources[said] = source
+    return said
 
+# %% ../nbs/15_identity.ipynb #f6d0ce88
+def functions_in(text): return re.findall(r'[\w<>]+ [0-9a-f]{8}\b', text)
+def without_code(o): return re.sub(r'(?<=[\w>]) [0-9a-f]{8}\b', '', repr(o))
+
+def changed_lines(was, now, code):
+    "Lines that tell two functions apart, in what was said of settings; `code` has sources of another process"
+    fs = [functions_in(repr(o)) for o in (was, now)]
+    a,b = [[{**sources, **code}.get(k, '') for k in o] for o in fs]
+    if len(a)!=1 or len(b)!=1 or not (a[0] and b[0]): return ''
+    lines = [l for l in difflib.ndiff(a[0].splitlines(), b[0].splitlines()) if l[0] in '-+']
+    return ''.join('\n    '+l[:120] for l in lines[:10])
+
+# %% ../nbs/15_identity.ipynb #cfff5eb2
 def _say_partial(o):
     args = [*map(say, o.args), *(f"{k}={say(v)}" for k,v in o.keywords.items())]
     return f'partial({say(o.func)}, {", ".join(map(str, args))})'

@@ -7,34 +7,28 @@ __all__ = ['fast_events']
 
 # %% ../nbs/13_looks.ipynb #4a950dcd
 import math,random
-from collections.abc import Callable
-from contextlib import ExitStack,contextmanager
+from contextlib import contextmanager,nullcontext,suppress
 from copy import deepcopy
-from dataclasses import dataclass,field
-from functools import partial
-import inspect
 from operator import itemgetter
 from types import MethodType
-import numpy as np,pandas as pd
-import torch
-from fastcore.basics import patch,store_attr
+import pandas as pd
+from fastcore.basics import patch
 from fastcore.xtras import modify_exception
 from fastcore.foundation import L
 from fastai.callback.core import *
 from fastai.callback.core import Callback,event
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
-from fastai.callback.tracker import SaveModelCallback,TrackerCallback
+from fastai.callback.tracker import TrackerCallback
 from fastai.imports import noop
 from fastai.learner import Learner,Recorder,AvgLoss
 from fastai.torch_core import set_seed,maybe_gather
 from .core import *
-from .core import same_rng,name_of
+from .core import same_rng
 from .masks import *
-from .resets import state,load_
 from .tickets import *
 from .checkpoints import *
-from .checkpoints import callback_state,put_callback_state,param_state,put_param_state,same_plain
+from .checkpoints import callback_state,put_callback_state,same_plain
 from .statistics import unique,as_figure
 from .callback import *
 
@@ -123,9 +117,17 @@ def evaluate(self:Learner,
         amp = [cb for cb in self.cbs if _is_amp(cb)]
         looks.learn,self.cbs = self,self.cbs+[looks]
         for cb in amp: cb('before_fit')
-        self._do_epoch_validate(dl=dl)
+        with suppress(CancelEpochException, CancelFitException): self._do_epoch_validate(dl=dl)    # that is no end of a training
         for cb in amp: cb('after_fit')
     return of_rank0(lambda: dict(zip(names, map(as_figure, looks.mets.attrgot('value')))))
+
+# %% ../nbs/13_looks.ipynb #07b3fc05
+class Unseen:
+    "Shows nothing of a training"
+    bars = ProgressCallback,ShowGraphCallback
+    def tick(self, n): "After each of the steps"
+    def hidden(self, learn): return self.bars
+    def company(self, learn, course, cbs): return nullcontext()
 
 # %% ../nbs/13_looks.ipynb #db81b58d
 def tests_of(learn, dl):
@@ -147,6 +149,7 @@ class Watch(Callback):
         last = learn.train_iter==learn.n_iter*learn.n_epoch
         if n%50==0 or last: self.check(maybe_gather(learn.loss.detach()))    # of all processes: all stop, or none
         if self.every and (n%self.every==0 or last): self.look()
+    def after_cancel_fit(self): self._course.cancelled()
     def check(self, loss):
         if math.isfinite(float(loss)): return
         raise FloatingPointError(f"the loss is {float(loss)} at iteration {self.n}: try a lower learning rate")

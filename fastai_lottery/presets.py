@@ -6,13 +6,13 @@
 __all__ = ['presets', 'preset', 'check_claims']
 
 # %% ../nbs/37_presets.ipynb #7e81bb67
-import difflib
 from dataclasses import replace
 from functools import partial
 import pandas as pd
 from torch import nn
 from fastai.learner import Learner
 from fastai.optimizer import Adam
+from .core import meant
 from .scopes import *
 from .rounds import *
 from .arms import *
@@ -307,9 +307,7 @@ def preset(
 )->Preset:
     "A preset by its name. Raises `ValueError`, with near names, for an unknown one"
     if name in presets: return presets[name]
-    near = ' or '.join(map(repr, difflib.get_close_matches(name, presets, cutoff=.3)))
-    hint = f'; did you mean {near}?' if near else ''
-    raise ValueError(f"there is no preset {name!r}{hint} There are: {', '.join(presets)}")
+    raise ValueError(f"{meant(name, presets)}There is no preset {name!r}; there are: {', '.join(presets)}")
 
 # %% ../nbs/37_presets.ipynb #40d6e568
 def check_claims(

@@ -140,6 +140,18 @@ def zeros_of(model, masks):
                       "leave them out: learn.unprune(), and LotteryCallback(exclude=...)", stacklevel=5)
     return new,took
 
+# %% ../nbs/05_resets.ipynb #3fd975e2
+def check_pruned_by_torch(model):
+    "Raise `ValueError` where `torch.nn.utils.prune` keeps weights of `model` at 0 by masks of its own"
+    ps,bs = dict(unwrap(model).named_parameters()),dict(unwrap(model).named_buffers())
+    masks = {n.removesuffix('_mask'):b for n,b in bs.items() if n.endswith('_mask') and n.removesuffix('mask')+'orig' in ps}
+    if not (on := {n:int((b==0).sum()) for n,b in masks.items() if not b.all()}): return
+    mod,_,name = next(iter(on)).rpartition('.')
+    raise ValueError(f"torch.nn.utils.prune is on for {', '.join(on)} and keeps {sum(on.values()):,} weights at 0 by masks of its own, "
+                     "which would count as kept here. Make them zeros of the weights, "
+                     f"torch.nn.utils.prune.remove(learn.model.get_submodule({mod!r}), {name!r}), and take these over "
+                     "by learn.keep_zeros(); fit_lottery(start='now') goes on from there")
+
 # %% ../nbs/05_resets.ipynb #4e1b62cf
 @contextmanager
 def untouched(

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../nbs/19_rounds.ipynb #bae87dc5
 import warnings
 from contextlib import ExitStack,contextmanager
-import pandas as pd
+from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -18,21 +18,23 @@ from .core import name_of,check_whole
 from .masks import *
 from .criteria import large_final
 from .scopes import global_
-from .resets import rewind,load_,base_state,actions_menu
+from .resets import rewind,state,load_,base_state,check_pruned_by_torch
 from .tickets import *
 from .callback import *
-from .signals import load_outside_
-from .files import load_tensors
-from .callback import lottery_of,as_reset,as_action,new_masks
+from .signals import outside_state,load_outside_
+from .files import short_hash
+from .signals import as_reset,as_action
+from .callback import lottery_of,new_masks
 from .fits import *
-from .looks import has_valid
-from .fits import Training,fit_once,place_of,seed_all
-from .settings import Settings,as_fit,best_of,checked,check_fit,monitor_of,is_near
+from .fits import fit_once,place_of,seed_all
+from .settings import *
+from .settings import Settings,as_fit,checked,check_fit,is_near
 from .identity import say
 from .runs import *
-from .runs import Folder,report_of
+from .runs import Folder
 from .journal import *
-from .journal import Journal,Live,put_on
+from .display import Live
+from .journal import Journal,as_trained,check_w_i,held_under,of_lottery,trained_for
 
 # %% ../nbs/19_rounds.ipynb #d679d800
 def prune_once(learn, s, r):
@@ -42,8 +44,7 @@ def prune_once(learn, s, r):
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
     new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.numel))
     if s.rounds is None and s.amount>0 and new.n_kept==lot.masks.n_kept: return _at_bottom(s, new)
-    lot.set_masks(new, lot.values(new, s.hold, s.seed_for('hold', r)))
-    lot.n_pruned += 1
+    lot.pruned_to(new, lot.values(new, s.hold, s.seed_for('hold', r)))
     return True
 
 def play_rounds(learn, s, run):
@@ -53,7 +54,7 @@ def play_rounds(learn, s, run):
         with learn.added_cbs(s.kwargs.get('cbs')):      # a gradient that is asked for is theirs, too
             if r and not done and not prune_once(learn, s, r): break
             if r: learn.rewind(s.reset, seed=s.seed_for('rewind', r))
-        run.add(*fit_once(learn, s.training, run.place(r), s.seed_for('train', r), run.live.tick, done, run.saver(r)))
+        run.add(*fit_once(learn, s.training, run.place(r), s.seed_for('train', r), run.live, done, run.saver(r)))
     run.settle()
     return run.rounds
 
@@ -80,29 +81,45 @@ def _own_words(rounds):
 # %% ../nbs/19_rounds.ipynb #e4aa5412
 class DroppedWarning(UserWarning): "A new lottery begins without what was there"
 
-def start_over(learn, lot):
+def start_over(learn, lot, told=False):
     "The net as it was before any training that this callback saw: a second lottery knows nothing of the first"
-    if lot.rounds or lot.masks is not None and lot.masks.n_kept<lot.masks.numel: _say_dropped(lot)
+    if told: pass
+    elif lot.rounds or lot.masks is not None and lot.masks.n_kept<lot.masks.numel: _say_dropped(lot)
     learn.unprune()
     if lot.w_i is not None: load_(learn.model, lot.w_i)
     if lot.b_i: load_outside_(learn, lot.b_i)
     lot.w_k,lot.b_k = (None,{}) if lot.rewind_to.n else (lot.w_i,lot.b_i)
-    lot.rounds,lot.n_pruned,lot.trained,lot.place,lot.passed = L(),0,{},None,[0,0]
+    lot.rounds,lot.n_pruned,lot.trained,lot.fitted,lot.place,lot.passed = L(),0,{},(),None,[0,0]
     lot.remember()
     lot.fresh_opt()
 
 def _say_dropped(lot):
     n,d = len(lot.rounds),lot.masks.density
     what = f"{n} round{'s'*(n>1)} in memory" if n else f"masks of density {d:.4g}"
-    how = "start='rounds' goes on from them" if n else "start=ticket goes on from a ticket"
+    how = "start='rounds' goes on from them" if n else "start='now' goes on from them and the weights as they are"
     says = f"this lottery begins anew, dense and from the initial weights, and drops {what}; {how}"
     warnings.warn(says, DroppedWarning, stacklevel=5)
 
 # %% ../nbs/19_rounds.ipynb #9667ce26
+def as_it_is(learn, lot):
+    "The net as it is now, masks and weights, as a ticket"
+    lot.remember()
+    return Ticket(lot.masks, state(learn.model), {}, lot.held, outside_state(learn) or None)
+
+# %% ../nbs/19_rounds.ipynb #0e87908a
+def _check_knows(lot, s, ticket):
+    "Does a lottery that begins at a late ticket ask for initial weights, which that does not know?"
+    late = point(ticket.meta.get('rewind_to','init'))
+    asked = {k:f for k in ('criterion','reset','hold') if (f := getattr(s, k)) is not None and 'w_i' in needs(f)}
+    if not (late.n and asked) or of_lottery(lot, ticket): return
+    k,f = next(iter(asked.items()))
+    raise ValueError(f"`{k}`={name_of(f)!r} needs 'w_i', the initial weights, and this ticket, rewound to {str(late)!r}, does not know "
+                     "them: play it in its own lottery's Learner, or choose another")
+
+# %% ../nbs/19_rounds.ipynb #ca1230e3
 def start_at(learn, lot, ticket):
     "Begin with `ticket` in place of the dense net"
-    ticket.check(learn.model)
-    start_over(learn, lot)
+    start_over(learn, lot, told=True)
     dev = next(learn.model.parameters()).device
     lot.w_k,lot.b_k = {k:v.to(dev) for k,v in ticket.weights.items()},ticket.beside or lot.b_i
     load_(learn.model, lot.w_k)
@@ -135,14 +152,19 @@ def _begin(learn, lot, start, folder, cbs):
 def _check_start(learn, lot, start, path):
     "Is `start` something to go on from?"
     if start is None: return None
-    if isinstance(start, Ticket): return start
+    if isinstance(start, str) and start=='now': start = as_it_is(learn, lot)
+    if isinstance(start, Ticket):
+        start.check(learn.model)
+        return start
     if start!='rounds':
-        raise ValueError(f"`start` should be a Ticket, or 'rounds' for the rounds in memory; got {start!r}")
+        raise ValueError("`start` should be a Ticket, 'rounds' for the rounds in memory, or 'now' for the net as it is; "
+                         f"got {start!r}")
     if path is not None: raise ValueError("a folder goes on by itself: leave out start='rounds', or `path`")
     if lot.rounds: return start
     raise ValueError("start='rounds' goes on from the rounds in memory, and there are none: "
                      "leave it out, or give a Ticket")
 
+# %% ../nbs/19_rounds.ipynb #0dbdfb91
 def play(learn, s, path, start):
     "Play the lottery `s`, in the folder `path` if there is one"
     lot = learn.lottery
@@ -178,8 +200,9 @@ def fit_lottery(self:Learner,
     test_dl=None, # Data whose figures are recorded, and used for nothing
     path=None, # Folder for tickets, weights, curves, report; a run that was stopped, even by `kill -9`, goes on there
     stop=None, # Stop when this function of the rounds so far says so: `(rounds) -> bool`
-    start=None, # Go on from a `Ticket`, or by `'rounds'` from those in memory; by default anew, from the initial weights
+    start=None, # Go on from a `Ticket`, `'rounds'` in memory, or the net as it is `'now'`; by default anew, from the initial weights
     keep:str='best', # Trained nets that stay in memory for `learn.lottery.load`: the last and the best, or `'all'`
+    same=(), # Settings that are the same though `path` holds another text of them, such as `['criterion']` after a rewording
     **kwargs # Passed to `fit`
 )->L: # A `Round` for each round, also as `learn.lottery.rounds`
     """Iterative magnitude pruning with rewinding (1803.03635, 1903.01611): one dense round, then `rounds` of prune → rewind →
@@ -189,135 +212,60 @@ def fit_lottery(self:Learner,
     start = _check_start(self, lot, start, path)
     ticket = start if isinstance(start, Ticket) else None
     s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, ticket,
-                 eval_every, test_dl, kwargs)
-    lot.keep = keep
-    return play(self, checked(self, lot, s), path, start)
-
-# %% ../nbs/19_rounds.ipynb #5b25aeea
-@patch
-def report(self:LotteryCallback)->pd.DataFrame: # One row a round
-    "What each round showed: density, kept weights, losses, metrics, early-stop iteration and figures (`es_*`), all measured"
-    return report_of(self.rounds)
-
-@patch
-def ticket(self:LotteryCallback,
-    k:int=-1 # Round; the last by default
-)->Ticket:
-    "Masks and starting weights of round `k`"
-    ks = [r['round'] for r in self.rounds]
-    if not ks: raise ValueError(self.why_nothing(rounds=True))
-    if k<0 and -k<=len(ks): k = ks[k]
-    if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
-    return self.rounds[ks.index(k)].ticket
-
-# %% ../nbs/19_rounds.ipynb #5f869245
-def _trained(lot, k):
-    "Masks, held values and trained weights of round `k`, from memory or from the run's folder"
-    ks = [r['round'] for r in lot.rounds]
-    if not ks: raise ValueError(lot.why_nothing(rounds=True))
-    if k<0 and -k<=len(ks): k = ks[k]
-    if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
-    r = lot.rounds[ks.index(k)]
-    if k in lot.trained: return r.masks,r.held,lot.trained[k]
-    if lot.run_folder is not None: return r.masks,r.held,load_tensors(lot.run_folder/f'round_{k:02d}'/'weights')[0]
-    have = ', '.join(map(str, sorted(lot.trained)))
-    raise ValueError(f"the trained net of round {k} is not there; in memory are those of rounds {have}. "
-                     "fit_lottery(..., path='folder') keeps all of them on the disk, keep='all' in memory")
-
-@patch
-def load(self:LotteryCallback,
-    k:int=-1 # Round; the last by default
-):
-    "Put the *trained* net of round `k` into the Learner, with its masks: ready for `predict`, `export`, `show_results`"
-    put_on(self.learn, self, *_trained(self, k))
-
-# %% ../nbs/19_rounds.ipynb #a3a5e81e
-@patch
-def _best(self:LotteryCallback, tol, monitor, lower):
-    "The best round"
-    if not self.rounds: raise ValueError(self.why_nothing(rounds=True))
-    own = self.rounds[0].meta
-    m = monitor_of(self.learn, monitor or own.get('monitor'))
-    if not has_valid(self.learn):
-        raise ValueError(f"the best ticket is chosen by {m!r} on the validation set, and this Learner has none: "
-                         "take one by its round, learn.lottery.ticket(k)")
-    return best_of(self.rounds, own.get('tol') if tol is None else tol, m, own.get('lower') if lower is None else lower)
-
-@patch
-def best(self:LotteryCallback,
-    tol=None, # How much worse than dense `monitor` may be, `.02` or `'5%'`; the lottery's own, else .005
-    monitor:str=None, # Validation figure; the lottery's own, else the first metric
-    lower:bool=None # Is it better when lower? Known of fastai's and scikit-learn's metrics
-)->Ticket:
-    "The smallest ticket whose validation figure is within `tol` of the dense net's"
-    return self._best(tol, monitor, lower).ticket
-
-# %% ../nbs/19_rounds.ipynb #c8e62e05
-@patch
-def load_best(self:LotteryCallback,
-    tol=None, # As in `best`
-    monitor:str=None, # As in `best`
-    lower:bool=None # As in `best`
-):
-    "Put the *trained* net of the best round into the Learner, with its masks"
-    self.load(self._best(tol, monitor, lower)['round'])
-
-# %% ../nbs/19_rounds.ipynb #7bbd77c2
-def _of_lottery(lot, ticket):
-    "Is `ticket` one of the lottery that this callback has played, so that its initial weights are known?"
-    start = lot.rounds[0].start if lot.rounds else {}
-    same = start.keys()==ticket.weights.keys()
-    return same and all(torch.equal(v.cpu(), start[k].cpu()) for k,v in ticket.weights.items())
-
-def _own_action(ticket):
-    "The mask-0 action that the ticket was made with"
-    hold = ticket.meta.get('hold')
-    if hold in actions_menu(): return as_action(hold)
-    raise ValueError(f"the ticket holds pruned weights at values of its own mask (by {hold!r}), which say nothing about another "
-                     "mask: give `hold=` with `mask=`, such as hold='hold_init'")
-
-# %% ../nbs/19_rounds.ipynb #529affac
-def _held(lot, ticket, masks, hold, w_k, gen):
-    "What pruned weights are held at under `masks`, by the mask-0 action `hold` or the one that made the ticket"
-    if hold is None and (not ticket.held or masks==ticket.masks): return ticket.held
-    f,to = (_own_action(ticket) if hold is None else as_action(hold)),ticket.meta.get('rewind_to','init')
-    late = point(to).n
-    w_i = w_k if not late else lot.w_i if _of_lottery(lot, ticket) else None
-    known = dict(w_i=w_i, w_k=w_k, m=masks, gen=gen)
-    if miss := [o for o in needs(f) if known.get(o) is None]:
-        why = 'which a ticket does not know'
-        if miss[0]=='w_i':
-            why = f"but this ticket was rewound to {to!r} and has no initial weights: play it in its own lottery's Learner"
-        have = ', '.join(k for k,v in known.items() if v is not None)
-        raise ValueError(f"`hold`={name_of(f)!r} needs {miss[0]!r}, {why}; known are {have}")
-    return by_name(f, list(masks), **known)
+                 eval_every, test_dl, kwargs, tuple(L(same)))
+    s,lot.keep = checked(self, lot, s),keep
+    if ticket is not None: _check_knows(lot, s, ticket)
+    return play(self, s, path, start)
 
 # %% ../nbs/19_rounds.ipynb #68cf470d
+def _goes_on(learn, ticket, how, reset):
+    "Where a training of `ticket` goes on"
+    to = point(ticket.meta.get('rewind_to','init')) if base_state(reset)=='w_k' else point('init')
+    check_fit(learn, how, to)
+    if of_lottery(learn.lottery, ticket) and learn.lottery.place is not None and to.n: return learn.lottery.place
+    return place_of(learn, ticket.meta, to, ticket.meta.get('n_epoch', how.n_epoch))
+
 def _check_ticket(learn, ticket, how, reset):
     "Where a training of `ticket` goes on; `ValueError` or `TypeError` for what does not fit"
     if not isinstance(ticket, Ticket):
         raise TypeError(f"`ticket` should be a Ticket, such as Ticket.load('mnist'); got {ticket!r}")
     ticket.check(learn.model)
     check_whole('n_epoch', how.n_epoch, 1)
-    goes_on = point(ticket.meta.get('rewind_to','init')) if base_state(reset)=='w_k' else point('init')
-    check_fit(learn, how, goes_on)
-    if _of_lottery(learn.lottery, ticket) and learn.lottery.place is not None and goes_on.n: return learn.lottery.place
-    return place_of(learn, ticket.meta, goes_on, ticket.meta.get('n_epoch', how.n_epoch))
+    check_pruned_by_torch(learn.model)
+    check_w_i(learn.lottery, ticket, reset)
+    return _goes_on(learn, ticket, how, reset)
 
-def _put_on_ticket(learn, ticket, masks, reset, hold, seeds):
+# %% ../nbs/19_rounds.ipynb #05f07c64
+def put_on_ticket(learn, ticket, masks, reset, hold, seeds):
     "`ticket` under `masks`, from where `reset` says, into `learn`; nothing is touched before all of it is known"
     lot,dev = learn.lottery,next(learn.model.parameters()).device
     masks.check(learn.model)
     lot.remember()
-    w_k,masks = {k:v.to(dev) for k,v in ticket.weights.items()},masks.to(dev)
-    new = lot.start(reset, masks, w_k, derive(*seeds('reset')))
-    held = _held(lot, ticket, masks, hold, w_k, generator(*seeds('hold')))
+    w_f,masks = trained_for(learn, ticket, reset),masks.to(dev)
+    ticket = replace(ticket, weights={k:v.to(dev) for k,v in ticket.weights.items()})
+    with as_trained(learn, ticket, w_f): new = lot.start(reset, masks, ticket.weights, derive(*seeds('reset')))
+    held = held_under(lot, ticket, masks, hold, generator(*seeds('hold')))
     learn.unprune()
     load_(learn.model, new)
     if ticket.beside and base_state(reset)=='w_k': load_outside_(learn, ticket.beside)
-    lot.w_k,lot.b_k = w_k,ticket.beside or {}
+    lot.w_k,lot.b_k = ticket.weights,ticket.beside or {}
     lot.set_masks(masks, held)
     lot.fresh_opt()
+
+# %% ../nbs/19_rounds.ipynb #96bc86f8
+def _said_of(ticket, arm, model):
+    "What tells this training of a ticket from others, for the folder's settings"
+    ws = {n:tuple(w.shape) for n,w in named_weights(model, ticket.masks).items()}
+    return dict(arm, rewind_to=ticket.meta.get('rewind_to','init'), prunable=short_hash(repr(sorted(ws.items()))))
+
+def train_ticket(learn, how, place, r, seed, folder):
+    "The training itself; what it showed, as a row and a curve"
+    done = folder and folder.checkpoint(0, learn.lottery)
+    save = folder and (lambda d: folder.keep(0, learn.lottery, d))
+    live = Live(learn, 1, how.steps(learn), lottery=False)
+    live.begin(r)
+    try: return fit_once(learn, how, place, seed if seed is None else derive(seed, 'train', r), live, done, save)[:2]
+    finally: live.end()
 
 # %% ../nbs/19_rounds.ipynb #46cefa96
 @patch
@@ -332,19 +280,39 @@ def fit_ticket(self:Learner,
     trial:int=0, # Draws of `reset` and `mask` differ by trial, the data order does not
     eval_every:int=None, # As in `fit_lottery`
     test_dl=None, # As in `fit_lottery`
+    path=None, # Folder of its own, with a checkpoint each epoch; a training that was stopped goes on there
+    same=(), # As in `fit_lottery`
     **kwargs # Passed to `fit`
 )->Round: # What it showed; the Learner holds the trained net, under its mask
-    "Train `ticket`, or a control of it (1803.03635). Raises `ValueError` for another architecture; nothing is touched then"
-    lot,how,reset = lottery_of(self),Training(as_fit(fit), n_epoch, kwargs, eval_every, test_dl),as_reset(reset)
-    place = _check_ticket(self, ticket, how, reset)
-    r,s = ticket.meta.get('round', 0),of_rank0(torch.initial_seed) if seed is None else seed
-    def seeds(what): return s,what,r,trial
+    """Train `ticket`, or a control of it (1803.03635). Raises `ValueError` for another architecture, for a reset that needs what the
+    ticket does not know, and for a folder of other settings; nothing is touched then"""
+    lot,reset = lottery_of(self),as_reset(reset)
+    s = Settings(n_epoch, 0, reset=reset, hold=hold, fit=as_fit(fit), seed=seed, eval_every=eval_every, test_dl=test_dl, kwargs=kwargs,
+                 same=tuple(L(same)))
+    place = _check_ticket(self, ticket, s.training, reset)
+    arm = dict(round=ticket.meta.get('round', 0), reset=name_of(reset), mask='ticket' if mask is None else name_of(mask), trial=trial)
+    with ExitStack() as es:
+        said = dict(_said_of(ticket, arm, self.model), mask=say(mask))
+        folder = None if path is None else Folder(path, self, replace(s, start=ticket), es, said)
+        done = folder and folder.trained_ticket(self)
+        res = done or play_ticket(self, s, ticket, mask, arm, place, folder)
+    lot.fitted = (*lot.fitted, res.row)
+    return res
+
+# %% ../nbs/19_rounds.ipynb #99ea71fd
+def play_ticket(learn, s, ticket, mask, arm, place, folder):
+    "Put `ticket` on, train it, and note what it showed"
+    lot,base = learn.lottery,of_rank0(torch.initial_seed) if s.seed is None else s.seed
+    def seeds(what): return base,what,arm['round'],arm['trial']
     masks = ticket.masks if mask is None else mask(ticket.masks, generator(*seeds('mask')))
-    _put_on_ticket(self, ticket, masks, reset, hold, seeds)
-    live = Live(self, 1, how.steps(self))
-    live.begin(r)
-    try: row,curve,_ = fit_once(self, how, place, seed if seed is None else derive(seed, 'train', r), live.tick)
-    finally: live.end()
-    arm = dict(round=r, reset=name_of(reset), mask='ticket' if mask is None else name_of(mask), trial=trial)
-    meta = {**ticket.meta, **arm, **({} if hold is None else {'hold':say(as_action(hold))})}
-    return Round({**arm, **row}, lot.masks.pack(), lot.w_k, meta, curve, lot.held, lot.b_k or None)
+    put_on_ticket(learn, ticket, masks, s.reset, s.hold, seeds)
+    if folder:
+        folder.carry(learn, [], L(s.kwargs.get('cbs')))
+        folder.begun()
+    row,curve = train_ticket(learn, s.training, place, arm['round'], s.seed, folder)
+    meta = {**ticket.meta, **arm, **({} if s.hold is None else {'hold':say(as_action(s.hold))})}
+    res = Round({**arm, **row}, lot.masks.pack(), lot.w_k, meta, curve, lot.held, lot.b_k or None)
+    if folder:
+        folder.write(learn, [res], L(s.kwargs.get('cbs')))
+        folder.end()
+    return res

@@ -28,7 +28,7 @@ from .checkpoints import callback_state,put_callback_state,same_plain
 from .fits import *
 from .fits import level_ranks,place_of
 from .settings import *
-from .identity import about_learner,about_run,counts_as_setting
+from .identity import about_learner,about_run,changed_lines,counts_as_setting,functions_in,sources,without_code
 
 # %% ../nbs/17_runs.ipynb #f98b5d0c
 def report_of(rounds):
@@ -52,7 +52,9 @@ def _same(v, w): return v==w or v!=v and (w is None or w!=w)
 
 def check_row(f, i, row, meta):
     "Check line `i` of `rounds.csv` against the label of that round's ticket"
-    if row['round']!=i: raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
+    alone = 'trial' in row    # the training of a ticket: its round is the lottery's
+    if row['round']!=i and not alone:
+        raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
     bad = [k for k,v in row.items() if not _same(v, meta.get(k))]
     if not bad: return
     k = bad[0]
@@ -68,7 +70,7 @@ def checked_rounds(d):
     return df
 
 # %% ../nbs/17_runs.ipynb #421f200d
-_format = 2    # of run.json; it has none in folders of version 0.0.1
+_format = 3    # of run.json; it has none in folders of version 0.0.1, and in the second functions were told by their bytecode
 _later = 'amount criterion scope reset hold stop to tol monitor lower'.split()    # the dense round does not depend on these
 
 def _alone(f):
@@ -82,12 +84,12 @@ def _plain(d): return json.loads(json.dumps(d))
 # %% ../nbs/17_runs.ipynb #72f32692
 class Folder:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
-    def __init__(self, path, learn, s, es):
+    def __init__(self, path, learn, s, es, arm=None):
         lot = learn.lottery
-        self.path,self.fresh = Path(path),[]
+        self.path,self.fresh,self.vouched,self.arm = Path(path),[],s.same,arm    # what tells the training of a ticket from others
         self._lock(es)
         self._take_names(learn, lot)
-        self.same = _plain(about_run(learn, lot, s))
+        self.same = _plain({**about_run(learn, lot, s), **(arm or {})})
         names = list(lot.names() if lot.masks is None else lot.masks)
         self.all = {**_plain(about_learner(learn, lot, s.test_dl)), **self.same, 'competes':names, 'format':_format}
         self._compare()
@@ -132,7 +134,7 @@ def _take_names(self:Folder, learn, lot):
 
 # %% ../nbs/17_runs.ipynb #f119b4a5
 _said_otherwise = ('callbacks',)    # by version 0.0.1
-_own = ('torch','format','competes')
+_own = ('torch','format','competes','code','vouched')
 
 @patch
 @_alone
@@ -145,17 +147,40 @@ def _compare(self:Folder):
     if 'format' not in old: keys = [k for k in keys if k in old and k in self.all and k not in _said_otherwise]
     self._agree_on(old, keys)
 
+# %% ../nbs/17_runs.ipynb #c41829f1
+@patch
+def _other(self:Folder, k, was):
+    "Is `was` another setting than what `k` is now, as far as anybody can tell?"
+    old,now = self.settings(),self.all.get(k)
+    if was==now or k in self.vouched or was in old.get('vouched', {}).get(k, ()): return False
+    return old.get('format', 0)>2 or without_code(was)!=without_code(now)
+
 @patch
 def _agree_on(self:Folder, old, keys):
-    diff = [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}' for k in keys if old.get(k)!=self.all.get(k)]
-    if not diff: return
-    raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(diff)}. Choose another folder, or the old settings")
+    if not (diff := [k for k in keys if self._other(k, old.get(k))]): return
+    code = self.settings().get('code', {})
+    said = [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}'+changed_lines(old.get(k), self.all.get(k), code) for k in diff]
+    raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(said)}. Choose another folder, or the old settings; "
+                     f"same={diff!r} says that they are the same")
+
+# %% ../nbs/17_runs.ipynb #5c7f1867
+@patch
+def _vouch(self:Folder):
+    "Texts of settings that were said to be the same, by name"
+    old = self.settings()
+    said = {k:[*old.get('vouched', {}).get(k, []), old[k]] for k in self.vouched if k in old and old[k]!=self.all.get(k)}
+    return {**old.get('vouched', {}), **said}
 
 @patch
 @_alone
 def begun(self:Folder):
-    "All files agree: now the settings may be written"
-    if not (f := self.path/'run.json').exists(): atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__), indent=1))
+    "All files agree: now the settings may be written, and the source of functions among them"
+    f = self.path/'run.json'
+    if f.exists() and not self.vouched: return
+    if unknown := [k for k in self.vouched if k not in self.all]:
+        raise ValueError(f"`same` should name settings of the run, {', '.join(self.all)}; got {unknown}")
+    code = {k:sources[k] for k in functions_in(json.dumps(self.all)) if k in sources}
+    atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__, code=code, vouched=self._vouch()), indent=1))
 
 # %% ../nbs/17_runs.ipynb #cdcbfd7a
 _outside = 'beside/'
@@ -233,7 +258,7 @@ def _place(self:Folder, learn, lot, rounds):
 def _agree(self:Folder, f, i, row, d, t):
     "Check the row of round `i` against its ticket; the round's curve"
     check_row(f, i, row, t.meta)
-    keys = [k for k in self.same if k in t.meta and k not in row and not (i==0 and k in _later)]
+    keys = [k for k in self.same if not self.arm and k in t.meta and k not in row and not (i==0 and k in _later)]
     self._agree_on(t.meta, [k for k in keys if k in self.all])    # where run.json was lost
     return self._curve(d/'curve.csv', t.meta) if self.same['eval_every'] else None
 
@@ -251,15 +276,15 @@ def _may_carry(learn, cbs):
     "Callbacks that may carry something over rounds; fastai's trackers begin each one afresh"
     return [cb for cb in [*learn.cbs, *cbs] if counts_as_setting(cb) and not isinstance(cb, TrackerCallback)]
 
-def _held_by(cbs):
+def _held_by(cbs, learn):
     "What callbacks hold, each with the name of its class; `run` is set anew by each fit"
-    return [(type(cb).__name__,{k:v for k,v in callback_state(cb).items() if k!='run'}) for cb in cbs]
+    return [(type(cb).__name__,{k:v for k,v in callback_state(cb, learn).items() if k!='run'}) for cb in cbs]
 
 @patch
 def carry(self:Folder, learn, rounds, cbs=()):
     "Callbacks of the Learner and `cbs` hold again what they held after the last of `rounds`"
     mine = _may_carry(learn, cbs)
-    self.fresh = deepcopy(_held_by(mine))
+    self.fresh = deepcopy(_held_by(mine, learn))
     d = of_rank0(lambda: read_checkpoint(self.path/'callbacks.ckpt', _device(learn)), alone=True)
     if d is None or not rounds or d['round']!=rounds[-1]['round']: return
     if [type(cb).__name__ for cb in mine]!=[n for n,_ in d['cbs']]: return    # the settings have said so
@@ -283,25 +308,50 @@ def trained(self:Folder, r):
 def write(self:Folder, learn, rounds, cbs=()):
     "Write the last of `rounds`, and what the callbacks of the Learner and `cbs` carry over rounds"
     r = rounds[-1]
-    d,t,curve = self.round(r['round']),r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
+    d,t,curve = self.round(0 if self.arm else r['round']),r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
     if curve:
         atomic_text(d/'curve.csv', curve)
         t.meta['curve'] = short_hash(curve)
-    if r['round']==0 and learn.lottery.place is not None: write_checkpoint(d/'place.ckpt', learn.lottery.place)
-    carried = _held_by(_may_carry(learn, cbs))
+    if r['round']==0 and not self.arm and learn.lottery.place is not None: write_checkpoint(d/'place.ckpt', learn.lottery.place)
+    carried = _held_by(_may_carry(learn, cbs), learn)
     if not same_plain(carried, self.fresh): write_checkpoint(self.path/'callbacks.ckpt', dict(round=r['round'], cbs=carried))
     t.save(d/'ticket')
     save_tensors(d/'weights', state(learn.model), dict(round=r['round']))
     atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
     (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
+# %% ../nbs/17_runs.ipynb #edd8b1f6
+@patch
+@_alone
+def _trained_ticket(self:Folder):
+    rows = rounds_table(self.path).to_dict('records')
+    if not rows: return None
+    if not self.settings():
+        raise ValueError(f"{str(self.path/'run.json')!r}, which says how the ticket was trained, is missing. {_elsewhere}")
+    d = self.round(0)
+    t = self._load(d/'ticket', Ticket.load)
+    curve = self._agree(self.path/'rounds.csv', 0, rows[0], d, t)
+    return Round(rows[0], t.masks.pack(), t.weights, {**t.meta, **rows[0]}, curve, t.held, t.beside),self._load(d/'weights')[0]
+
+@patch
+def trained_ticket(self:Folder, learn):
+    "The training of the ticket, where it is over: what it showed, and its trained net in the Learner; else nothing"
+    if (res := self._trained_ticket()) is None: return None
+    lot,(r,weights) = learn.lottery,res
+    learn.unprune()
+    load_(learn.model, weights)
+    lot.w_k,lot.b_k = {k:v.to(_device(learn)) for k,v in r.start.items()},r.beside or {}
+    lot.set_masks(r.masks, r.held)
+    lot.fresh_opt()
+    return r
+
 # %% ../nbs/17_runs.ipynb #d91cb8e0
 @patch
 @_alone
 def keep(self:Folder, r, lot, d):
     "Write the checkpoint `d` of round `r`"
-    late = r==0 and lot.rewind_to.n
-    more = dict(round=r, hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held)
+    late = r==0 and lot.rewind_to.n and not self.arm
+    more = dict(round=r, passed=list(lot.passed), hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held)
     write_checkpoint(self.path/'epoch.ckpt', dict(d, **more, w_k=lot.w_k if late else None, b_k=lot.b_k if late else None))
 
 @patch
@@ -313,7 +363,7 @@ def checkpoint(self:Folder, r, lot):
         lot.w_k,lot.b_k = d['w_k'],d.get('b_k') or {}
         lot.place = d.get('place') or place_of(lot.learn, {}, lot.rewind_to, self.same['n_epoch'])
     lot.set_masks(Masks(d['masks']), d['held'])
-    lot.n_pruned = r
+    if not self.arm: lot.n_pruned,lot.passed = r,list(d.get('passed', lot.passed))
     lot.fresh_opt()
     lot.hypers = d['hypers']
     return d

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from .core import *
-from .core import behind,clean_name,role_by_name
+from .core import behind,clean_name,meant,role_by_name
 from .masks import *
 
 # %% ../nbs/03_scopes.ipynb #ab1d0b51
@@ -208,8 +208,8 @@ def as_scope(scope, names):
     if isinstance(f, dict): f = per_layer(f)
     elif isinstance(f, str): f = n_of_m(*map(int, g.groups())) if (g := re.fullmatch(r'(\d+):(\d+)', f)) else named_scopes.get(f)
     if not callable(f):
-        raise ValueError("`scope` should be 'global', 'local', 'erk', '<n>:<m>' such as '2:4', a dict of glob → rate, or a "
-                         f"function (scores, masks, amount) such as global_, local, erk, n_of_m(2, 4); got {scope!r}")
+        raise ValueError(f"{meant(scope, named_scopes)}`scope` should be 'global', 'local', 'erk', '<n>:<m>' such as '2:4', a dict of "
+                         f"glob → rate, or a function (scores, masks, amount) such as global_, local, erk, n_of_m(2, 4); got {scope!r}")
     check_rates(getattr(f, 'rates', {}), names)
     return f
 

@@ -6,32 +6,21 @@
 __all__ = []
 
 # %% ../nbs/16_settings.ipynb #f5e2b1db
-import hashlib,inspect,math,re,warnings
+import inspect,math,re
 from collections.abc import Callable
 from dataclasses import dataclass,field,replace
-from enum import Enum
-from functools import partial
-from weakref import WeakKeyDictionary
-import numpy as np
-import torch
-from torch.distributions import Distribution
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastai.callback.core import Callback,TrainEvalCallback
-from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
-from fastai.learner import Learner,Recorder
-from fastai.losses import BaseLoss
-from fastai.torch_core import set_seed
+from fastai.learner import Learner
 from .core import *
-from .core import same_rng,name_of,check_whole,check_fraction
+from .core import name_of,check_whole,check_fraction,meant
 from .criteria import large_final
 from .scopes import *
 from .scopes import as_scope,check_amount
-from .resets import rewind,base_state,hold_zero
-from .files import short_hash
+from .resets import rewind,base_state,check_pruned_by_torch,hold_zero
 from .statistics import is_lower
 from .callback import *
-from .callback import as_criterion,as_reset,as_action
+from .signals import as_criterion,as_reset,as_action
 from .model import check_alone
 from .fits import *
 from .looks import figure_names,has_valid
@@ -43,7 +32,7 @@ def monitor_of(learn, monitor):
     "The validation figure that decides: `monitor`, or the first metric, or the loss"
     names = figure_names(learn)
     if monitor is None: return names[min(1, len(names)-1)]
-    if monitor not in names: raise ValueError(f"`monitor` should be one of {', '.join(names)}; got {monitor!r}")
+    if monitor not in names: raise ValueError(f"{meant(monitor, names)}`monitor` should be one of {', '.join(names)}; got {monitor!r}")
     return monitor
 
 def worse_by(new, old, monitor, lower=None):
@@ -88,6 +77,7 @@ class Settings:
     eval_every:int = None
     test_dl:object = None
     kwargs:dict = field(default_factory=dict) # Passed to `fit`
+    same:tuple = () # Names of settings that somebody vouches for, where a folder says otherwise
 
 # %% ../nbs/16_settings.ipynb #c5c78e05
 @patch
@@ -223,9 +213,10 @@ def check_fit(learn, how, to):
                      f"({n_epoch} epochs of {n}): choose an earlier one")
 
 def _check_trainable(learn, s):
-    "Is there anything to train, and no second LotteryCallback?"
+    "Is there anything to train, no second LotteryCallback, and no mask of torch's own?"
     for cb in L(s.kwargs.get('cbs')):
         if isinstance(cb, LotteryCallback): check_alone(cb, learn)
+    check_pruned_by_torch(learn.model)
     if not any(p.requires_grad for p in learn.model.parameters()) and name_of(s.fit)!='fine_tune':
         raise ValueError("all parameters are frozen, so there is nothing to train: learn.unfreeze() first")
 

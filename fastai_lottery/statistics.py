@@ -8,6 +8,7 @@ __all__ = ['Interval', 'Paired', 'early_stop', 'interval', 'geo_interval', 'summ
 # %% ../nbs/09_statistics.ipynb #4c109fdc
 import math,re,warnings
 from collections import namedtuple
+from pathlib import Path
 import numpy as np,pandas as pd
 from scipy import stats
 
@@ -49,16 +50,39 @@ def geo_interval(
     i = interval(np.log(xs), level)
     return Interval(*map(math.exp, i[:4]), i.n)
 
+# %% ../nbs/09_statistics.ipynb #b46e6f21
+def _tell_apart(df, by, seed):
+    "Columns that tell the rows of one seed in a group of `by` apart: one alone where that does, else all that differ"
+    cols = [c for c in df if c not in (*by,seed) and (df[c].dtype.kind!='f' or c=='density')]
+    alone = [c for c in cols if not df.duplicated([*by,seed,c]).any()]
+    return alone or [c for c in cols if (df.groupby([*by,seed], dropna=False)[c].nunique(dropna=False)>1).any()]
+
+def check_seeds(df, by, seed='seed'):
+    "Raise `ValueError` where a group of `by` holds several rows of one seed, which would count as so many replicates"
+    if seed not in df: return
+    by = [c for c in by if c!=seed]
+    ns = df.groupby([*by,seed], dropna=False, sort=False).size().reset_index(name='rows of it')
+    if (ns['rows of it']<2).all(): return
+    first = ns[ns['rows of it']>1].to_dict('records')[0]
+    at = ', '.join(f'{c}={first[c]!r}' for c in by)
+    cols = ', '.join(map(repr, _tell_apart(df[df.duplicated([*by,seed], keep=False)], by, seed))) or 'nothing: the rows are there twice'
+    raise ValueError(f"{first['rows of it']} rows are of {seed} {first[seed]!r}{' where '*bool(at)}{at}, and the rows of one seed are "
+                     f"no replicates. They differ in {cols}: group by that too, take one of them, or average within each seed first")
+
 # %% ../nbs/09_statistics.ipynb #ab09d594
 def summarise(
     df:pd.DataFrame, # One row a replicate (and round, arm, …)
     by, # Column or columns that say what belongs together
     cols, # Column or columns to average
-    level:float=.95 # Confidence
+    level:float=.95, # Confidence
+    seed:str='seed' # Column that tells the replicates apart; where `df` has no 'seed', each row is a replicate
 )->pd.DataFrame: # One row a group: `by`, n, and for each column its mean, `_lo` and `_hi`
-    "Mean and interval of each of `cols`, over the replicates in each group of `by`"
+    """Mean and interval of each of `cols`, over the replicates in each group of `by`.
+    Raises `ValueError` where a group holds several rows of one seed"""
     by,cols = ([o] if isinstance(o, str) else list(o) for o in (by,cols))
-    if bad := [o for o in by+cols if o not in df]: raise ValueError(f"`df` has no columns {bad}; it has {list(df.columns)}")
+    need = by+cols+[seed]*(seed!='seed')
+    if bad := [o for o in need if o not in df]: raise ValueError(f"`df` has no columns {bad}; it has {list(df.columns)}")
+    check_seeds(df, by, seed)
     def row(k, g):
         res = {**dict(zip(by, k)), 'n':len(g)}
         for c in cols:
@@ -137,16 +161,44 @@ def stem(name):
     "A figure's name without what our columns put before it, and the number that tells two of a name apart"
     return re.sub(r'_\d+$', '', re.sub(r'^(es_)?(test_|valid_|train_)?', '', name.lower()))
 
+def lower_of(lower=None, higher=None):
+    "What `lower=` and `higher=` say together: is lower better? None where neither is given"
+    if higher is None: return lower
+    if lower is not None and bool(lower)==bool(higher):
+        raise ValueError(f"lower={lower} and higher={higher} contradict each other: one of the two is enough")
+    return not higher
+
 def is_lower(name, lower=None):
     "Is the figure `name` better when lower? `lower` says it; else it has to be known by name"
     s = stem(name)
     if lower is not None: return bool(lower)
     if s in _lower or s.endswith('_loss'): return True
     if s in _higher: return False
-    raise ValueError(f"is {name!r} better when lower or when higher? Say it: lower=True or lower=False. "
+    raise ValueError(f"is {name!r} better when lower or when higher? Say it: lower=True or higher=True. "
                      f"Known by name are {', '.join(sorted(_higher|_lower))}")
 
-def is_fraction(name): return stem(name) in _fractions
+def better_when(lower): return 'lower is better' if lower else 'higher is better'
+
+# %% ../nbs/09_statistics.ipynb #15ff4e57
+def own_lower(metric):
+    "Does `metric`, or the function or metric within, say by `higher_is_better` whether it is better when lower? None where it does not"
+    seen,todo = set(),[metric]
+    while todo:
+        o = todo.pop(0)
+        if o is None or id(o) in seen: continue
+        seen.add(id(o))
+        if isinstance(v := getattr(o, 'higher_is_better', None), (bool,np.bool_)): return not v
+        todo += [getattr(o, k, None) for k in ('func','metric','__self__')]
+
+# %% ../nbs/09_statistics.ipynb #cb498a22
+def is_fraction(name):
+    "Is the figure `name` a fraction of a whole, as an accuracy is?"
+    return stem(name) in _fractions
+
+def scale_of(name, scale=None):
+    "What a figure is multiplied by where it is shown: by `scale`; else fractions are shown in percent, and others as they are"
+    if scale is not None: return scale
+    return 100 if is_fraction(name) else 1
 
 # %% ../nbs/09_statistics.ipynb #acfc057b
 def unique(names, taken=()):
@@ -165,3 +217,22 @@ def as_figure(v):
     try: return float(v)
     except (TypeError,ValueError): pass
     return str(v.tolist() if hasattr(v, 'tolist') else v)
+
+# %% ../nbs/09_statistics.ipynb #ffded3e7
+_in_latex = str.maketrans({
+    **{c:f'\\{c}' for c in '&%$#_{}'}, '\\':r'\textbackslash{}', '~':r'\textasciitilde{}', '^':r'\textasciicircum{}',
+    **{c:f'${c}$' for c in '<>|'}, '±':r'$\pm$', '−':'$-$', '×':r'$\times$', '≥':r'$\geq$', '≤':r'$\leq$', '·':r'$\cdot$',
+    '→':r'$\rightarrow$', 'α':r'$\alpha$', '½':r'$\frac{1}{2}$', '–':'--', '—':'---', '\u00a0':'~', '\u202f':r'\,'})
+
+def latex_text(o): return o.translate(_in_latex) if isinstance(o, str) else o
+
+class Shown(pd.DataFrame):
+    "A table for people"
+    @property
+    def _constructor(self): return Shown
+    def to_latex(self, buf=None, **kwargs):
+        "As in pandas, but with special characters escaped, in the names of columns and rows too; `escape=False` leaves them"
+        df = pd.DataFrame(self)
+        if not kwargs.pop('escape', True): return df.to_latex(buf, escape=False, **kwargs)
+        df = df.map(latex_text).rename(index=latex_text, columns=latex_text).rename_axis(index=latex_text, columns=latex_text)
+        return df.to_latex(buf, escape=False, **kwargs)

@@ -16,6 +16,7 @@ from .core import clean_name
 from .masks import *
 from .resets import load_
 from .files import *
+from .files import digest_of
 
 # %% ../nbs/07_tickets.ipynb #94ad829f
 def _short(v):
@@ -31,6 +32,7 @@ class Ticket:
     meta:dict = field(default_factory=dict)
     held:dict = None # Values of pruned weights by name, where they are not all 0 (1905.01067, mask-0 actions)
     beside:dict = None # Starting values of what trains outside the model, by name, such as `'loss_func.weight'`
+    trained:dict = None # Trained weights (a whole `state_dict`), where it carries them: `learn.lottery.ticket(k, trained=True)`
     def __post_init__(self):
         self.masks.check(self.weights)
         self.masks.check({n:(self.held or {}).get(n, m) for n,m in self.masks.items()})
@@ -52,13 +54,21 @@ def _label(self:Ticket):
     return dict(names=list(m), kept=m.n_kept, prunable=m.numel, density=m.density, mask_hash=m.hash())
 
 @patch
+def _tensors(self:Ticket):
+    parts = dict(mask=self.masks, weight=self.weights, held=self.held, beside=self.beside, trained=self.trained)
+    return {f'{p}/{n}':t for p,d in parts.items() for n,t in (d or {}).items()}
+
+@patch
+def digest(self:Ticket)->str: # 16 hexadecimal digits
+    "What tells this ticket from another: all that it holds, but not its label"
+    return digest_of(self._tensors(), '')[:16]
+
+@patch
 def save(self:Ticket,
     path # File; `.safetensors` is added where it is missing
 )->Path: # The file written
     "Write masks, starting weights and label to one safetensors file: plain tensors and JSON, no pickle"
-    parts = dict(mask=self.masks, weight=self.weights, held=self.held or {}, beside=self.beside or {})
-    tensors = {f'{p}/{n}':t for p,d in parts.items() for n,t in d.items()}
-    return save_tensors(path, tensors, {**self.meta, **self._label()})
+    return save_tensors(path, self._tensors(), {**self.meta, **self._label()})
 
 # %% ../nbs/07_tickets.ipynb #5da43cdc
 def _part(tensors, name): return {n.removeprefix(name+'/'):t for n,t in tensors.items() if n.startswith(name+'/')}
@@ -69,10 +79,10 @@ def load(cls:Ticket,
 )->Ticket:
     "Read a ticket and check it. Raises `FileNotFoundError`, or `ValueError` for a damaged file or one of another kind"
     ts,meta = load_tensors(path)
-    masks,weights,held,beside = (_part(ts, o) for o in ('mask','weight','held','beside'))
+    masks,weights,*more = (_part(ts, o) for o in ('mask','weight','held','beside','trained'))
     if not masks or sorted(masks)!=sorted(meta.get('names',())):
         raise ValueError(f"{str(path)!r} holds no ticket: it has {', '.join(list(ts)[:3])} ...")
-    try: res = cls(Masks({n:masks[n] for n in meta['names']}), weights, meta, held or None, beside or None)
+    try: res = cls(Masks({n:masks[n] for n in meta['names']}), weights, meta, *[o or None for o in more])
     except (TypeError,ValueError) as e: raise ValueError(f"{str(path)!r} holds no ticket: {e}") from None
     for k,v in res._label().items():
         if meta.get(k)!=v: raise ValueError(f"the label of {str(path)!r} says {k}={meta.get(k)!r}, but its masks measure {v!r}")

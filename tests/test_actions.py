@@ -9,7 +9,7 @@ from nets import *
 from test_traps_masks import opts,later,dense_file,overflow,CpuAmp,_New
 from fastai_lottery.fits import last_lr
 from fastai_lottery.signals import train_batches
-from fastai_lottery.files import _digest
+from fastai_lottery.files import digest_of
 
 # --- the same, told a second time
 
@@ -450,7 +450,7 @@ def rewritten(f, change):
     "The file with other tensors, of which its digest is right"
     with safe_open(f, 'pt') as o: head,ts = o.metadata(),{k:o.get_tensor(k) for k in o.keys()}
     change(ts)
-    save_file(ts, f, {**head, 'sha256':_digest(ts, head['meta'])})
+    save_file(ts, f, {**head, 'sha256':digest_of(ts, head['meta'])})
 
 def test_held_values_of_another_shape(ticket, tmp_path):
     f = ticket.save(tmp_path/'t')
