@@ -398,3 +398,12 @@ def test_a_point_that_lies_behind_a_kill(short, fit, late, tmp_path):
     play(whole := made(case, tmp_path/'whole', late), fit)
     for i,at in enumerate(((0,1,0),(0,1,1),(0,2,0))):
         assert shown(killed(lambda: made(case, tmp_path/str(i), late), at, fit))==shown(whole), at
+
+def test_a_search_for_the_rate_within_a_training(tmp_path):
+    "fastai's `lr_find` ends by `CancelFitException`; its fit is no part of a training, and no line of a log"
+    def fit(learn, n_epoch):
+        learn.lr_find(num_it=6, show_plot=False)
+        learn.fit(n_epoch)
+    learn = learner(net, cbs=[LotteryCallback, CSVLogger], path=tmp_path)
+    rounds = learn.fit_lottery(2, rounds=1, fit=fit)
+    assert [r['iterations'] for r in rounds]==[8,8] and [r[5] for r in csv(tmp_path)[1:]]==['1.0']*2+[str(rounds[1].masks.density)]*2
