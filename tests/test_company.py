@@ -285,8 +285,8 @@ def test_wandb_logs_the_round(tmp_path, monkeypatch):
     import wandb
     from fastai.callback.wandb import WandbCallback
     monkeypatch.setattr(Learner, 'gather_args', lambda self: {})    # fastai 2.8 with fastcore 2.2 fails there in every fit
-    logged,log = [],wandb.log
     wandb.init(mode='offline', dir=str(tmp_path), project='lottery')
+    logged,log = [],wandb.log
     monkeypatch.setattr(wandb, 'log', lambda o,**kw: (logged.append(o), log(o, **kw)))
     learner(cbs=[LotteryCallback, WandbCallback(log_preds=False)], path=tmp_path).fit_lottery(2, rounds=1, amount=.5)
     wandb.finish()
