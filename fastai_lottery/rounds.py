@@ -64,7 +64,8 @@ def play_rounds(learn, s, run):
 # %% ../nbs/19_rounds.ipynb #98485668
 class EndedWarning(UserWarning): "A lottery ended because a prune could take no more"
 
-def _nothing(s): return f'a prune of amount={s.amount:g} takes nothing away (frozen layers, rates of 0 or too small an amount)'
+def _nothing(s):
+    return f'a prune of amount={s.amount:g} takes nothing away (frozen layers, rates of 0 or too small an amount)'
 
 def _at_bottom(s, lot, why):
     "Nothing more can go: fine where there is no density to reach, or where that is met but for the rounding of layers"
@@ -73,9 +74,11 @@ def _at_bottom(s, lot, why):
         says = f"the lottery ends after round {len(lot.rounds)-1}, at density {masks.density:.4g}: {why}"
         warnings.warn(says, EndedWarning, stacklevel=6)
     elif not is_near(s, masks.n_kept, masks.numel, len(masks)):
-        raise ValueError(f"density {masks.density:.4g} is as far down as this goes, above to={s.to}: {why}; the rounds so far are kept")
+        raise ValueError(f"density {masks.density:.4g} is as far down as this goes, above to={s.to}: {why}; "
+                         "the rounds so far are kept")
     return False
 
+# %% ../nbs/19_rounds.ipynb #2423f401
 @contextmanager
 def _own_words(rounds):
     "fastai puts its own words before an error in a callback; say ours, and where the lottery stands"
@@ -223,7 +226,8 @@ def fit_lottery(self:Learner,
     lot = lottery_of(self)
     start = _check_start(self, lot, start, path)
     ticket = start if isinstance(start, Ticket) else None
-    s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower_of(lower, higher), stop, ticket,
+    lower = lower_of(lower, higher)
+    s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, ticket,
                  eval_every, test_dl, kwargs, tuple(L(same)))
     s,lot.keep = checked(self, lot, s),keep
     if ticket is not None: _check_knows(lot, s, ticket)

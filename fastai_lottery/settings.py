@@ -38,7 +38,7 @@ def monitor_of(learn, monitor):
     return monitor
 
 def says_lower(learn, monitor, lower=None):
-    "Is the figure `monitor` better when lower, as far as `lower` or the metric itself says so? None where only its name can tell"
+    "Is `monitor` better when lower, as far as `lower` or the metric itself says? None where only its name can tell"
     i = figure_names(learn).index(monitor_of(learn, monitor))
     return own_lower(learn.metrics[i-1]) if lower is None and i else lower
 
@@ -245,7 +245,8 @@ def _to_begin(learn, lot, s):
     "The masks that the first prune begins with, of the weights that are not frozen"
     ws = named_weights(learn.model, lot.names() if lot.masks is None else lot.masks)
     free = {n:w for n,w in ws.items() if lot.frozen or w.requires_grad}
-    if s.start is not None and all(n in s.start.masks for n in free): return Masks({n:s.start.masks[n].cpu() for n in free})
+    old = {} if s.start is None else s.start.masks
+    if all(n in old for n in free): return Masks({n:old[n].cpu() for n in free})
     return Masks({n:torch.ones(w.shape, dtype=torch.bool) for n,w in free.items()})
 
 def _asks_for(s, masks):
@@ -253,14 +254,16 @@ def _asks_for(s, masks):
     if s.amount==0 or s.most()==0 or not masks: return 0,''
     if s.to is None: return (0 if s.takes_all(masks.n_kept) else s.amount),'the first prune cannot be made'
     if s.rounds is not None or s.tol is not None or s.stop is not None: return 0,''
-    return max(0, 1-(at_least(s, masks.numel)+len(masks)//2)/masks.n_kept),f'`to`={s.to} is further down than this scope goes'
+    least = at_least(s, masks.numel)+len(masks)//2
+    return max(0, 1-least/masks.n_kept),f'`to`={s.to} is further down than this scope goes'
 
 # %% ../nbs/16_settings.ipynb #57726908
 def check_first(learn, lot, s):
     "Raise `ValueError` where counts tell that a prune cannot be made"
     scope = as_scope(s.scope, lot.names() if lot.masks is None else lot.masks)
     f = getattr(scope, 'func', scope)
-    if getattr(f, '__module__', '')!=as_scope.__module__ or hasattr(f, 'rates') or scope in (global_, local, erk): return
+    ours = getattr(f, '__module__', '')==as_scope.__module__ and not hasattr(f, 'rates')
+    if not ours or scope in (global_, local, erk): return
     masks = _to_begin(learn, lot, s)
     amount,what = _asks_for(s, masks)
     with warnings.catch_warnings():
