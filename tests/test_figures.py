@@ -46,7 +46,7 @@ class Torchs(torch.nn.Module):
     (Holds(Torchs()), False),
     (ValueMetric(Torchs().compute, 'top'), False), (wer, None), (AvgMetric(wer), None), (accuracy, None), (F1Score(), None),
     (None, None),
-    (told(None), None), (told('yes'), None)], ids=str)
+    (told(None), None), (told('yes'), None)], ids=lambda m: type(m).__name__)
 def test_a_metric_may_say_it_itself(m, lower): assert own_lower(m) is lower
 
 # --- percent
