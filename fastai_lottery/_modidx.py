@@ -1102,6 +1102,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_lottery.settings.decided': ('settings.html#decided', 'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings.is_near': ('settings.html#is_near', 'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings.monitor_of': ('settings.html#monitor_of', 'fastai_lottery/settings.py'),
+                                         'fastai_lottery.settings.plays_one_fit': ( 'settings.html#plays_one_fit',
+                                                                                    'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings.says_lower': ('settings.html#says_lower', 'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings.tolerance': ('settings.html#tolerance', 'fastai_lottery/settings.py'),
                                          'fastai_lottery.settings.worse_by': ('settings.html#worse_by', 'fastai_lottery/settings.py')},

@@ -24,6 +24,7 @@ from .scopes import *
 from .resets import state,load_
 from .tickets import *
 from .callback import *
+from .signals import outside_state,load_outside_
 from .rounds import *
 from .supermask import *
 from .transfer import *
@@ -94,7 +95,7 @@ def beside(
 ):
     "Put weights, masks, rewind point and random numbers of `learn` back at the end; the optimizer starts afresh"
     lot = learn.lottery
-    old,on,w_k = state(learn.model),(lot.masks,lot.held),lot.w_k
+    old,on,point,out = state(learn.model),(lot.masks,lot.held),(lot.w_k,lot.b_k),outside_state(learn)
     rngs = [(dl,dl.rng.getstate()) for dl in learn.dls.loaders if hasattr(dl, 'rng')]
     try:
         with same_rng(), same_order(*learn.dls.loaders): yield
@@ -102,7 +103,8 @@ def beside(
         learn.unprune()
         load_(learn.model, old)
         lot.set_masks(*on)
-        lot.w_k = w_k
+        lot.w_k,lot.b_k = point
+        load_outside_(learn, out)
         lot.fresh_opt()
         for dl,s in rngs: dl.rng.setstate(s)
 

@@ -36,10 +36,11 @@ def _one_sided(f, *args, **kwargs): return float(quiet_test(f, *args, **kwargs).
 # %% ../nbs/34_claims.ipynb #42bdfbe0
 def _wanted(want, of, lower):
     "Where a difference should lie: above 0, or below it where that is better"
-    if want is None: return (-math.inf,0) if (of is not None or lower is not None) and is_lower(of or '', lower) else (0,math.inf)
+    told = of is not None or lower is not None
+    if want is None: return (-math.inf,0) if told and is_lower(of or '', lower) else (0,math.inf)
     if lower is None or bool(lower)==(want[1]<=0): return want
-    raise ValueError(f"`want`={want} says that a − b lies {'below' if want[1]<=0 else 'above'} 0, and lower={lower} the opposite: "
-                     "one of the two is enough")
+    raise ValueError(f"`want`={want} says that a − b lies {'below' if want[1]<=0 else 'above'} 0, and lower={lower} "
+                     "the opposite: one of the two is enough")
 
 def _way(want, at):
     "On which side of `at` our figure should lie, and the alternatives of the tests in that direction and in the other"
@@ -53,15 +54,15 @@ def _span(w):
     return f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'
 
 def _check_paper(paper, says, want, sides, signed=False):
-    "Raise `ValueError` where the text `paper` reads as a test other than `says`, which looks at these `sides` of `want`"
+    "Raise `ValueError` where the text `paper` reads as a test other than `says`, of these `sides` of `want`"
     g = _stated.match(str(paper))
     if not g or g[3] and not signed: return
     up = (g[1] or g[3]) in '>≥+'
     x = float(g[2].replace('−','-').replace(',','')) if g[2] else None
     meets = x is None or (want[1]>=x if up else want[0]<=x)
     if '<>'[up] in sides and meets: return
-    raise ValueError(f"`paper` is text, and decides nothing: {paper!r} reads as a test, and tested is {says}, with {_span(want)} as the "
-                     "tolerance. Give the `want` that is meant, or put `paper` in words")
+    raise ValueError(f"`paper` is text, and decides nothing: {paper!r} reads as a test, and tested is {says}, "
+                     f"with {_span(want)} as the tolerance. Give the `want` that is meant, or put `paper` in words")
 
 # %% ../nbs/34_claims.ipynb #8fcb1698
 def _shown_as(of, scale, unit, xs, percent='pp'):
@@ -69,8 +70,8 @@ def _shown_as(of, scale, unit, xs, percent='pp'):
     if scale is None:
         far = [x for x in xs if x<0 or x>1]
         if of is None and len(far):
-            raise ValueError(f"{far[0]:g} is no fraction of a whole, so it is not shown in percent: say what the figures are, "
-                             "such as of='test_mae', or scale=1")
+            raise ValueError(f"{far[0]:g} is no fraction of a whole, so it is not shown in percent: say what "
+                             "the figures are, such as of='test_mae', or scale=1")
         scale = 100 if of is None else scale_of(of)
     return scale,(percent if scale==100 else '') if unit is None else unit
 

@@ -143,7 +143,9 @@ class OneLog:
             cb.file.flush()
             if n is not None: cb.file.truncate(n)
         self.was = []
-    def count(self, learn): self.first,self.course.rows = False,self.course.rows+1
+    def count(self, learn):
+        self.first = hasattr(learn, 'lr_finder')    # its lines are no part of a training, and cut off by the fit that follows
+        if not self.first: self.course.rows += 1
     def cbs(self):
         return [_at(CSVLogger.order-.5, before_fit=self.before), _at(CSVLogger.order+.5, before_fit=self.after, after_epoch=self.count)]
 

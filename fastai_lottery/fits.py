@@ -103,7 +103,8 @@ class Course:
     def __init__(self, learn, how='', place=None, done=None, save=None):
         store_attr()
         self.fit,self.ends,self.skip,self.entered,self.start = -1,[],0,False,{}
-        self.rows,self.cut = done.get('rows', 0) if done else 0,False    # epochs that were logged; was the last fit cancelled?
+        self.rows = done.get('rows', 0) if done else 0    # epochs that were logged
+        self.begun,self.cut = True,False    # did the last fit begin, was it cancelled?
         self.asked = place is not None and done is None
         self.before = done.get('before', 0) if done else place['its']-place['train_iter'] if place else 0    # in fits that are over
         self.to = done or place

@@ -29,7 +29,7 @@ from .callback import lottery_of,new_masks
 from .fits import *
 from .fits import fit_once,place_of,seed_all
 from .settings import *
-from .settings import Settings,as_fit,checked,check_fit,is_near
+from .settings import Settings,as_fit,checked,check_fit,is_near,plays_one_fit
 from .identity import say
 from .runs import *
 from .runs import Folder
@@ -41,6 +41,7 @@ from .journal import Journal,as_trained,check_w_i,held_under,of_lottery,trained_
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
+    if r==1 and not plays_one_fit(s.fit): _warn_frozen(learn, lot)    # a way to fit may freeze and unfreeze, as `fine_tune` does
     if s.takes_all(lot.masks.n_kept): return _at_bottom(s, lot, f'a prune of amount={s.amount:g} would leave no weight')
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
     try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.numel))
@@ -63,7 +64,8 @@ def play_rounds(learn, s, run):
 # %% ../nbs/19_rounds.ipynb #98485668
 class EndedWarning(UserWarning): "A lottery ended because a prune could take no more"
 
-def _nothing(s): return f'a prune of amount={s.amount:g} takes nothing away (frozen layers, rates of 0 or too small an amount)'
+def _nothing(s):
+    return f'a prune of amount={s.amount:g} takes nothing away (frozen layers, rates of 0 or too small an amount)'
 
 def _at_bottom(s, lot, why):
     "Nothing more can go: fine where there is no density to reach, or where that is met but for the rounding of layers"
@@ -72,9 +74,11 @@ def _at_bottom(s, lot, why):
         says = f"the lottery ends after round {len(lot.rounds)-1}, at density {masks.density:.4g}: {why}"
         warnings.warn(says, EndedWarning, stacklevel=6)
     elif not is_near(s, masks.n_kept, masks.numel, len(masks)):
-        raise ValueError(f"density {masks.density:.4g} is as far down as this goes, above to={s.to}: {why}; the rounds so far are kept")
+        raise ValueError(f"density {masks.density:.4g} is as far down as this goes, above to={s.to}: {why}; "
+                         "the rounds so far are kept")
     return False
 
+# %% ../nbs/19_rounds.ipynb #2423f401
 @contextmanager
 def _own_words(rounds):
     "fastai puts its own words before an error in a callback; say ours, and where the lottery stands"
@@ -182,7 +186,7 @@ def play(learn, s, path, start):
         folder = None if path is None else Folder(path, learn, s, es)
         lot.run_folder = folder and folder.path
         _begin(learn, lot, start, folder, L(s.kwargs.get('cbs')))
-        if name_of(s.fit)!='fine_tune': _warn_frozen(learn, lot)
+        if plays_one_fit(s.fit): _warn_frozen(learn, lot)
         lot.tell_left_out()
         run = Journal(learn, s, folder)
         es.callback(run.live.end)
@@ -222,7 +226,8 @@ def fit_lottery(self:Learner,
     lot = lottery_of(self)
     start = _check_start(self, lot, start, path)
     ticket = start if isinstance(start, Ticket) else None
-    s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower_of(lower, higher), stop, ticket,
+    lower = lower_of(lower, higher)
+    s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, ticket,
                  eval_every, test_dl, kwargs, tuple(L(same)))
     s,lot.keep = checked(self, lot, s),keep
     if ticket is not None: _check_knows(lot, s, ticket)

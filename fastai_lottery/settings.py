@@ -38,7 +38,7 @@ def monitor_of(learn, monitor):
     return monitor
 
 def says_lower(learn, monitor, lower=None):
-    "Is the figure `monitor` better when lower, as far as `lower` or the metric itself says so? None where only its name can tell"
+    "Is `monitor` better when lower, as far as `lower` or the metric itself says? None where only its name can tell"
     i = figure_names(learn).index(monitor_of(learn, monitor))
     return own_lower(learn.metrics[i-1]) if lower is None and i else lower
 
@@ -211,6 +211,10 @@ def _check_valid(learn, s):
 # %% ../nbs/16_settings.ipynb #5ed0b872
 _one_fit = 'fit fit_one_cycle fit_flat_cos fit_drops'.split()    # each of them plays `n_epoch` epochs in one fit
 
+def plays_one_fit(fit):
+    "Is `fit` known to play `n_epoch` epochs of one fit, on the layers that train by now? Of others only the training tells"
+    return name_of(fit) in _one_fit and (getattr(fit, '__module__', '') or '').split('.')[0] in ('fastai','fastai_lottery')
+
 def as_fit(fit):
     "`fit` as a function of a Learner: `learn.fine_tune` is `Learner.fine_tune`"
     if not callable(fit): raise ValueError(f"`fit` should be a function (learn, n_epoch, ...), such as Learner.fit_one_cycle; got {fit!r}")
@@ -221,18 +225,19 @@ def check_fit(learn, how, to):
     fit,n_epoch,n = how.fit,how.n_epoch,iterations_an_epoch(learn)
     try: inspect.signature(fit).bind(learn, n_epoch, **how.kwargs)
     except TypeError as e: raise TypeError(f"{name_of(fit)}: {e}") from None
-    if not (name_of(fit) in _one_fit and (fit.__module__ or '').split('.')[0] in ('fastai','fastai_lottery')): return
+    if not plays_one_fit(fit): return
     k,all_ = to.step(n, n*n_epoch),n*(n_epoch-how.kwargs.get('start_epoch', 0))
     if k<all_: return
     raise ValueError(f"the rewind point {str(to)!r} is iteration {k}, but this training has only {all_} "
                      f"({n_epoch} epochs of {n}): choose an earlier one")
 
+# %% ../nbs/16_settings.ipynb #b66390f1
 def _check_trainable(learn, s):
     "Is there anything to train, no second LotteryCallback, and no mask of torch's own?"
     for cb in L(s.kwargs.get('cbs')):
         if isinstance(cb, LotteryCallback): check_alone(cb, learn)
     check_pruned_by_torch(learn.model)
-    if not any(p.requires_grad for p in learn.model.parameters()) and name_of(s.fit)!='fine_tune':
+    if not any(p.requires_grad for p in learn.model.parameters()) and plays_one_fit(as_fit(s.fit)):
         raise ValueError("all parameters are frozen, so there is nothing to train: learn.unfreeze() first")
 
 # %% ../nbs/16_settings.ipynb #e1d40d40
@@ -240,7 +245,8 @@ def _to_begin(learn, lot, s):
     "The masks that the first prune begins with, of the weights that are not frozen"
     ws = named_weights(learn.model, lot.names() if lot.masks is None else lot.masks)
     free = {n:w for n,w in ws.items() if lot.frozen or w.requires_grad}
-    if s.start is not None and all(n in s.start.masks for n in free): return Masks({n:s.start.masks[n].cpu() for n in free})
+    old = {} if s.start is None else s.start.masks
+    if all(n in old for n in free): return Masks({n:old[n].cpu() for n in free})
     return Masks({n:torch.ones(w.shape, dtype=torch.bool) for n,w in free.items()})
 
 def _asks_for(s, masks):
@@ -248,14 +254,16 @@ def _asks_for(s, masks):
     if s.amount==0 or s.most()==0 or not masks: return 0,''
     if s.to is None: return (0 if s.takes_all(masks.n_kept) else s.amount),'the first prune cannot be made'
     if s.rounds is not None or s.tol is not None or s.stop is not None: return 0,''
-    return max(0, 1-(at_least(s, masks.numel)+len(masks)//2)/masks.n_kept),f'`to`={s.to} is further down than this scope goes'
+    least = at_least(s, masks.numel)+len(masks)//2
+    return max(0, 1-least/masks.n_kept),f'`to`={s.to} is further down than this scope goes'
 
 # %% ../nbs/16_settings.ipynb #57726908
 def check_first(learn, lot, s):
     "Raise `ValueError` where counts tell that a prune cannot be made"
     scope = as_scope(s.scope, lot.names() if lot.masks is None else lot.masks)
     f = getattr(scope, 'func', scope)
-    if getattr(f, '__module__', '')!=as_scope.__module__ or hasattr(f, 'rates') or scope in (global_, local, erk): return
+    ours = getattr(f, '__module__', '')==as_scope.__module__ and not hasattr(f, 'rates')
+    if not ours or scope in (global_, local, erk): return
     masks = _to_begin(learn, lot, s)
     amount,what = _asks_for(s, masks)
     with warnings.catch_warnings():

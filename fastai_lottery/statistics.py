@@ -188,7 +188,7 @@ def own_lower(metric):
         if o is None or id(o) in seen: continue
         seen.add(id(o))
         if isinstance(v := getattr(o, 'higher_is_better', None), (bool,np.bool_)): return not v
-        todo += [getattr(o, k, None) for k in ('func','metric','__self__')]
+        todo += [getattr(o, k, None) for k in ('func','metric','__self__','__wrapped__')]
 
 # %% ../nbs/09_statistics.ipynb #cb498a22
 def is_fraction(name):

@@ -1,4 +1,4 @@
-"Does a pruned weight really do nothing, and a kept one something? Read off a forward pass, whatever the class of the module"
+"Does a pruned weight really do nothing, and a kept one something? Read off a forward pass, whatever the class"
 import warnings
 import pytest,torch
 from torch import nn

@@ -128,9 +128,9 @@ def killed(new, at, fit='one_cycle'):
     play(learn := new(), fit)
     return learn
 
-kills = (0,1,1),(1,2,1),1,(2,2,0)    # round, epoch, batch; or between two rounds
+kills = (0,1,1),1,(2,2,0)    # round, epoch, batch; or between two rounds
 
-@pytest.mark.parametrize('late,fit', [('init','one_cycle'), ('6it','one_cycle'), ('6it','fine_tune')])
+@pytest.mark.parametrize('late,fit', [('init','one_cycle'), ('6it','fine_tune')])
 @pytest.mark.parametrize('case', cases)
 def test_a_lottery_with_a_callback_goes_on_after_a_kill(case, late, fit, tmp_path):
     play(whole := made(case, tmp_path/'whole', late), fit)
@@ -285,8 +285,8 @@ def test_wandb_logs_the_round(tmp_path, monkeypatch):
     import wandb
     from fastai.callback.wandb import WandbCallback
     monkeypatch.setattr(Learner, 'gather_args', lambda self: {})    # fastai 2.8 with fastcore 2.2 fails there in every fit
-    logged,log = [],wandb.log
     wandb.init(mode='offline', dir=str(tmp_path), project='lottery')
+    logged,log = [],wandb.log
     monkeypatch.setattr(wandb, 'log', lambda o,**kw: (logged.append(o), log(o, **kw)))
     learner(cbs=[LotteryCallback, WandbCallback(log_preds=False)], path=tmp_path).fit_lottery(2, rounds=1, amount=.5)
     wandb.finish()
@@ -396,5 +396,14 @@ def test_a_point_that_lies_behind_a_kill(short, fit, late, tmp_path):
     "In a later fit, or on the border of two epochs"
     case = 'ShortEpochCallback' if short else 'nothing'
     play(whole := made(case, tmp_path/'whole', late), fit)
-    for i,at in enumerate(((0,1,0),(0,1,1),(0,2,0))):
+    for i,at in enumerate(((0,1,1),(0,2,0))):
         assert shown(killed(lambda: made(case, tmp_path/str(i), late), at, fit))==shown(whole), at
+
+def test_a_search_for_the_rate_within_a_training(tmp_path):
+    "fastai's `lr_find` ends by `CancelFitException`; its fit is no part of a training, and no line of a log"
+    def fit(learn, n_epoch):
+        learn.lr_find(num_it=6, show_plot=False)
+        learn.fit(n_epoch)
+    learn = learner(net, cbs=[LotteryCallback, CSVLogger], path=tmp_path)
+    rounds = learn.fit_lottery(2, rounds=1, fit=fit)
+    assert [r['iterations'] for r in rounds]==[8,8] and [r[5] for r in csv(tmp_path)[1:]]==['1.0']*2+[str(rounds[1].masks.density)]*2

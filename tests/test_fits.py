@@ -1,4 +1,5 @@
 "A training of whatever fits: where the rewind point lies in it, where a round goes on, and that looking changes nothing"
+import warnings
 import pytest
 from nets import *
 from fastai.callback.all import *
@@ -116,7 +117,7 @@ def test_a_share_of_the_iterations_becomes_a_number(way):
 def test_a_number_is_a_number_of_iterations(to):
     assert [r['iterations'] for r in played('two_fits', to)[0].lottery.rounds]==[48,37]
 
-def test_the_issue_of_two_fits_and_a_warm_up():
+def test_two_fits_and_a_warm_up():
     "A rewind point in the first of two fits, and one behind a warm-up"
     assert [r['iterations'] for r in played('two_fits', '8it')[0].lottery.rounds]==[48,40]
     assert [r['iterations'] for r in played('warm_up', '10it')[0].lottery.rounds]==[32,22]
@@ -189,3 +190,38 @@ def test_stopped_in_any_of_its_fits_it_goes_on_bit_equal(way, to, tmp_path):
         except KeyboardInterrupt: continue
         break
     assert i>3 and got==want
+
+# --- layers that a training freezes and unfreezes
+
+def wrapped(learn, n, **kw): return learn.fine_tune(n, **kw)
+def by_hand(learn, n, **kw):
+    learn.freeze()
+    learn.fit(1)
+    learn.unfreeze()
+    learn.fit(n)
+
+@pytest.mark.parametrize('way', [Learner.fine_tune, wrapped, by_hand], ids=lambda f: f.__name__)
+def test_layers_that_a_training_unfreezes_are_pruned_and_nothing_is_said(way):
+    learn = plain()
+    learn.freeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        rs = learn.fit_lottery(1, rounds=1, amount=.5, scope='local', fit=way)
+    assert all(m.sum()==m.numel()//2 for m in rs[1].masks.values())
+
+def stays_frozen(learn, n, **kw): learn.fit(n)
+
+@pytest.mark.parametrize('way', [Learner.fit, stays_frozen], ids=lambda f: f.__name__)
+def test_layers_that_stay_frozen_are_said(way):
+    learn = plain()
+    learn.freeze_to(1)
+    with pytest.warns(UserWarning, match='of the prunable weights are frozen and stay as they are'): learn.fit_lottery(1, rounds=1, fit=way)
+
+def test_all_frozen_is_refused_only_where_that_is_known():
+    learn = plain()
+    for p in learn.model.parameters(): p.requires_grad_(False)
+    with pytest.raises(ValueError, match='all parameters are frozen'): learn.fit_lottery(1, fit=Learner.fit)
+    def thaws(l, n, **kw):
+        for p in l.model.parameters(): p.requires_grad_(True)
+        l.fit(n)
+    assert learn.fit_lottery(1, rounds=1, amount=.5, fit=thaws)[1]['density']==.5

@@ -18,7 +18,8 @@ def make(cbs=None, seed=0, **kw):
     rows = list(zip(x, y))
     dls = DataLoaders(DataLoader(rows[:48], bs=8, shuffle=True), DataLoader(rows[48:], bs=16), device='cpu')
     net = nn.Sequential(nn.Linear(6,16), nn.ReLU(), nn.Linear(16,2))
-    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, lr=.02, cbs=[LotteryCallback(**kw), *L(cbs)])
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, lr=.02,
+                    cbs=[LotteryCallback(**kw), *L(cbs)])
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
@@ -91,7 +92,8 @@ def test_a_late_ticket_does_not_know_initial_weights(tmp_path):
 arms_before = dict(nothing=lambda l: None, dense=lambda l: l.fit_ticket(l.lottery.ticket(0), 1, seed=3),
                    fit=lambda l: l.fit(1), loaded=lambda l: l.lottery.load(0),
                    other=lambda l: l.fit_ticket(l.lottery.ticket(2), 1, reset='random_reinit', seed=3))
-resets_of_trained = dict(keep='keep', w_f=lambda w_f: w_f/2, g=lambda w_k, g: w_k-g, rewind_or_zero='rewind_or_zero', w_i=lambda w_i: w_i)
+resets_of_trained = dict(keep='keep', w_f=lambda w_f: w_f/2, g=lambda w_k, g: w_k-g, rewind_or_zero='rewind_or_zero',
+                         w_i=lambda w_i: w_i)
 
 @pytest.mark.parametrize('reset', resets_of_trained.values(), ids=list(resets_of_trained))
 def test_a_reset_does_not_depend_on_the_arm_before(reset):
@@ -126,7 +128,8 @@ def test_a_ticket_carries_its_trained_weights(tmp_path):
     with pytest.raises(ValueError, match="needs 'g'"): other.fit_ticket(plain, 1, reset=lambda g: g)
     assert same(weights(other), before)
     with pytest.raises(ValueError, match="needs 'w_f'.*keep='all'"):    # its trained net is not at hand
-        one.fit_ticket(Ticket(one.lottery.ticket(1).masks, {k:v+1 for k,v in plain.weights.items()}, dict(round=1)), 1, reset='keep')
+        another = Ticket(one.lottery.ticket(1).masks, {k:v+1 for k,v in plain.weights.items()}, dict(round=1))
+        one.fit_ticket(another, 1, reset='keep')
 
 def test_trained_nets_are_read_from_the_folder(tmp_path):
     learn = make()
@@ -146,7 +149,8 @@ def test_a_loss_that_learns_has_no_trained_state_in_a_ticket():
     learn.loss_func = loss = Loss()
     learn.splitter = lambda m: [list(m.parameters()), list(loss.parameters())]
     learn.fit_lottery(1, rounds=1, amount=.5, seed=1)
-    with pytest.raises(ValueError, match="parameters outside the model train"): learn.fit_ticket(learn.lottery.ticket(), 1, reset='keep')
+    with pytest.raises(ValueError, match="parameters outside the model train"):
+        learn.fit_ticket(learn.lottery.ticket(), 1, reset='keep')
     learn.fit_ticket(learn.lottery.ticket(), 1)
 
 # --- a row that stays, and a folder
@@ -154,7 +158,8 @@ def test_a_loss_that_learns_has_no_trained_state_in_a_ticket():
 def test_rows_of_tickets_stay_in_the_report():
     learn = make()
     learn.fit_lottery(1, rounds=1, amount=.5, seed=1)
-    rs = [learn.fit_ticket(learn.lottery.ticket(), 1, seed=2, **kw) for kw in ({}, dict(reset='random_reinit'), dict(mask=shuffle_mask))]
+    arms = {},dict(reset='random_reinit'),dict(mask=shuffle_mask)
+    rs = [learn.fit_ticket(learn.lottery.ticket(), 1, seed=2, **kw) for kw in arms]
     df = learn.lottery.report()
     assert len(df)==5 and df.reset[2:].tolist()==['rewind','random_reinit','rewind'] and df['mask'][4]=='shuffle_mask'
     assert df.valid_loss[2:].tolist()==[r['valid_loss'] for r in rs] and len(learn.lottery.rounds)==2
@@ -202,10 +207,9 @@ def test_a_folder_is_of_one_training(tmp_path):
     one.fit_lottery(1, rounds=1, amount=.5, seed=1)
     t = one.lottery.ticket(1)
     one.fit_ticket(t, 1, seed=2, path=tmp_path)
-    for kw,what in ((dict(seed=3),'seed'), (dict(mask=shuffle_mask),'mask'), (dict(trial=1),'trial'), (dict(reset='random_reinit'),'reset'),
-                    (dict(lr_max=.1),'lr_max')):
+    for what,v in dict(seed=3, mask=shuffle_mask, trial=1, reset='random_reinit', lr_max=.1).items():
         before = weights(one)
-        with pytest.raises(ValueError, match=f'{what} was'): one.fit_ticket(t, 1, **{'seed':2, **kw}, path=tmp_path)
+        with pytest.raises(ValueError, match=f'{what} was'): one.fit_ticket(t, 1, **{'seed':2, what:v}, path=tmp_path)
         assert same(weights(one), before)
     with pytest.raises(ValueError, match='start was'): one.fit_ticket(one.lottery.ticket(0), 1, seed=2, path=tmp_path)
     with pytest.raises(ValueError, match='was'): one.fit_lottery(1, seed=2, path=tmp_path)
