@@ -23,7 +23,7 @@ from .files import *
 from .files import append_rows,atomic_text,count_rows,numbered,read_rows,read_table,read_written,short_hash
 from .callback import *
 from .identity import say
-from .runs import checked_rounds,round_cols
+from .labels import checked_rounds,round_cols,round_weights
 from .rounds import *
 from .arms import *
 
@@ -112,7 +112,7 @@ _not_of_tickets = 'rounds amount scope criterion to tol stop monitor lower highe
 def _play_main(p, learn, seed, out, data):
     "The lottery of a seed, and what its controls and measures are given"
     rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
-    def trained(r): return load_tensors(out/f'round_{r:02d}'/'weights')[0]
+    def trained(r): return round_weights(out/f'round_{r:02d}', rounds[r].row)
     return Run(learn, rounds, {k:v for k,v in p.settings.items() if k not in _not_of_tickets}, trained, seed, data)
 
 # %% ../nbs/33_experiments.ipynb #f3e05c5c
