@@ -31,7 +31,6 @@ from .model import Known,unwatched,on_copies,same_autocast,grads_of,check_flow,f
 from .model import loss_scale,hypers_now
 from .resets import state,fresh,untouched,check_draw,reset_state,base_state,resets_menu,actions_menu,hold_zero
 from .resets import loss_module,outside,held_at,copy_into_
-from .sizes import odd_weights
 
 # %% ../nbs/10_signals.ipynb #9872d05d
 def _shuffled(dl):
@@ -269,15 +268,6 @@ def check_known(self:Known,
         with unwatched(self.learn): gradients(self.learn, asked, names, self.masks, self.held)
         if 'w_n' in asked: fresh(m, generator(0, 'check'), self.init, self.w_i or state(m), names)
     of_rank0(_try)
-
-# %% ../nbs/10_signals.ipynb #f5b925ec
-@patch
-def look_once(self:Known):
-    "Warn, once, of weights on which pruning has no effect. It leaves no trace"
-    if self.looked or self.held or self.masks.n_kept==self.masks.numel or not len(self.learn.dls.train): return
-    self.looked = True
-    says = of_rank0(lambda: odd_weights(unwrap(self.net()), tried(self.learn, 'r'), self.masks))
-    if says: warnings.warn(says, stacklevel=5)
 
 # %% ../nbs/10_signals.ipynb #d2a17f10
 @patch
