@@ -9,7 +9,6 @@ __all__ = ['loss_grads', 'hessian_grads', 'flow_grads']
 import math,random,warnings
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 import torch
 from torch import nn
 from fastai.callback.core import Callback,CancelEpochException,CancelFitException,CancelTrainException
@@ -17,7 +16,6 @@ from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallbac
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.load import DataLoader
-from fastai.learner import Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from fastcore.basics import patch
@@ -62,7 +60,7 @@ def train_batches(
         return [learn._set_device(b) for b,_ in zip(_shuffled(dl), range(n))]
 
 # %% ../nbs/10_signals.ipynb #7e2293cd
-_lookers = Known,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,TrackerCallback
+_lookers = Known,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,TrackerCallback
 _aside = '''fastai.distributed fastai.callback.wandb fastai.callback.tensorboard fastai.callback.neptune fastai.callback.comet
 fastai.callback.azureml fastai_lottery.looks fastai_lottery.fits'''.split()
 
@@ -103,16 +101,16 @@ def _one_batch(learn, b, trial):
     raise CancelFitException
 
 def _events(learn, b, trial, fitting):
-    "The events of a training step, and before them those of the fit and the epoch where none is going on"
-    f = partial(_one_batch, learn, b, trial)
-    around = [('train',CancelTrainException), ('epoch',CancelEpochException), ('fit',CancelFitException)]
-    if fitting: around = around[:not learn.training]
+    "The events before a training step, and before them those of the fit and the epoch where none is going on; no event after it"
+    kinds = ('fit','epoch','train')
+    if fitting: kinds = kinds[3-(not learn.training):]
     else: learn.n_epoch = getattr(learn, 'n_epoch', 1)
     learn.dl = learn.dls.train
     learn.n_iter = len(learn.dl)
-    for kind,ex in around: f = partial(learn._with_events, f, kind, ex)
-    try: f()
-    except CancelFitException: pass
+    try:
+        for k in kinds: learn(f'before_{k}')
+        _one_batch(learn, b, trial)
+    except (CancelFitException,CancelEpochException,CancelTrainException): pass
 
 # %% ../nbs/10_signals.ipynb #4a16ff17
 @contextmanager
