@@ -20,8 +20,9 @@ from fastai.callback.core import Callback
 from fastai.metrics import Metric
 from .core import *
 from .resets import state,load_,copy_into_,loss_module
-from .files import atomic
+from .files import atomic,plain_file
 from .signals import outside_of
+from .trust import Keep,NotHere,Unknown,check_opt,kind_of_plain,may_say,one_line
 
 # %% ../nbs/12_checkpoints.ipynb #3ea2360c
 class _NotPlain(Exception): pass
@@ -80,17 +81,18 @@ def _stateful(o):
     both = 'state_dict','load_state_dict'
     return not isinstance(o, type) and all(callable(getattr(type(o), k, None)) for k in both)
 
-class _NotThere(Exception): "Something that is read in place, and is not there"
+_made = "is made in a fit, so that it could not be put back when this run went on: make it in `__init__`"
 
-def _in_place(put):
+def _in_place(is_one, put):
     "Read into what is there"
     def _f(v, old):
-        if old is None: raise _NotThere
+        if not is_one(old): raise NotHere(_made)
         put(old, v)
         return old
     return _f
 
 # %% ../nbs/12_checkpoints.ipynb #507375ac
+def _is_metric(o): return isinstance(o, Metric)
 def _array(o): return isinstance(o, np.ndarray) and o.dtype!=object
 def _stack(o):
     with _as_torch(): return torch.stack(list(o)).detach().as_subclass(torch.Tensor)
@@ -107,8 +109,8 @@ _kinds = {
     '#set':   _Kind(lambda o: isinstance(o, set), lambda o: _plain(list(o)), lambda v,_: set(_back(v))),
     '#deque': _Kind(lambda o: isinstance(o, deque), lambda o: (_plain(list(o)),o.maxlen), lambda v,_: deque(_back(v[0]), v[1])),
     '#rng':   _Kind(lambda o: _generator(o) is not None, lambda o: _plain(_generator(o)[0]()), _rng_back),
-    '#vars':  _Kind(lambda o: isinstance(o, Metric), callback_state, _in_place(lambda o,v: put_callback_state(o, v))),
-    '#state': _Kind(_stateful, lambda o: _plain(o.state_dict()), _in_place(_state_back)),
+    '#vars':  _Kind(_is_metric, callback_state, _in_place(_is_metric, lambda o,v: put_from_file(o, v))),
+    '#state': _Kind(_stateful, lambda o: _plain(o.state_dict()), _in_place(_stateful, _state_back)),
 }
 
 # %% ../nbs/12_checkpoints.ipynb #2ffafe5e
@@ -127,7 +129,7 @@ def _new_generator(s):
     if torch.is_tensor(s) and len(s)==len(torch.Generator().get_state()): return torch.Generator()
     if isinstance(s, dict) and s.get('bit_generator') in _bits:
         return np.random.RandomState() if 'has_gauss' in s else np.random.Generator(getattr(np.random, s['bit_generator'])())
-    raise _NotThere
+    raise NotHere(_made)
 
 # %% ../nbs/12_checkpoints.ipynb #c5c221a9
 def _is_leaf(o): return isinstance(o, nn.Parameter) or torch.is_tensor(o) and o.requires_grad and o.is_leaf
@@ -149,26 +151,20 @@ def _back_dict(o, old):
     old.update(new)
     return old    # a `Counter`, a `defaultdict`
 
-# %% ../nbs/12_checkpoints.ipynb #5278b085
-class NotHere:
-    "Stands for something that could not be put back"
-    def __init__(self, o, k):
-        self.__dict__['_says'] = (f"{type(o).__name__}.{k} is made in a fit, so that it could not be put back when this run went on: "
-                                  "make it in `__init__`, or train without `path`")
-    def __getattr__(self, k):
-        if k[:2]=='__': raise AttributeError(k)    # Python looks at what it copies, say
-        raise RuntimeError(self._says)
-    def _used(self, *args, **kwargs): raise RuntimeError(self._says)
-    __call__ = __iter__ = __getitem__ = __setattr__ = __len__ = _used
-
 # %% ../nbs/12_checkpoints.ipynb #d8fb273c
 def put_callback_state(o, d):
-    "Attributes `d` of `callback_state` into `o`"
+    "Attributes `d` of `callback_state`, of this process, into `o`"
+    for k,v in d.items(): vars(o)[k] = _back(v, vars(o).get(k))
+
+def put_from_file(o, d):
+    "Attributes `d` of a file into `o`, as far as a file has a say in them (see `may_say`)"
     for k,v in d.items():
-        old = vars(o).get(k)
-        try: vars(o)[k] = _back(v, old)
-        except _NotThere:
-            if old is None: vars(o)[k] = NotHere(o, k)
+        try:
+            may_say(o, k, v)
+            vars(o)[k] = _back(v, vars(o).get(k))
+        except Keep: pass
+        except NotHere as e:
+            if kind_of_plain(vars(o).get(k))!='itself': vars(o)[k] = Unknown(o, k, e)
 
 # %% ../nbs/12_checkpoints.ipynb #9e83e74b
 def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]
@@ -233,7 +229,7 @@ def put_param_state(learn, d):
         p.requires_grad_(free)
         p.grad = None if g is None else torch.zeros_like(p) if not torch.is_tensor(g) else g.to(p.device).clone()
     if d['frozen'] is not None: learn.opt.frozen_idx = d['frozen']
-    for (o,_),v in zip(_attributes(learn), d['modules']): put_callback_state(o, v)
+    for (o,_),v in zip(_attributes(learn), d['modules']): put_from_file(o, v)
 
 # %% ../nbs/12_checkpoints.ipynb #cb5ca11e
 def same_plain(a, b):
@@ -286,19 +282,36 @@ def put_checkpoint(
     d:dict, # What `take_checkpoint` gave
     skip=() # As given to `take_checkpoint`
 ):
-    "Go on where `take_checkpoint` was called. Raises `ValueError` where the callbacks are others"
+    "Go on where `take_checkpoint` was called. Raises `ValueError` where the callbacks are others, or something else does not fit"
+    try: _put(learn, d, skip)
+    except _wrong_content as e: raise ValueError(f"{d.get('at', 'the checkpoint')} does not fit this training: {one_line(e)}") from e
+
+# %% ../nbs/12_checkpoints.ipynb #2bccc011
+_wrong_content = (TypeError,ValueError,KeyError,IndexError,AttributeError,RuntimeError,RecursionError,OverflowError,NotHere)
+
+def _put_counts(learn, d):
+    "Where the fit was: before its end, and of as many epochs as now"
+    n,at = learn.n_epoch,d.get('epoch', 0)
+    good = all(type(d[k]) in ((float,int) if k=='pct_train' else (int,)) for k in _counts if k in d)
+    if not good or d.get('n_epoch', n)!=n or not -1<=at<n or d.get('train_iter', 0)<0 or not 0<=d.get('pct_train', 0)<=1:
+        raise ValueError(f"it is at epoch {at} of {d.get('n_epoch')}, and this training has {n}")
+    for k in _counts:
+        if k in d: setattr(learn, k, d[k])
+
+def _put(learn, d, skip):
     cbs = _with_states([cb for cb in learn.cbs if not isinstance(cb, skip)], d['cbs'])
     then = iter([cb for cb,_ in cbs])    # `get_preds` takes some off, and puts them back at the end
     learn.cbs = L(cb if isinstance(cb, skip) else next(then) for cb in learn.cbs)
     load_(learn.model, d['model'])
-    if d['opt'] is not None: learn.opt.load_state_dict(_back(d['opt']))
+    if d['opt'] is not None:
+        check_opt(new := _back(d['opt']), learn.opt.state_dict())
+        learn.opt.load_state_dict(new)
     if d['loss']: _loss(learn).load_state_dict(_back(d['loss']))
     copy_into_(_others(learn), d.get('others', {}))
     put_param_state(learn, d['params'])
-    for cb,v in cbs: put_callback_state(cb, v)
+    for cb,v in cbs: put_from_file(cb, v)
     if d['scaler'] and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(d['scaler'])
-    for k in _counts:
-        if k in d: setattr(learn, k, d[k])
+    _put_counts(learn, d)
     _set_rng(learn.dls, d['rng'])
 
 # %% ../nbs/12_checkpoints.ipynb #52c70b61
@@ -329,10 +342,13 @@ def read_checkpoint(
     device='cpu' # Where tensors go that were not on the CPU
 ): # The dict; `None`, with a warning, for a file that is damaged or of another version, and `None` where there is none
     "Read a checkpoint and check it"
-    if not (path := Path(path)).exists(): return None
+    if not plain_file(path := Path(path)): return None
     b,n = path.read_bytes(),len(_head)
     if wrong := _wrong(b[:n], b[n:n+32], b[n+32:]):
         warnings.warn(f"the checkpoint {str(path)!r} is {wrong}; its round starts again from the beginning")
         return None
     def place(o, at): return o if at=='cpu' else torch.serialization.default_restore_location(o, str(device))
-    return torch.load(io.BytesIO(b[n+32:]), map_location=place, weights_only=True)
+    try: d = torch.load(io.BytesIO(b[n+32:]), map_location=place, weights_only=True)
+    except Exception as e: raise ValueError(f"{str(path)!r} is damaged, or holds what no checkpoint does: {one_line(e)}") from None
+    if not isinstance(d, dict): raise ValueError(f"{str(path)!r} is damaged: it holds a {type(d).__name__}")
+    return d

@@ -54,6 +54,28 @@ def atomic(
 def atomic_text(path, s):
     with atomic(path) as tmp: tmp.write_text(s)
 
+# %% ../nbs/06_files.ipynb #2820843c
+def shown(o, keep='\n'):
+    "Text of a file or of a folder's name as it may be shown: what a terminal would obey is escaped"
+    return ''.join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in str(o))
+
+def plain_file(f):
+    "Does `f` exist? Raises `ValueError` for what is no file, such as a pipe, of which nobody knows whether it ends"
+    if (f := Path(f)).exists() and not f.is_file(): raise ValueError(f"{str(f)!r} is damaged: it is no file")
+    return f.exists()
+
+def _is_deep(o, n=50):
+    if not isinstance(o, (dict,list)): return False
+    return n==0 or any(_is_deep(v, n-1) for v in (o.values() if isinstance(o, dict) else o))
+
+def parsed(text):
+    "The dict that JSON text holds. Raises `ValueError` for anything else, and for one within one within one"
+    try: d = json.loads(text)
+    except RecursionError: raise ValueError("it is nested too deep") from None
+    if not isinstance(d, dict): raise ValueError(f"it should hold names and values; got a {type(d).__name__}")
+    if _is_deep(d): raise ValueError("it is nested too deep")
+    return d
+
 # %% ../nbs/06_files.ipynb #c4cecbef
 _format = 'fastai_lottery ticket 1'
 
@@ -89,34 +111,53 @@ def load_tensors(
 )->tuple: # Tensors by name, on the CPU; plain data
     "Read and check. Raises `FileNotFoundError`, or `ValueError` for a file that is damaged or something else"
     path = tensor_file(path)
-    if not path.exists(): raise FileNotFoundError(f"no file {str(path)!r}")
+    if not plain_file(path): raise FileNotFoundError(f"no file {str(path)!r}")
     try:
         with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
-    except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {e}") from None
+    except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {shown(e)}") from None
     if (kind := head.get('format'))!=_format:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {kind!r}")
     if head.get('sha256')!=digest_of(ts, head.get('meta','')):
         raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
-    return ts,json.loads(head['meta'])
+    try: return ts,parsed(head['meta'])
+    except ValueError as e: raise ValueError(f"the label of {str(path)!r} is damaged: {e}") from None
 
 # %% ../nbs/06_files.ipynb #40c7beaf
 def read_label(f):
     "The plain data in a file of tensors, whose size is checked, and the digest not"
     f = tensor_file(f)
     try:
-        with safe_open(f, 'pt') as o: return json.loads(o.metadata()['meta'])
-    except (*_unreadable,TypeError,KeyError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {e}") from None
+        with safe_open(f, 'pt') as o: return parsed(o.metadata()['meta'])
+    except (*_unreadable,TypeError,KeyError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {shown(e)}") from None
+
+def digest_in(f):
+    "The digest that a file of tensors carries, as text to be compared"
+    with safe_open(tensor_file(f), 'pt') as o: return str((o.metadata() or {}).get('sha256'))[:16]
 
 # %% ../nbs/06_files.ipynb #0b980447
 _exact = {} if int(pd.__version__.split('.')[0])>=3 else dict(float_precision='round_trip')    # pandas 3 always reads what it wrote
 
+_whole = 'round kept prunable trial'.split()
+_number = 'density seconds iterations es_iteration iteration of'.split()
+
+def _check_columns(df, need):
+    "Has a table the columns `need`, and numbers where we write numbers?"
+    if miss := [c for c in need if c not in df]: raise ValueError(f"it has no column {miss[0]!r}")
+    for c in [c for c in df if c in (*_whole,*_number) and len(df)]:
+        if df[c].dtype.kind not in 'iuf': raise ValueError(f"its column {c!r} should hold numbers; got {df[c].iloc[0]!r}")
+        bad = df[c].notna()&~((df[c]>=0)&(df[c]<1e18)&((df[c]%1==0)|(c not in _whole)))
+        if bad.any(): raise ValueError(f"its column {c!r} holds {df[c][bad].iloc[0]!r}")
+    for c in ('round','arm'):
+        if c in need and df[c].isna().any(): raise ValueError(f"its column {c!r} is empty in a line")
+
 def read_table(f, need=()):
     "A table with the columns `need`, with an error that names the file"
     try:
-        df = pd.read_csv(f, dtype=dict(mask_hash=str), **_exact)
-        if miss := [c for c in need if c not in df]: raise ValueError(f"it has no column {miss[0]!r}")
+        plain_file(f)
+        df = pd.read_csv(f, dtype=dict(mask_hash=str, arm=str, digest=str), **_exact)
+        _check_columns(df, need)
         return df
-    except (ValueError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {e}") from None
+    except (ValueError,OverflowError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {shown(e)}") from None
 
 # %% ../nbs/06_files.ipynb #7f6d440b
 def short_hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -131,18 +172,28 @@ def row_digest(o):
     said = {k:_as_read(v) for k,v in o.items() if k not in ('digest','seed') and v==v and v is not None}
     return 'x'+short_hash(repr(sorted(said.items())))[:8]
 
+def mark_of(row):
+    "What tells a round from another by what it showed, however long that took"
+    return row_digest({k:v for k,v in row.items() if not k.endswith('seconds')})
+
 # %% ../nbs/06_files.ipynb #d620a9e6
 def read_json(f):
     "The dict in a file, empty where there is none"
     try:
-        if not isinstance(d := json.loads(f.read_text()) if f.exists() else {}, dict): raise ValueError("it holds no settings")
-        return d
+        return parsed(f.read_text()) if plain_file(f) else {}
     except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to go on with what the folder holds") from None
+
+def read_counts(d):
+    "How many rows the tables in the folder `d` had, by their name"
+    n = read_json(f := d/'tables.json')
+    if bad := [k for k,v in n.items() if type(v) is not int or v<0]:
+        raise ValueError(f"{str(f)!r} is damaged: {bad[0]!r} should be a number of rows; got {n[bad[0]]!r}")
+    return n
 
 def count_rows(f, rows):
     "Note how many rows the table `f` has, so that one that lost some does not pass for one that is not finished"
     t = f.parent/'tables.json'
-    old = read_json(t)
+    old = read_counts(f.parent)
     if rows and old.get(f.name)!=len(rows): atomic_text(t, json.dumps({**old, f.name:len(rows)}))
 
 def append_rows(f, rows, new):
@@ -173,7 +224,7 @@ def read_rows(f, *need, drop=('made','of')):
 
 def read_written(f, *need):
     "The rows in the table `f`, none where nothing was finished. Raises `ValueError` where there were more once"
-    n = read_json(f.parent/'tables.json').get(f.name, 0)
+    n = read_counts(f.parent).get(f.name, 0)
     df = read_rows(f, *need) if f.exists() else pd.DataFrame()
     if len(df)<n:
         raise ValueError(f"{str(f)!r} is missing or damaged: of {n} rows it has {len(df)}. Put it back from a copy; "
@@ -184,7 +235,7 @@ def read_written(f, *need):
 def numbered(d, what):
     "Folders `what`_NN in `d` by their number"
     named = {o:re.fullmatch(rf'{what}_(\d+)', o.name) for o in sorted(Path(d).glob(f'{what}_*'))}
-    return {int(m[1]):o for o,m in named.items() if m and o.is_dir()}
+    return {int(m[1]):o for o,m in named.items() if m and o.is_dir() and len(m[1])<10}
 
 # %% ../nbs/06_files.ipynb #510043d1
 _mine = set()    # (process, lock): a child that was forked holds nothing
@@ -199,6 +250,25 @@ def _holder(f):
     return 'process ?'
 
 # %% ../nbs/06_files.ipynb #49a71ca3
+def _no_link(f):
+    "A lock that is a link, or another name of a file, is none of ours, and who writes there writes elsewhere"
+    if f.is_symlink() or f.is_file() and f.stat().st_nlink>1: raise OSError(errno.EMLINK, "it is a link to another file")
+
+def _write_own(f, s):
+    "Write text into the lock's file, and through no link; on a full disk nobody learns our number"
+    with suppress(OSError), open(os.open(f, os.O_WRONLY|os.O_TRUNC|getattr(os,'O_NOFOLLOW',0)), 'w') as o: o.write(s)
+
+def _take(lock, f, path):
+    "Take `lock`, whose file is `f`"
+    try:
+        f.parent.mkdir(parents=True, exist_ok=True)
+        _no_link(f)
+        lock.acquire()
+    except Timeout: raise _in_use(path, _holder(f)) from None
+    except OSError as e:
+        if e.errno not in _no_locks: raise _cannot_write(f, e) from None
+
+# %% ../nbs/06_files.ipynb #cb4ce92a
 @contextmanager
 def locked(
     path, # Folder
@@ -206,20 +276,14 @@ def locked(
 ):
     "Hold the folder for this process. Raises `RuntimeError`, naming the other process, where one has it"
     f = Path(path)/f'.{what}.lock'
-    if (me := (os.getpid(),os.path.realpath(f))) in _mine: raise _in_use(path, 'this process')
+    if (me := (os.getpid(),os.path.realpath(f.parent)+f'/{f.name}')) in _mine: raise _in_use(path, 'this process')
     lock = FileLock(f, blocking=False, thread_local=False, fallback_to_soft=False)    # a soft lock would outlive a kill
-    try:
-        f.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout: raise _in_use(path, _holder(f)) from None
-    except OSError as e:
-        if e.errno not in _no_locks: raise _cannot_write(f, e) from None
+    _take(lock, f, path)
     _mine.add(me)
     try:
-        with suppress(OSError): f.write_text(str(os.getpid()))    # on a full disk nobody learns our number
+        _write_own(f, str(os.getpid()))
         yield
     finally:
-        if me[0]==os.getpid():    # a child that was forked may come here, too
-            with suppress(OSError): os.truncate(f, 0)
+        if me[0]==os.getpid(): _write_own(f, '')    # a child that was forked may come here, too
         _mine.discard(me)
         lock.release()

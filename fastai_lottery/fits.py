@@ -31,7 +31,7 @@ from .masks import *
 from .resets import state,load_
 from .tickets import *
 from .checkpoints import *
-from .checkpoints import callback_state,put_callback_state,param_state,put_param_state,same_plain
+from .checkpoints import callback_state,put_from_file,param_state,put_param_state,same_plain
 from .callback import *
 from .callback import lottery_of
 from .looks import *
@@ -75,7 +75,7 @@ def _put_callbacks(learn, place):
     for cb in _counting(learn):
         n = type(cb).__name__
         was,at,now = place['start'].get(n, {}),place['cbs'].get(n, {}),callback_state(cb)
-        put_callback_state(cb, {k:v for k,v in at.items() if k in was and k in now and same_plain(now[k], was[k])})
+        put_from_file(cb, {k:v for k,v in at.items() if k in was and k in now and same_plain(now[k], was[k])})
 
 class GoOn(Bystander):
     "Begin the schedule at `place`"
@@ -166,6 +166,8 @@ def all_batches(self:Course):
 @patch
 def check(self:Course):
     "Has the training come to the place where it was to go on?"
+    if self.done is not None and not self.entered and not self.cut:
+        raise ValueError(f"the checkpoint is of fit {self.done['fit']+1} of a training, and this one had {self.fit+1}")
     if not self.asked or self.entered or self.cut: return
     p = self.place
     raise ValueError(f"the rewind point is iteration {p['its']}, in fit {p['fit']+1} and its epoch {p['epoch']+1}, "
