@@ -98,17 +98,20 @@ def test_nothing_is_said_where_all_is_well(make):
 def learner(net, **kw):
     set_seed(0)
     rows = list(zip(torch.randn(16,6), torch.randint(0,2,(16,))))
-    learn = Learner(DataLoaders(DataLoader(rows, bs=8), DataLoader(rows, bs=8), device='cpu'), net, loss_func=CrossEntropyLossFlat(),
+    learn = Learner(DataLoaders(DataLoader(rows, bs=8), DataLoader(rows, bs=8), device='cpu'), net,
+                    loss_func=CrossEntropyLossFlat(),
                     cbs=LotteryCallback(**kw))
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
 
-@pytest.mark.parametrize('verb', [lambda l: l.prune(.5), lambda l: l.fit_lottery(1, rounds=2, amount=.5)], ids=['prune','lottery'])
+@pytest.mark.parametrize('verb', [lambda l: l.prune(.5), lambda l: l.fit_lottery(1, rounds=2, amount=.5)],
+                         ids=['prune','lottery'])
 def test_the_first_prune_warns_once(verb):
     net = nn.Sequential(Centred(6,8), nn.ReLU(), nn.Linear(8,2))
     learn = learner(net)
-    with pytest.warns(UserWarning, match=r'competing without effect: 0.weight \(\d+ pruned weights act\)') as seen: verb(learn)
+    with pytest.warns(UserWarning, match=r'competing without effect: 0.weight \(\d+ pruned weights act\)') as seen:
+        verb(learn)
     assert sum('without effect' in str(w.message) for w in seen)==1
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -124,7 +127,8 @@ def test_a_net_that_cannot_be_looked_at_is_pruned_all_the_same():
     learn = learner(Shy(6,2))
     learn.prune(.5)
     says = 'could not be checked on a batch: RuntimeError: only for training'
-    with pytest.warns(UserWarning, match=says), pytest.raises(RuntimeError): learn.fit(1)    # its validation fails as well
+    with pytest.warns(UserWarning, match=says), pytest.raises(RuntimeError):
+        learn.fit(1)    # its validation fails as well
     assert learn.lottery.masks.density==.5
 
 def test_a_batch_that_callbacks_make_is_waited_for_and_they_are_left_alone():

@@ -56,7 +56,8 @@ def test_a_metric_may_say_it_itself(m, lower): assert own_lower(m) is lower
 
 # --- percent
 
-@pytest.mark.parametrize('name,k', dict(accuracy=100, es_test_accuracy=100, test_f1_score_2=100, error_rate=100, valid_loss=1,
+@pytest.mark.parametrize('name,k',
+                         dict(accuracy=100, es_test_accuracy=100, test_f1_score_2=100, error_rate=100, valid_loss=1,
                                         perplexity=1, test_mae=1, es_iteration=1, wer=1).items())
 def test_percent_is_for_fractions(name, k):
     assert scale_of(name)==k and scale_of(name, 7)==7 and is_fraction(name)==(k==100)
@@ -69,7 +70,8 @@ def seeds(n=3, rounds=(0,1), **more):
 
 def test_rows_of_one_seed_are_no_replicates():
     df = seeds(net='lenet')
-    with pytest.raises(ValueError, match=r"2 rows are of seed 0 where net='lenet'.*They differ in 'round': group by that too"):
+    with pytest.raises(ValueError,
+                       match=r"2 rows are of seed 0 where net='lenet'.*They differ in 'round': group by that too"):
         summarise(df, 'net', 'accuracy')
     assert summarise(df, ['net','round'], 'accuracy').n.tolist()==[3,3]
     within = df.groupby(['net','seed'], as_index=False).mean(numeric_only=True)
@@ -179,7 +181,8 @@ def test_texts_of_the_other_kinds():
     with pytest.raises(ValueError, match='tested is a / b > 1'): claim_ratio('a', '< 1', a, b)
     with pytest.raises(ValueError, match='tested is a / b < 1'): claim_ratio('a', '> 1', a, b, (.4,.8))
     assert row('> 1', a, b, f=claim_ratio).test=='a / b > 1 (paired t of logarithms, one-sided)'
-    for paper,want,says in (('> 1',(-math.inf,2),'mean < 2'), ('< 2',(3,4),'3 < mean < 4'), ('< 1',(0,math.inf),'0 < mean')):
+    for paper,want,says in (('> 1',(-math.inf,2),'mean < 2'), ('< 2',(3,4),'3 < mean < 4'),
+                            ('< 1',(0,math.inf),'0 < mean')):
         with pytest.raises(ValueError, match=f'tested is {says}'): claim_value('a', paper, a, want)
     for paper,want in (('< 1 %',(-math.inf,2)), ('> 3',(3,4)), ('< 4',(3,4)), ('-1',(-2,0))):
         assert claim_value('a', paper, a, want)
@@ -194,18 +197,21 @@ def test_claims_show_percent_of_fractions_alone(f, more):
         assert c.unit=='' and abs(c.mean+.7)<.01 and 'pp' not in c.test
     c = f('a', '', a, b, *more, of='es_test_accuracy')
     assert (c.unit,c.mean)==('pp',pytest.approx(2)) and f('a', '', a, b, *more)[:11]==c[:11]
-    assert f('a', '', a, b, *more, scale=10).mean==pytest.approx(.2) and f('a', '', a, b, *more, unit='points').unit=='points'
+    assert f('a', '', a, b, *more, scale=10).mean==pytest.approx(.2)
+    assert f('a', '', a, b, *more, unit='points').unit=='points'
     assert math.isnan(f('a', '', [.9,math.nan], [.8,.7], *more).mean)
 
 def test_a_value_by_name():
     c = claim_value('a', '', a, (90,100), of='test_accuracy')
-    assert (c.mean,c.unit)==(pytest.approx(94),'%') and claim_value('a', '', [126.], (100,130), of='perplexity').mean==126
+    assert (c.mean,c.unit)==(pytest.approx(94),'%')
+    assert claim_value('a', '', [126.], (100,130), of='perplexity').mean==126
     assert claim_value('a', '', a, (.9,1)).mean==pytest.approx(.94)
 
 @pytest.mark.parametrize('other,paper', [('outside','yes'), ('opposite','yes')])
 def test_the_verdict_of_the_opposite(other, paper):
     x,y = np.array([.5,.51,.5,.52]),np.array([.9,.92,.93,.9])
-    cs = dict(opposite=[claim_difference('a', '', x, y), claim_ratio('a', '', x, y), claim_difference('a', '', y, x, lower=True)],
+    cs = dict(opposite=[claim_difference('a', '', x, y), claim_ratio('a', '', x, y),
+                        claim_difference('a', '', y, x, lower=True)],
               outside=[claim_match('a', '', x, y, 1), claim_value('a', '', x, (.6,1))])
     assert set(verdicts(cs[other]).verdict)=={other}
 
@@ -255,7 +261,8 @@ def test_tables_say_what_they_lack():
 
 def test_what_people_are_shown_is_latex_that_compiles():
     df = arms_of('es_test_accuracy', .9, .92, .8).replace('reinit', 're_init & 50 %')
-    for t in (show_arms(df), compare_arms(df), verdicts([claim_difference('a & b', '> 3 %', a, b), claim_match('=', '± 1', a, b, .1),
+    for t in (show_arms(df), compare_arms(df),
+              verdicts([claim_difference('a & b', '> 3 %', a, b), claim_match('=', '± 1', a, b, .1),
                                                          claim_ratio('x_1', '2 ×', a, b), claim_value('#', '', a, (0,1))])):
         compiles(t.to_latex())
     assert r'92.' in show_arms(df).to_latex() and r'$\pm$' in show_arms(df).to_latex()
@@ -356,7 +363,8 @@ def play_again(path, kw):
     with pytest.warns(UserWarning, match='the lottery ends'): return play(accuracy, path=path, **kw)
 
 @pytest.mark.parametrize('kw,says', [
-    (dict(scope='2:4', amount=.6), 'the first prune cannot be made: amount=0.6 would remove .*`amount` can be at most 0.5'),
+    (dict(scope='2:4', amount=.6),
+     'the first prune cannot be made: amount=0.6 would remove .*`amount` can be at most 0.5'),
     (dict(scope=n_of_m(1,4), amount=.8, rounds=1), 'the first prune cannot be made'),
     (dict(scope=partial(local, floor=10**6), amount=.1), 'the first prune cannot be made.*lower one of the two'),
     (dict(scope='2:4', amount=.4, to=.4), '`to`=0.4 is further down than this scope goes')], ids=named)
@@ -368,7 +376,8 @@ def test_what_counts_tell_is_told_before_the_dense_round(kw, says):
 
 @ends
 @pytest.mark.parametrize('kw,d', [(dict(scope='2:4', amount=.4, to=.5), .5), (dict(scope='2:4', amount=.8, to=.5), .5),
-                                  (dict(scope='2:4', amount=.3, to=.2, rounds=1), .7), (dict(scope='2:4', amount=.6, rounds=0), 1),
+                                  (dict(scope='2:4', amount=.3, to=.2, rounds=1),
+                                   .7), (dict(scope='2:4', amount=.6, rounds=0), 1),
                                   (dict(scope='2:4', amount=0, rounds=2), 1)], ids=named)
 def test_what_can_be_met_is_played(kw, d):
     assert abs(play(accuracy, **kw).lottery.masks.density-d)<.01
