@@ -8,8 +8,7 @@ __all__ = ['LotteryCallback']
 # %% ../nbs/11_callback.ipynb #bc84cf2e
 from collections.abc import Iterator
 from copy import deepcopy
-import pandas as pd
-import torch
+import pandas as pd,torch
 from fastcore.basics import patch,store_attr
 from fastcore.foundation import L
 from fastai.callback.core import Callback
@@ -109,9 +108,9 @@ def blank(self:LotteryCallback):
     "Nothing is known yet"
     self.w_i = self.w_k = self.masks = self.hypers = self.held = self.at_fit = None
     self.b_i,self.b_k = {},{}    # what trains outside the model
-    self.rounds,self.n_pruned,self.exported,self.held_here,self.looked = L(),0,False,False,False
-    self.passed = [0,0]    # iterations and epochs of training on the way to the rewind point
-    self.trained,self.keep,self.run_folder,self.place = {},'best',None,None    # trained nets of rounds; where late ones go on
+    self.rounds,self.n_pruned,self.exported,self.held_here,self.looked,self.looks_next = L(),0,False,False,False,False
+    self.passed,self.place = [0,0],None    # iterations and epochs on the way to the rewind point; where late rounds go on
+    self.trained,self.keep,self.run_folder = {},'best',None    # trained nets of rounds
 
 # %% ../nbs/11_callback.ipynb #e6a7a924
 @patch
@@ -295,6 +294,7 @@ def before_forward(self:LotteryCallback, m, args):
     if m is not learn.model and m is not unwrap(learn.model): return
     if self._hold is None: self.hold()
     else: self._hold.check(m.training)
+    if self.looks_next and m.training: self.look_here(args)
 
 # %% ../nbs/11_callback.ipynb #495ef5c3
 @patch

@@ -161,6 +161,7 @@ def report(self:LotteryCallback)->pd.DataFrame: # One row a round, and one a tra
     df = pd.DataFrame([*[r.row for r in self.rounds], *self.fitted])
     own = self.rounds[0].meta if self.rounds else {}
     df.attrs = {} if self.learn is None else decided(self.learn, own.get('monitor'), own.get('lower'))
+    if self.exported and not self.rounds: raise ValueError(self.why_nothing(rounds=True))
     return df
 
 @patch

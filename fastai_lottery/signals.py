@@ -9,7 +9,6 @@ __all__ = ['loss_grads', 'hessian_grads', 'flow_grads']
 import math,random,warnings
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
 import torch
 from torch import nn
 from fastai.callback.core import Callback,CancelEpochException,CancelFitException,CancelTrainException
@@ -17,7 +16,6 @@ from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallbac
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.load import DataLoader
-from fastai.learner import Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from fastcore.basics import patch
@@ -31,7 +29,6 @@ from .model import Known,unwatched,on_copies,same_autocast,grads_of,check_flow,f
 from .model import loss_scale,hypers_now
 from .resets import state,fresh,untouched,check_draw,reset_state,base_state,resets_menu,actions_menu,hold_zero
 from .resets import loss_module,outside,held_at,copy_into_
-from .sizes import odd_weights
 
 # %% ../nbs/10_signals.ipynb #9872d05d
 def _shuffled(dl):
@@ -63,7 +60,7 @@ def train_batches(
         return [learn._set_device(b) for b,_ in zip(_shuffled(dl), range(n))]
 
 # %% ../nbs/10_signals.ipynb #7e2293cd
-_lookers = Known,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,TrackerCallback
+_lookers = Known,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,TrackerCallback
 _aside = '''fastai.distributed fastai.callback.wandb fastai.callback.tensorboard fastai.callback.neptune fastai.callback.comet
 fastai.callback.azureml fastai_lottery.looks fastai_lottery.fits'''.split()
 
@@ -104,16 +101,16 @@ def _one_batch(learn, b, trial):
     raise CancelFitException
 
 def _events(learn, b, trial, fitting):
-    "The events of a training step, and before them those of the fit and the epoch where none is going on"
-    f = partial(_one_batch, learn, b, trial)
-    around = [('train',CancelTrainException), ('epoch',CancelEpochException), ('fit',CancelFitException)]
-    if fitting: around = around[:not learn.training]
+    "The events before a training step, and before them those of the fit and the epoch where none is going on; no event after it"
+    kinds = ('fit','epoch','train')
+    if fitting: kinds = kinds[3-(not learn.training):]
     else: learn.n_epoch = getattr(learn, 'n_epoch', 1)
     learn.dl = learn.dls.train
     learn.n_iter = len(learn.dl)
-    for kind,ex in around: f = partial(learn._with_events, f, kind, ex)
-    try: f()
-    except CancelFitException: pass
+    try:
+        for k in kinds: learn(f'before_{k}')
+        _one_batch(learn, b, trial)
+    except (CancelFitException,CancelEpochException,CancelTrainException): pass
 
 # %% ../nbs/10_signals.ipynb #4a16ff17
 @contextmanager
@@ -269,15 +266,6 @@ def check_known(self:Known,
         with unwatched(self.learn): gradients(self.learn, asked, names, self.masks, self.held)
         if 'w_n' in asked: fresh(m, generator(0, 'check'), self.init, self.w_i or state(m), names)
     of_rank0(_try)
-
-# %% ../nbs/10_signals.ipynb #f5b925ec
-@patch
-def look_once(self:Known):
-    "Warn, once, of weights on which pruning has no effect. It leaves no trace"
-    if self.looked or self.held or self.masks.n_kept==self.masks.numel or not len(self.learn.dls.train): return
-    self.looked = True
-    says = of_rank0(lambda: odd_weights(unwrap(self.net()), tried(self.learn, 'r'), self.masks))
-    if says: warnings.warn(says, stacklevel=5)
 
 # %% ../nbs/10_signals.ipynb #d2a17f10
 @patch

@@ -5,7 +5,7 @@ from torch import nn
 import torch.nn.functional as F
 from torch.nn.utils import parametrizations as P
 from fastai.basics import CrossEntropyLossFlat,DataLoader,DataLoaders,Learner,noop,set_seed
-from fastai.callback.all import ProgressCallback
+from fastai.callback.all import Callback,ProgressCallback
 from fastai.text.all import AWD_LSTM,awd_lstm_lm_config,get_language_model
 from fastai_lottery.all import *
 
@@ -98,17 +98,20 @@ def test_nothing_is_said_where_all_is_well(make):
 def learner(net, **kw):
     set_seed(0)
     rows = list(zip(torch.randn(16,6), torch.randint(0,2,(16,))))
-    learn = Learner(DataLoaders(DataLoader(rows, bs=8), DataLoader(rows, bs=8), device='cpu'), net, loss_func=CrossEntropyLossFlat(),
+    learn = Learner(DataLoaders(DataLoader(rows, bs=8), DataLoader(rows, bs=8), device='cpu'), net,
+                    loss_func=CrossEntropyLossFlat(),
                     cbs=LotteryCallback(**kw))
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
 
-@pytest.mark.parametrize('verb', [lambda l: l.prune(.5), lambda l: l.fit_lottery(1, rounds=2, amount=.5)], ids=['prune','lottery'])
+@pytest.mark.parametrize('verb', [lambda l: l.prune(.5), lambda l: l.fit_lottery(1, rounds=2, amount=.5)],
+                         ids=['prune','lottery'])
 def test_the_first_prune_warns_once(verb):
     net = nn.Sequential(Centred(6,8), nn.ReLU(), nn.Linear(8,2))
     learn = learner(net)
-    with pytest.warns(UserWarning, match=r'competing without effect: 0.weight \(\d+ pruned weights act\)') as seen: verb(learn)
+    with pytest.warns(UserWarning, match=r'competing without effect: 0.weight \(\d+ pruned weights act\)') as seen:
+        verb(learn)
     assert sum('without effect' in str(w.message) for w in seen)==1
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -122,8 +125,22 @@ def test_a_net_that_cannot_be_looked_at_is_pruned_all_the_same():
             if not self.training: raise RuntimeError('only for training')
             return super().forward(x)
     learn = learner(Shy(6,2))
-    with pytest.warns(UserWarning, match='could not be checked on a batch: RuntimeError: only for training'): learn.prune(.5)
+    learn.prune(.5)
+    says = 'could not be checked on a batch: RuntimeError: only for training'
+    with pytest.warns(UserWarning, match=says), pytest.raises(RuntimeError):
+        learn.fit(1)    # its validation fails as well
     assert learn.lottery.masks.density==.5
+
+def test_a_batch_that_callbacks_make_is_waited_for_and_they_are_left_alone():
+    class Doubled(Callback):
+        "The model has twice the inputs"
+        seen = 0
+        def before_fit(self): Doubled.seen += 1
+        def before_batch(self): self.learn.xb = (torch.cat([*self.xb,*self.xb], 1),)
+    learn = learner(nn.Sequential(Centred(12,8), nn.ReLU(), nn.Linear(8,2)))
+    learn.add_cb(Doubled())
+    with pytest.warns(UserWarning, match='without effect: 0.weight') as seen: learn.fit_lottery(1, rounds=2, amount=.5)
+    assert Doubled.seen==3 and sum('without effect' in str(w.message) for w in seen)==1
 
 def test_parameters_are_given_by_a_generator():
     net = nn.Sequential(nn.Linear(6,8), nn.ReLU(), nn.Linear(8,2))

@@ -247,7 +247,7 @@ def test_lines_of_trackers_begin_with_the_round(tmp_path, capsys):
 def test_a_graph_on_the_bar_over_rounds(monkeypatch):
     shell = importlib.import_module('IPython.core.interactiveshell')
     shell.InteractiveShell.instance()    # as in a notebook
-    fp,room = importlib.import_module('fastprogress.fastprogress'),importlib.import_module('fastai_lottery.journal')
+    fp,room = importlib.import_module('fastprogress.fastprogress'),importlib.import_module('fastai_lottery.display')
     monkeypatch.setattr(room, 'master_bar', fp.NBMasterBar)
     monkeypatch.setattr(room, 'progress_bar', fp.NBProgressBar)
     seen,draw = [],fp.NBMasterBar.update_graph

@@ -664,3 +664,12 @@ def test_without_a_clip_a_training_is_what_it_was(monkeypatch):
     new = [play(o) for o in opts]
     monkeypatch.setattr(LotteryCallback, 'after_grad', lambda *_: None)
     assert [play(o) for o in opts]==new
+
+def test_no_event_after_the_step_is_played():
+    seen = []
+    class Told(Callback):
+        def after_fit(self):
+            seen.append(len(self.learn.recorder.values))
+    learn = learner(cbs=[LotteryCallback(), Told()])
+    learn.fit_lottery(1, rounds=2, amount=.3, criterion='snip')
+    assert seen==[1,1,1]
