@@ -238,10 +238,9 @@ def resume(self:Folder, learn, lot):
     level_ranks(learn)
 
 @patch
-def _ticket(self:Folder, d, i, model):
-    "The ticket of round `i`, in the folder `d`"
+def _ticket(self:Folder, d, model):
+    "The ticket in the folder `d`"
     t = self._load(d/'ticket', Ticket.load)
-    self.ties().check(d/'ticket.safetensors', t.meta.pop('of', None), i)
     with fits_here(d/'ticket.safetensors'): t.check(model)
     return t
 
@@ -257,7 +256,7 @@ def _resume(self:Folder, learn, lot):
     rows = rounds_table(self.path).to_dict('records')
     for i,row in enumerate(rows):
         d = self.round(i)
-        t = self._ticket(d, i, learn.model)
+        t = self._ticket(d, learn.model)
         curve = self._agree(f, i, row, d, t)
         if i+1<len(rows): self._load(d/'weights', lambda f: check_weights(d, row, read_label(f)))    # controls and measures read them
         start = rounds[0].start if rounds else lot.w_k
@@ -290,6 +289,7 @@ def _agree(self:Folder, f, i, row, d, t):
     check_row(f, i, row, t.meta)
     keys = [k for k in self.same if not self.arm and k in t.meta and k not in row and not (i==0 and k in later)]
     self._agree_on(t.meta, [k for k in keys if k in self.all])    # where run.json was lost
+    self.ties().check(d/'ticket.safetensors', t.meta.pop('of', None), row['round'])
     return self._curve(d/'curve.csv', t.meta) if self.same['eval_every'] else None
 
 @patch
@@ -319,7 +319,7 @@ def _trained_ticket(self:Folder, model):
     if not self.settings():
         raise ValueError(f"{str(self.path/'run.json')!r}, which says how the ticket was trained, is missing. {elsewhere}")
     d = self.round(0)
-    t = self._ticket(d, rows[0]['round'], model)
+    t = self._ticket(d, model)
     curve = self._agree(self.path/'rounds.csv', 0, rows[0], d, t)
     weights = self._weights(d, rows[0], model)
     return Round(rows[0], t.masks.pack(), t.weights, {**t.meta, **rows[0]}, curve, t.held, t.beside),weights
