@@ -17,12 +17,15 @@ from .sizes import *
 from .statistics import *
 from .signals import *
 from .callback import *
+from .trust import *
 from .checkpoints import *
 from .looks import *
 from .fits import *
 from .identity import *
+from .labels import *
 from .settings import *
 from .runs import *
+from .writes import *
 from .journal import *
 from .rounds import *
 from .supermask import *

@@ -22,7 +22,7 @@ from .core import *
 from .resets import state,load_,copy_into_,loss_module
 from .files import atomic,plain_file
 from .signals import outside_of
-from .trust import Keep,NotHere,Unknown,check_opt,kind_of_plain,may_say,one_line
+from .trust import Keep,NotHere,Unknown,check_opt,fits_here,kind_of_plain,may_say,one_line
 
 # %% ../nbs/12_checkpoints.ipynb #3ea2360c
 class _NotPlain(Exception): pass
@@ -283,12 +283,9 @@ def put_checkpoint(
     skip=() # As given to `take_checkpoint`
 ):
     "Go on where `take_checkpoint` was called. Raises `ValueError` where the callbacks are others, or something else does not fit"
-    try: _put(learn, d, skip)
-    except _wrong_content as e: raise ValueError(f"{d.get('at', 'the checkpoint')} does not fit this training: {one_line(e)}") from e
+    with fits_here(d.get('at', 'the checkpoint')): _put(learn, d, skip)
 
-# %% ../nbs/12_checkpoints.ipynb #2bccc011
-_wrong_content = (TypeError,ValueError,KeyError,IndexError,AttributeError,RuntimeError,RecursionError,OverflowError,NotHere)
-
+# %% ../nbs/12_checkpoints.ipynb #3c3f71dc
 def _put_counts(learn, d):
     "Where the fit was: before its end, and of as many epochs as now"
     n,at = learn.n_epoch,d.get('epoch', 0)

@@ -20,10 +20,10 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
-from .files import append_rows,atomic_text,count_rows,numbered,read_rows,read_table,read_written,short_hash
+from .files import append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written,short_hash
 from .callback import *
 from .identity import say
-from .runs import checked_rounds,round_cols
+from .labels import checked_rounds,round_cols,round_weights,rounds_table
 from .rounds import *
 from .arms import *
 
@@ -112,7 +112,7 @@ _not_of_tickets = 'rounds amount scope criterion to tol stop monitor lower highe
 def _play_main(p, learn, seed, out, data):
     "The lottery of a seed, and what its controls and measures are given"
     rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
-    def trained(r): return load_tensors(out/f'round_{r:02d}'/'weights')[0]
+    def trained(r): return round_weights(out/f'round_{r:02d}', rounds[r].row)
     return Run(learn, rounds, {k:v for k,v in p.settings.items() if k not in _not_of_tickets}, trained, seed, data)
 
 # %% ../nbs/33_experiments.ipynb #f3e05c5c
@@ -147,15 +147,16 @@ def _same_made(f, rows, fs):
     raise ValueError(f"{str(f)!r} holds {a!r} (round {k}) made in another way; now it is {say(fs[a])}. "
                      "Give it another name, choose another folder, or remove its rows")
 
-def _play_table(f, fs, todo, play):
-    "Play what the table `f` lacks: `todo` are rounds and names in `fs`, `play` gives the rows of one of them"
-    rows = read_rows(f, drop=()).to_dict('records') if f.exists() else []
+def _play_table(f, fs, todo, play, rounds):
+    "Play what the table `f` lacks: `todo` are numbers of `rounds` and names in `fs`, `play` gives the rows of one of them"
+    marks = [mark_of(o.row) for o in rounds]
+    rows = read_rows(f, drop=(), marks=marks).to_dict('records') if f.exists() else []
     have = {(o['round'],o['arm']) for o in rows}
     _same_made(f, rows, fs)
     for k,a in todo:
         if (k,a) in have: continue
         new = play(fs[a], k)
-        append_rows(f, rows, [dict(arm=a, **{'round':k, **o}, made=_made_by(fs[a]), of=len(new)) for o in new])
+        append_rows(f, rows, [dict(arm=a, **{'round':k, **o}, made=_made_by(fs[a]), of=len(new), at=marks[k]) for o in new])
     count_rows(f, rows)    # a kill may have come before
 
 # %% ../nbs/33_experiments.ipynb #93029745
@@ -178,9 +179,9 @@ def play_seed(
     trainings,measures = p.todo()
     with learn.no_bar(), learn.no_logging(), locked(out, 'replicate'):
         run = _play_main(p, learn, seed, out, data)
-        _play_table(out/'controls.csv', p.controls, trainings, partial(_control, run))
+        _play_table(out/'controls.csv', p.controls, trainings, partial(_control, run), run.rounds)
         for name in p.lotteries: _play_lottery(p, name, seed, out, data, device)
-        _play_table(out/'measures.csv', p.measures, measures, partial(_measure, run))
+        _play_table(out/'measures.csv', p.measures, measures, partial(_measure, run), run.rounds)
     return read_replicate(out)
 
 # %% ../nbs/33_experiments.ipynb #c41efbe7
@@ -198,7 +199,10 @@ def read_replicate(
     dirs = {f.parent for o in ('rounds.csv','round_00') for f in out.glob(f'*/{o}')}
     others = [_arm_rounds(d, d.name)[1:] for d in sorted(dirs)]    # their dense round is the same
     if not (f := out/'measures.csv').exists(): read_written(f)    # was there one?
-    return pd.concat([_arm_rounds(out, 'ticket'), read_written(out/'controls.csv', *round_cols), *others], ignore_index=True)
+    controls = read_written(out/'controls.csv', *round_cols, marks=_marks(out))
+    return pd.concat([_arm_rounds(out, 'ticket'), controls, *others], ignore_index=True)
+
+def _marks(d): return [mark_of(o) for o in rounds_table(d).to_dict('records')]
 
 # %% ../nbs/33_experiments.ipynb #8d24b8de
 def _of_seeds(out, read, missing):
@@ -217,5 +221,5 @@ def measured(
     out # Folder of a `play`
 )->pd.DataFrame: # One row a figure or set of figures, with `arm`, `round` and `seed`
     "What the measures of the replicates in `out` showed. Raises `FileNotFoundError` where there is nothing"
-    return _of_seeds(out, lambda d: read_written(d/'measures.csv'),
+    return _of_seeds(out, lambda d: read_written(d/'measures.csv', marks=_marks(d)),
                      f"no measures in {str(out)!r}: it should be the folder of a `lottery run` whose preset has some")

@@ -216,16 +216,24 @@ def _check_rows(f, rows):
             raise ValueError(f"{str(f)!r} is damaged: it has {n[k,a]} of {of:.0f} rows of {a!r} in round {k}. {_again}")
 
 # %% ../nbs/06_files.ipynb #46bddde2
-def read_rows(f, *need, drop=('made','of')):
+def _check_marks(f, rows, marks):
+    "Was each of `rows` made in a round that showed what `marks` say?"
+    for o in rows:
+        k,at = int(o['round']),o.get('at')
+        if isinstance(at, str) and at!=(marks[k] if k<len(marks) else ''):
+            raise ValueError(f"{str(f)!r} belongs to another run: its {o['arm']!r} is of a round {k} that showed something else. {_again}")
+
+def read_rows(f, *need, drop=('made','of','at'), marks=None):
     "The rows that `append_rows` wrote. Raises `ValueError` for one that is not what was written, or that lacks its fellows"
     df = read_table(f, ('arm','round',*need))
     if 'digest' in df: _check_rows(f, df.to_dict('records'))
+    if marks is not None: _check_marks(f, df.to_dict('records'), marks)
     return df.drop(columns=['digest',*drop], errors='ignore')
 
-def read_written(f, *need):
+def read_written(f, *need, marks=None):
     "The rows in the table `f`, none where nothing was finished. Raises `ValueError` where there were more once"
     n = read_counts(f.parent).get(f.name, 0)
-    df = read_rows(f, *need) if f.exists() else pd.DataFrame()
+    df = read_rows(f, *need, marks=marks) if f.exists() else pd.DataFrame()
     if len(df)<n:
         raise ValueError(f"{str(f)!r} is missing or damaged: of {n} rows it has {len(df)}. Put it back from a copy; "
                          "or go on with the run, which plays what is missing again")

@@ -32,6 +32,7 @@ from .resets import state,load_
 from .tickets import *
 from .checkpoints import *
 from .checkpoints import callback_state,put_from_file,param_state,put_param_state,same_plain
+from .trust import fits_here
 from .callback import *
 from .callback import lottery_of
 from .looks import *
@@ -62,10 +63,9 @@ class AtPoint(Bystander):
     def before_train(self): self.course.start = self.course.start or self.now()
     def now(self): return deepcopy({type(cb).__name__:callback_state(cb) for cb in _counting(self.learn)})
     def before_batch(self):
-        learn = self.learn
-        if self.course.place is not None or learn.lottery.w_k is None: return
+        learn,course = self.learn,self.course
+        if course.place is not None or learn.lottery.w_k is None: return
         where = {k:getattr(learn, k) for k in ('epoch','iter','train_iter','pct_train','n_iter','n_epoch')}
-        course = self.course
         course.place = dict(where, how=course.how, fit=course.fit, its=course.n, ends=list(course.ends), hypers=hypers_of(learn.opt),
                             params=deepcopy(param_state(learn)), start=course.start, cbs=self.now())
 
@@ -93,9 +93,10 @@ class GoOn(Bystander):
     def put(self):
         "What a training of the same kind carried at this place"
         p,learn = self.place,self.learn
-        if 'hypers' in p: _set_hypers(learn.opt, p['hypers'])
-        if 'params' in p: put_param_state(learn, p['params'])
-        if 'cbs' in p: _put_callbacks(learn, p)
+        with fits_here(f'{learn.lottery.run_folder}/round_00/place.ckpt'):
+            if 'hypers' in p: _set_hypers(learn.opt, p['hypers'])
+            if 'params' in p: put_param_state(learn, p['params'])
+            if 'cbs' in p: _put_callbacks(learn, p)
 
 # %% ../nbs/14_fits.ipynb #30bdb955
 class Course:
@@ -166,11 +167,9 @@ def all_batches(self:Course):
 @patch
 def check(self:Course):
     "Has the training come to the place where it was to go on?"
-    if self.done is not None and not self.entered and not self.cut:
-        raise ValueError(f"the checkpoint is of fit {self.done['fit']+1} of a training, and this one had {self.fit+1}")
-    if not self.asked or self.entered or self.cut: return
-    p = self.place
-    raise ValueError(f"the rewind point is iteration {p['its']}, in fit {p['fit']+1} and its epoch {p['epoch']+1}, "
+    if self.entered or self.cut or not (self.asked or self.done): return
+    p,what = (self.done['learn'],'the checkpoint is') if self.done else (self.place,f"the rewind point is iteration {self.place['its']},")
+    raise ValueError(f"{what} in fit {self.to['fit']+1} and its epoch {p['epoch']+1}, "
                      f"and this training ended before: it had {self.fit+1} fits. "
                      "Train as the lottery did, or use a ticket that is rewound to the start")
 
@@ -338,7 +337,6 @@ def fit_once(learn, how, place=None, seed=None, live=Unseen(), done=None, save=N
     if seed is not None: seed_all(learn, seed)
     track = [cb for cb in learn.cbs+L(how.kwargs.get('cbs')) if isinstance(cb, TrackerCallback)]
     for cb in track: cb.best = None
-    begin = place['its'] if place else 0
     course = Course(learn, how.text(), place or done and done.get('place'), done, save and _keeper(save, t0))
     watch = Watch(how.eval_every, how.test_dl, course, live.tick)
     with _within(learn, watch, course, live, how.kwargs.get('cbs')): how.play(learn)
@@ -346,7 +344,7 @@ def fit_once(learn, how, place=None, seed=None, live=Unseen(), done=None, save=N
     _check_best(track)
     lot.hold()
     level_ranks(learn)
-    n = max(course.before-begin, 0)
+    n = max(course.before-(place['its'] if place else 0), 0)
     figures = _figures(learn, watch, how.test_dl, n)    # first: what a look may do to the weights is counted, too
     row = {**counted(learn, lot), **figures, **watch.seen}
     row.update(iterations=n, seconds=time.perf_counter()-t0, mask_hash=lot.masks.hash())

@@ -17,7 +17,7 @@ from .core import *
 from .core import name_of
 from .resets import state,load_,actions_menu
 from .masks import *
-from .files import load_tensors
+from .labels import round_weights
 from .tickets import *
 from .callback import *
 from .signals import as_action
@@ -30,6 +30,7 @@ from .settings import *
 from .settings import best_of,decided,monitor_of,says_lower
 from .statistics import better_when,is_lower,lower_of
 from .runs import *
+from .writes import *
 from .display import *
 from .display import Live
 
@@ -178,7 +179,7 @@ def trained_of(lot, k):
     r = round_of(lot, k)
     k = r['round']
     if k in lot.trained: return r.masks,r.held,lot.trained[k]
-    if lot.run_folder is not None: return r.masks,r.held,load_tensors(lot.run_folder/f'round_{k:02d}'/'weights')[0]
+    if lot.run_folder is not None: return r.masks,r.held,round_weights(lot.run_folder/f'round_{k:02d}', r.row)
     have = ', '.join(map(str, sorted(lot.trained)))
     raise ValueError(f"the trained net of round {k} is not there; in memory are those of rounds {have}. "
                      "fit_lottery(..., path='folder') keeps all of them on the disk, keep='all' in memory")

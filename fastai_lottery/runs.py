@@ -7,74 +7,38 @@ __all__ = []
 
 # %% ../nbs/17_runs.ipynb #44228098
 import json
-from contextlib import ExitStack
-from copy import deepcopy
 from functools import wraps
 from pathlib import Path
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from fastcore.foundation import L
-from fastai.callback.tracker import TrackerCallback
 from .core import *
 from .masks import *
 from .resets import state,load_
 from .files import *
-from .files import atomic_text,locked,numbered,read_label,read_table,short_hash
+from .files import atomic_text,digest_in,locked,mark_of,parsed,plain_file,read_label,read_table,short_hash,shown
 from .tickets import *
+from .tickets import is_place,is_whole
 from .callback import *
 from .checkpoints import *
-from .checkpoints import callback_state,put_callback_state,same_plain
+from .trust import fits_here
 from .fits import *
 from .fits import level_ranks,place_of
 from .settings import *
 from .statistics import better_when,is_lower
-from .identity import about_learner,about_run,changed_lines,counts_as_setting,functions_in,sources,without_code
+from .identity import about_learner,about_run,changed_lines,functions_in,sources,without_code
+from .labels import Ties,check_of,check_row,check_state,check_weights,elsewhere,ids_of,later,own,round_weights,rounds_table
 
 # %% ../nbs/17_runs.ipynb #f98b5d0c
 def report_of(rounds):
     "One row a round"
     return pd.DataFrame([r.row for r in rounds])
 
-# %% ../nbs/17_runs.ipynb #b38a24c3
-round_cols = 'round density kept valid_loss mask_hash'.split()
-_elsewhere = 'Put it back from a copy, or choose another folder'
-
-def rounds_table(d):
-    "`rounds.csv` of the run in `d`"
-    f,dirs = Path(d)/'rounds.csv',numbered(d, 'round')    # in this order: the run may be at work
-    df = read_table(f, round_cols) if f.exists() else pd.DataFrame()
-    if late := [o for i,o in dirs.items() if i>len(df)]:    # one more may be there, of a round that was being written
-        raise ValueError(f"{str(f)!r} has {len(df)} rounds, but there is {str(late[0])!r}: the file is damaged or missing. "
-                         f"{_elsewhere}")
-    return df
-
-def _same(v, w): return v==w or v!=v and (w is None or w!=w)
-
-def check_row(f, i, row, meta):
-    "Check line `i` of `rounds.csv` against the label of that round's ticket"
-    alone = 'trial' in row    # the training of a ticket: its round is the lottery's
-    if row['round']!=i and not alone:
-        raise ValueError(f"{str(f)!r} is damaged: line {i+2} should be that of round {i}; got {row['round']!r}")
-    bad = [k for k,v in row.items() if not _same(v, meta.get(k))]
-    if not bad: return
-    k = bad[0]
-    raise ValueError(f"{str(f)!r} is damaged: it says {k} = {row[k]!r} for round {i}, and the ticket of that round {meta.get(k)!r}. "
-                     f"{_elsewhere}")
-
-# %% ../nbs/17_runs.ipynb #d21a7105
-def checked_rounds(d):
-    "`rounds.csv` of the run in `d`, each line checked against the ticket, where that is there"
-    f,df = Path(d)/'rounds.csv',rounds_table(d)
-    for i,row in enumerate(df.to_dict('records')):
-        if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): check_row(f, i, row, read_label(t))
-    return df
-
 # %% ../nbs/17_runs.ipynb #421f200d
 _format = 3    # of run.json; it has none in folders of version 0.0.1, and in the second functions were told by their bytecode
-_later = 'amount criterion scope reset hold stop to tol monitor lower'.split()    # the dense round does not depend on these
 
-def _alone(f):
+def alone(f):
     "A method that rank 0 alone runs; its answer goes to all"
     @wraps(f)
     def _f(*args): return of_rank0(lambda: f(*args), alone=True)
@@ -87,7 +51,8 @@ class Folder:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
     def __init__(self, path, learn, s, es, arm=None):
         lot = learn.lottery
-        self.path,self.fresh,self.vouched,self.arm = Path(path),[],s.same,arm    # what tells the training of a ticket from others
+        self.path,self.fresh,self.vouched,self._ties = Path(path),[],s.same,None
+        self.arm = arm    # what tells the training of a ticket from others
         self._lock(es)
         self._take_names(learn, lot)
         self.same = _plain({**about_run(learn, lot, s), **(arm or {})})
@@ -96,34 +61,46 @@ class Folder:
         if s.tol is not None: self.all['better'] = better_when(is_lower(s.monitor, s.lower))    # for the reader
         self._compare()
     def round(self, r): return self.path/f'round_{r:02d}'
-    @_alone
+    @alone
     def _lock(self, es):
         es.enter_context(locked(self.path))
         for f in self.path.rglob('.*.tmp'): f.unlink(missing_ok=True)    # what a kill has left
-    @_alone
+    @alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
 # %% ../nbs/17_runs.ipynb #c1b8260b
+_forms = dict(vouched=list, code=str)
+
+def _check_settings(d):
+    "Raise `ValueError` where `run.json` does not have the form in which it is written"
+    for k,of in _forms.items():
+        o = d.get(k, {})
+        if not isinstance(o, dict) or not all(isinstance(v, of) for v in o.values()): raise ValueError(f"its {k!r} is {o!r:.60}")
+    if not is_whole(d.get('format', 0)): raise ValueError(f"its format is {d['format']!r:.60}")
+    ids = d.get('belongs', ['',''])
+    if not isinstance(ids, list) or len(ids)!=2: raise ValueError(f"it belongs to {ids!r:.60}")
+    return d
+
 @patch
 def settings(self:Folder):
     "What `run.json` says; nothing where there is none"
     f = self.path/'run.json'
-    if not f.exists(): return {}
-    try:
-        if not isinstance(old := json.loads(f.read_text()), dict): raise ValueError("it holds no settings")
-    except ValueError as e:
-        raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to take the folder's rounds under the present settings, "
-                         "or choose another folder") from None
-    return old
+    try: return _check_settings(parsed(f.read_text())) if plain_file(f) else {}
+    except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. {elsewhere}") from None
+
+# %% ../nbs/17_runs.ipynb #b4ecf430
+def masks_in(f, d):
+    try: return Masks(d['masks'])
+    except (TypeError,AttributeError,KeyError) as e: raise ValueError(f"{str(f)!r} is damaged: it has no masks. {elsewhere}") from None
 
 @patch
 def _old_names(self:Folder):
     "Names that compete in a folder of version 0.0.1, by its masks"
     f,old = self.round(0)/'ticket.safetensors',self.settings()
     if not old or 'format' in old: return None
-    if f.exists(): return read_label(f).get('names')
+    if f.exists(): return list(Ticket.load(f).masks)
     d = read_checkpoint(self.path/'epoch.ckpt')
-    return None if d is None else list(d['masks'])
+    return None if d is None else list(masks_in(self.path/'epoch.ckpt', d))
 
 # %% ../nbs/17_runs.ipynb #e80c26b8
 @patch
@@ -136,16 +113,15 @@ def _take_names(self:Folder, learn, lot):
 
 # %% ../nbs/17_runs.ipynb #f119b4a5
 _said_otherwise = ('callbacks',)    # by version 0.0.1
-_own = ('torch','format','competes','code','vouched','better')
 
 @patch
-@_alone
+@alone
 def _compare(self:Folder):
     "Is what the folder holds of the same settings?"
     old = self.settings()
     if not old: return
     # what else we know of the Learner, the folder's version did not write
-    keys = [k for k in dict.fromkeys([*self.same,*old]) if (k in self.all or k[:5]!='data_') and k not in _own]
+    keys = [k for k in dict.fromkeys([*self.same,*old]) if (k in self.all or k[:5]!='data_') and k not in own]
     if 'format' not in old: keys = [k for k in keys if k in old and k in self.all and k not in _said_otherwise]
     self._agree_on(old, keys)
 
@@ -161,7 +137,7 @@ def _other(self:Folder, k, was):
 def _agree_on(self:Folder, old, keys):
     if not (diff := [k for k in keys if self._other(k, old.get(k))]): return
     code = self.settings().get('code', {})
-    said = [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}'+changed_lines(old.get(k), self.all.get(k), code) for k in diff]
+    said = [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}'+shown(changed_lines(old.get(k), self.all.get(k), code)) for k in diff]
     raise ValueError(f"{str(self.path)!r} holds a run with other settings: {'; '.join(said)}. Choose another folder, or the old settings; "
                      f"same={diff!r} says that they are the same")
 
@@ -174,20 +150,44 @@ def _vouch(self:Folder):
     return {**old.get('vouched', {}), **said}
 
 @patch
-@_alone
+@alone
 def begun(self:Folder):
     "All files agree: now the settings may be written, and the source of functions among them"
     f = self.path/'run.json'
     if f.exists() and not self.vouched: return
     if unknown := [k for k in self.vouched if k not in self.all]:
         raise ValueError(f"`same` should name settings of the run, {', '.join(self.all)}; got {unknown}")
+    old,t = self.settings(),self.ties()
+    ids = {} if old and 'belongs' not in old or not t.strict else dict(belongs=[t.whole,t.dense], begins=t.init)
     code = {k:sources[k] for k in functions_in(json.dumps(self.all)) if k in sources}
-    atomic_text(f, json.dumps(dict(self.all, torch=torch.__version__, code=code, vouched=self._vouch()), indent=1))
+    atomic_text(f, json.dumps(dict(self.all, **ids, torch=torch.__version__, code=code, vouched=self._vouch()), indent=1))
+
+# %% ../nbs/17_runs.ipynb #a38b6dc8
+@patch
+def ties(self:Folder):
+    "What the files of this run say that they belong to; known once the initial weights are there"
+    if self._ties is None:
+        old,f = self.settings(),self.path/'init.safetensors'
+        whole,dense = old.get('belongs') or ids_of(self.all)
+        if self.arm: self._ties = Ties(str(self.path), whole, dense, alone=True)
+        else: self._ties = Ties(str(self.path), whole, dense, digest_in(f), 'belongs' in old or 'of' in read_label(f))
+        begins = old.get('begins', self._ties.init)
+        if begins!=self._ties.init: raise ValueError(f"{str(f)!r} is not where this run began, as its run.json says. {elsewhere}")
+    return self._ties
+
+@patch
+def label(self:Folder, r, **more):
+    "What a file of round `r` says that it belongs to"
+    of = self.ties().label(r, **more)
+    return {} if of is None else dict(of=of)
+
+def of_row(r): return dict(row=mark_of(r), masks=r['mask_hash'])
+def before(lot, r): return mark_of(lot.rounds[r-1].row) if r and len(lot.rounds)>=r else None
 
 # %% ../nbs/17_runs.ipynb #cdcbfd7a
 _outside = 'beside/'
 
-def _device(learn): return next(learn.model.parameters()).device
+def device_of(learn): return next(learn.model.parameters()).device
 
 def _split(ts, dev):
     "Tensors of a model, and those of what trains outside of it"
@@ -206,19 +206,23 @@ def begin(self:Folder, lot):
 def _begin(self:Folder, lot):
     f = self.path/'init.safetensors'
     if f.exists():
-        w,b = _split(self._load(f)[0], _device(lot.learn))
+        ts,label = self._load(f)
+        if 'belongs' in self.settings() or 'of' in label: check_of(f, label.get('of'), dict(run=self.ties().dense))
+        w,b = _split(ts, device_of(lot.learn))
+        check_state(f, w, lot.learn.model)
         return (w,w,b,b) if lot.rewind_to.n==0 else (w,None,b,{})
     if (self.path/'rounds.csv').exists():
-        raise ValueError(f"{str(f)!r} is missing, and the rounds in {str(self.path)!r} began there. {_elsewhere}")
+        raise ValueError(f"{str(f)!r} is missing, and the rounds in {str(self.path)!r} began there. {elsewhere}")
     (self.path/'epoch.ckpt').unlink(missing_ok=True)
-    save_tensors(f, {**lot.w_i, **{_outside+k:v for k,v in (lot.b_i or {}).items()}}, {})
+    save_tensors(f, {**lot.w_i, **{_outside+k:v for k,v in (lot.b_i or {}).items()}},
+                 dict(of=dict(run=ids_of(self.all)[1])))
     return lot.w_i,lot.w_k,lot.b_i,lot.b_k
 
 @patch
 def _load(self:Folder, f, read=load_tensors):
     try: return read(f)
     except (ValueError,OSError) as e:
-        raise ValueError(f"{e}. {_elsewhere}; to play the run again from there, remove that round's folder "
+        raise ValueError(f"{e}. {elsewhere}; to play the run again from there, remove that round's folder "
                          f"and its line and those after it in {str(self.path/'rounds.csv')!r}") from None
 
 # %% ../nbs/17_runs.ipynb #a8d93e6d
@@ -234,33 +238,57 @@ def resume(self:Folder, learn, lot):
     level_ranks(learn)
 
 @patch
+def _ticket(self:Folder, d, i, model):
+    "The ticket of round `i`, in the folder `d`"
+    t = self._load(d/'ticket', Ticket.load)
+    self.ties().check(d/'ticket.safetensors', t.meta.pop('of', None), i)
+    with fits_here(d/'ticket.safetensors'): t.check(model)
+    return t
+
+@patch
+def _weights(self:Folder, d, row, model):
+    ts = self._load(d/'weights', lambda f: round_weights(d, row))
+    return check_state(d/'weights.safetensors', ts, model)
+
+# %% ../nbs/17_runs.ipynb #c1f463ba
+@patch
 def _resume(self:Folder, learn, lot):
     f,rounds,t = self.path/'rounds.csv',[],None
     rows = rounds_table(self.path).to_dict('records')
     for i,row in enumerate(rows):
         d = self.round(i)
-        t = self._load(d/'ticket', Ticket.load)
+        t = self._ticket(d, i, learn.model)
         curve = self._agree(f, i, row, d, t)
-        if i+1<len(rows): self._load(d/'weights', read_label)    # controls and measures read them
+        if i+1<len(rows): self._load(d/'weights', lambda f: check_weights(d, row, read_label(f)))    # controls and measures read them
         start = rounds[0].start if rounds else lot.w_k
-        if start is None: start = {k:v.to(_device(learn)) for k,v in t.weights.items()}
+        if start is None: start = {k:v.to(device_of(learn)) for k,v in t.weights.items()}
         rounds.append(Round(row, t.masks.pack(), start, self.same, curve, t.held, t.beside))
-    if rows: load_(learn.model, self._load(d/'weights')[0])
+    if rows: load_(learn.model, self._weights(d, row, learn.model))
     return rounds,t and t.masks,t and t.held,self._place(learn, lot, rounds)
 
 # %% ../nbs/17_runs.ipynb #2d0ba56f
+_carried = 'params start cbs'.split()
+
+def _is_full_place(p):
+    "Is `p` a place in a training, with what callbacks and parameters were there?"
+    return is_place({k:v for k,v in p.items() if k not in _carried}) and all(isinstance(p.get(k, {}), dict) for k in _carried)
+
 @patch
 def _place(self:Folder, learn, lot, rounds):
     "Where late-rewound rounds of this run go on"
     if not rounds or not lot.rewind_to.n: return None
-    place = read_checkpoint(self.round(0)/'place.ckpt', _device(learn))
+    place = read_checkpoint(f := self.round(0)/'place.ckpt', device_of(learn))
+    if place:
+        self.ties().check(f, place.pop('of', None), 0, **of_row(rounds[0].row))
+        if not _is_full_place(place): raise ValueError(f"{str(f)!r} is damaged: it holds no place in a training. {elsewhere}")
     return place or place_of(learn, rounds[0].meta, lot.rewind_to, self.same['n_epoch'])
 
+# %% ../nbs/17_runs.ipynb #25f0a9f2
 @patch
 def _agree(self:Folder, f, i, row, d, t):
     "Check the row of round `i` against its ticket; the round's curve"
     check_row(f, i, row, t.meta)
-    keys = [k for k in self.same if not self.arm and k in t.meta and k not in row and not (i==0 and k in _later)]
+    keys = [k for k in self.same if not self.arm and k in t.meta and k not in row and not (i==0 and k in later)]
     self._agree_on(t.meta, [k for k in keys if k in self.all])    # where run.json was lost
     return self._curve(d/'curve.csv', t.meta) if self.same['eval_every'] else None
 
@@ -268,104 +296,42 @@ def _agree(self:Folder, f, i, row, d, t):
 def _curve(self:Folder, f, meta):
     "The curve in `f`, which the round's ticket knows by its digest"
     try: text = f.read_text()
-    except (OSError,ValueError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {e}. {_elsewhere}") from None
+    except (OSError,ValueError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {e}. {elsewhere}") from None
     if meta.get('curve', short_hash(text))!=short_hash(text):
-        raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {_elsewhere}")
+        raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {elsewhere}")
     return read_table(f, ['iteration'])
 
-# %% ../nbs/17_runs.ipynb #d1a12223
-def _may_carry(learn, cbs):
-    "Callbacks that may carry something over rounds; fastai's trackers begin each one afresh"
-    return [cb for cb in [*learn.cbs, *cbs] if counts_as_setting(cb) and not isinstance(cb, TrackerCallback)]
-
-def _held_by(cbs, learn):
-    "What callbacks hold, each with the name of its class; `run` is set anew by each fit"
-    return [(type(cb).__name__,{k:v for k,v in callback_state(cb, learn).items() if k!='run'}) for cb in cbs]
-
+# %% ../nbs/17_runs.ipynb #4c28efa6
 @patch
-def carry(self:Folder, learn, rounds, cbs=()):
-    "Callbacks of the Learner and `cbs` hold again what they held after the last of `rounds`"
-    mine = _may_carry(learn, cbs)
-    self.fresh = deepcopy(_held_by(mine, learn))
-    d = of_rank0(lambda: read_checkpoint(self.path/'callbacks.ckpt', _device(learn)), alone=True)
-    if d is None or not rounds or d['round']!=rounds[-1]['round']: return
-    if [type(cb).__name__ for cb in mine]!=[n for n,_ in d['cbs']]: return    # the settings have said so
-    for cb,(_,s) in zip(mine, d['cbs']): put_callback_state(cb, s)
-
-@patch
-def size_of(self:Folder, r):
-    "Bytes of the files of round `r`"
-    return sum(f.stat().st_size for f in self.round(r).glob('*'))
-
-# %% ../nbs/17_runs.ipynb #ead04f6d
-@patch
-@_alone
+@alone
 def trained(self:Folder, r):
     "Masks, held values and trained weights of round `r`"
-    t = Ticket.load(self.round(r)/'ticket')
-    return t.masks,t.held,load_tensors(self.round(r)/'weights')[0]
-
-@patch
-@_alone
-def write(self:Folder, learn, rounds, cbs=()):
-    "Write the last of `rounds`, and what the callbacks of the Learner and `cbs` carry over rounds"
-    r = rounds[-1]
-    d,t,curve = self.round(0 if self.arm else r['round']),r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
-    if curve:
-        atomic_text(d/'curve.csv', curve)
-        t.meta['curve'] = short_hash(curve)
-    if r['round']==0 and not self.arm and learn.lottery.place is not None: write_checkpoint(d/'place.ckpt', learn.lottery.place)
-    carried = _held_by(_may_carry(learn, cbs), learn)
-    if not same_plain(carried, self.fresh): write_checkpoint(self.path/'callbacks.ckpt', dict(round=r['round'], cbs=carried))
-    t.save(d/'ticket')
-    save_tensors(d/'weights', state(learn.model), dict(round=r['round']))
-    atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
-    (self.path/'epoch.ckpt').unlink(missing_ok=True)
+    t,row = Ticket.load(self.round(r)/'ticket'),rounds_table(self.path).to_dict('records')[r]
+    check_row(self.path/'rounds.csv', r, row, t.meta)
+    return t.masks,t.held,round_weights(self.round(r), row)
 
 # %% ../nbs/17_runs.ipynb #edd8b1f6
 @patch
-@_alone
-def _trained_ticket(self:Folder):
+@alone
+def _trained_ticket(self:Folder, model):
     rows = rounds_table(self.path).to_dict('records')
     if not rows: return None
     if not self.settings():
-        raise ValueError(f"{str(self.path/'run.json')!r}, which says how the ticket was trained, is missing. {_elsewhere}")
+        raise ValueError(f"{str(self.path/'run.json')!r}, which says how the ticket was trained, is missing. {elsewhere}")
     d = self.round(0)
-    t = self._load(d/'ticket', Ticket.load)
+    t = self._ticket(d, rows[0]['round'], model)
     curve = self._agree(self.path/'rounds.csv', 0, rows[0], d, t)
-    return Round(rows[0], t.masks.pack(), t.weights, {**t.meta, **rows[0]}, curve, t.held, t.beside),self._load(d/'weights')[0]
+    weights = self._weights(d, rows[0], model)
+    return Round(rows[0], t.masks.pack(), t.weights, {**t.meta, **rows[0]}, curve, t.held, t.beside),weights
 
 @patch
 def trained_ticket(self:Folder, learn):
     "The training of the ticket, where it is over: what it showed, and its trained net in the Learner; else nothing"
-    if (res := self._trained_ticket()) is None: return None
+    if (res := self._trained_ticket(learn.model)) is None: return None
     lot,(r,weights) = learn.lottery,res
     learn.unprune()
     load_(learn.model, weights)
-    lot.w_k,lot.b_k = {k:v.to(_device(learn)) for k,v in r.start.items()},r.beside or {}
+    lot.w_k,lot.b_k = {k:v.to(device_of(learn)) for k,v in r.start.items()},r.beside or {}
     lot.set_masks(r.masks, r.held)
     lot.fresh_opt()
     return r
-
-# %% ../nbs/17_runs.ipynb #d91cb8e0
-@patch
-@_alone
-def keep(self:Folder, r, lot, d):
-    "Write the checkpoint `d` of round `r`"
-    late = r==0 and lot.rewind_to.n and not self.arm
-    more = dict(round=r, passed=list(lot.passed), hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held)
-    write_checkpoint(self.path/'epoch.ckpt', dict(d, **more, w_k=lot.w_k if late else None, b_k=lot.b_k if late else None))
-
-@patch
-def checkpoint(self:Folder, r, lot):
-    "The checkpoint of round `r`, with its masks put on; nothing where there is none"
-    d = of_rank0(lambda: read_checkpoint(self.path/'epoch.ckpt', _device(lot.learn)), alone=True)
-    if d is None or d['round']!=r: return None
-    if d['w_k'] is not None:
-        lot.w_k,lot.b_k = d['w_k'],d.get('b_k') or {}
-        lot.place = d.get('place') or place_of(lot.learn, {}, lot.rewind_to, self.same['n_epoch'])
-    lot.set_masks(Masks(d['masks']), d['held'])
-    if not self.arm: lot.n_pruned,lot.passed = r,list(d.get('passed', lot.passed))
-    lot.fresh_opt()
-    lot.hypers = d['hypers']
-    return d

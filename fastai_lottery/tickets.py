@@ -70,22 +70,23 @@ def save(self:Ticket,
     "Write masks, starting weights and label to one safetensors file: plain tensors and JSON, no pickle"
     return save_tensors(path, self._tensors(), {**self.meta, **self._label()})
 
-# %% ../nbs/07_tickets.ipynb #5dfbe862
+# %% ../nbs/07_tickets.ipynb #ddac73b1
 _counts = 'fit epoch iter train_iter n_iter n_epoch its'.split()
 _in_place = {*_counts,'pct_train','ends','how','hypers'}
 _plain = (bool,int,float,str,type(None))
 
-def _is_whole(v): return type(v) is int and 0<=v<1<<62
+def is_whole(v): return type(v) is int and 0<=v<1<<62
 def _is_number(v): return type(v) in (int,float) and abs(v)<1e300
 
 def _are_hypers(v):
     "Are these the hyper-parameters of each group of an optimizer?"
     if not isinstance(v, list) or not all(isinstance(o, dict) for o in v): return False
-    return all(isinstance(x, _plain) for o in v for x in o.values()) and all(v[0].keys()==o.keys() for o in v)
+    def plain(x): return all(map(plain, x)) if isinstance(x, (list,tuple)) else isinstance(x, _plain)
+    return all(plain(x) for o in v for x in o.values()) and all(v[0].keys()==o.keys() for o in v)
 
-def _is_place(p):
+def is_place(p):
     "Is `p` a place in a training, as a label tells it?"
-    if not isinstance(p, dict) or not _in_place>=p.keys() or not all(_is_whole(p.get(k)) for k in _counts): return False
+    if not isinstance(p, dict) or not _in_place>=p.keys() or not all(is_whole(p.get(k)) for k in _counts): return False
     if p['n_iter']<1 or p['n_epoch']<1 or not _is_number(p.get('pct_train')): return False
     ends = p.get('ends')
     return isinstance(ends, list) and all(map(_are_hypers, ends)) and len(ends)>=p['fit'] and _are_hypers(p.get('hypers', []))
@@ -94,10 +95,10 @@ def _is_point(v):
     try: return point(v) is not None
     except ValueError: return False
 
-# %% ../nbs/07_tickets.ipynb #d02625aa
+# %% ../nbs/07_tickets.ipynb #749ec1c0
 def _is_word(v): return v is None or isinstance(v, str)
 
-_said = dict(rewind_to=_is_point, place=_is_place, n_epoch=lambda v: _is_whole(v) and v>0, round=_is_whole, trial=_is_whole,
+_said = dict(rewind_to=_is_point, place=is_place, n_epoch=lambda v: is_whole(v) and v>0, round=is_whole, trial=is_whole,
              hold=_is_word, monitor=_is_word, curve=_is_word)
 
 def check_label(meta):

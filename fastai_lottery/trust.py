@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/11_trust.ipynb #c88e793c
+# %% ../nbs/11_trust.ipynb #0e5e5167
 import inspect,re
 from collections import deque
+from contextlib import contextmanager
 from functools import lru_cache
 import numpy as np,torch
 from torch import nn
@@ -15,7 +16,7 @@ from fastcore.foundation import L
 from fastai.callback.core import Callback
 from .files import shown
 
-# %% ../nbs/11_trust.ipynb #238d98e6
+# %% ../nbs/11_trust.ipynb #b80a7cbe
 _tags = {'#array':'figure', **dict.fromkeys(('#stack','#L','#set','#deque'), 'some'), **dict.fromkeys(('#rng','#vars','#state'), 'itself')}
 _kinds = [(type(None),None), (str,'text'), ((bool,int,float,np.generic,np.ndarray,torch.Tensor),'figure'),
           ((list,tuple,L,set,deque),'some')]
@@ -34,7 +35,7 @@ def texts_in(v):
     if isinstance(v, (list,tuple,L,set,deque)) and not set(map(type, v))<={int,float,bool}: return set().union(*map(texts_in, v))
     return set()
 
-# %% ../nbs/11_trust.ipynb #17ad9799
+# %% ../nbs/11_trust.ipynb #a898b91e
 _path = re.compile(r'[/\\:~$\x00-\x1f]|\.\.')
 
 def _of_fastai(c): return c.__module__.split('.')[0]=='fastai'
@@ -44,7 +45,7 @@ def names_no_file(o, v, old):
     new = texts_in(v)-texts_in(old)
     return not new if _of_fastai(type(o)) else not any(map(_path.search, new))
 
-# %% ../nbs/11_trust.ipynb #97fe4895
+# %% ../nbs/11_trust.ipynb #24f82f18
 @lru_cache(None)
 def _arguments(c):
     init = vars(c).get('__init__')
@@ -57,7 +58,7 @@ def _is_given(o, k, v):
     if not by or kind_of_plain(v)=='itself': return False
     return bool(texts_in(v)) or any(_of_fastai(c) and issubclass(c, Callback) for c in by)
 
-# %% ../nbs/11_trust.ipynb #9759c32e
+# %% ../nbs/11_trust.ipynb #d6731bbb
 class Keep(Exception): "What is there stays as it is"
 class NotHere(Exception): "Something that a file may not say, or that is not there"
 
@@ -80,7 +81,7 @@ def may_say(o, k, v):
     if now!=kind and now is not None and kind is not None: raise NotHere(_other_kind)
     if kind!='itself' and not names_no_file(o, v, old): raise NotHere(_text)
 
-# %% ../nbs/11_trust.ipynb #97d0202a
+# %% ../nbs/11_trust.ipynb #56e8f698
 class Unknown:
     "Stands for something that could not be put back"
     def __init__(self, o, k, why):
@@ -91,9 +92,17 @@ class Unknown:
     def _used(self, *args, **kwargs): raise RuntimeError(self._says)
     __call__ = __iter__ = __getitem__ = __setattr__ = __len__ = _used
 
+_wrong_content = (TypeError,ValueError,KeyError,IndexError,AttributeError,RuntimeError,RecursionError,OverflowError,NotHere)
+
 def one_line(e): return shown(f'{type(e).__name__}: {e}'.replace('\n', ' ')[:300])
 
-# %% ../nbs/11_trust.ipynb #0a5d2932
+@contextmanager
+def fits_here(f):
+    "Whatever goes wrong where the content of the file `f` is used is a `ValueError` that names it"
+    try: yield
+    except _wrong_content as e: raise ValueError(f"{str(f)!r} does not fit this training: {one_line(e)}") from e
+
+# %% ../nbs/11_trust.ipynb #dbbe48ba
 def _same_names(a, b):
     "Have two lists of dicts the same names, and the same kinds behind them?"
     if not isinstance(a, (list,tuple,L)) or len(a)!=len(b) or not all(isinstance(o, dict) for o in a): return False
