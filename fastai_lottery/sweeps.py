@@ -6,7 +6,7 @@
 __all__ = ['read_about', 'play']
 
 # %% ../nbs/38_sweeps.ipynb #6debc964
-import json,multiprocessing,os,threading
+import json,multiprocessing,os,sys,threading
 from concurrent.futures import ProcessPoolExecutor,wait,FIRST_COMPLETED
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -45,13 +45,31 @@ def _pool(jobs): return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get
 
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
 
+# %% ../nbs/38_sweeps.ipynb #e8fd23a1
+_no_guard = 77    # how a process ends that was to play while it imported the script
+
+def _check_script():
+    "Can processes import what plays?"
+    if getattr(multiprocessing.current_process(), '_inheriting', False): os._exit(_no_guard)
+    main = sys.modules['__main__']
+    f = None if getattr(main, '__spec__', None) else getattr(main, '__file__', None)
+    if f and not os.path.exists(f):
+        raise RuntimeError(f"play() starts processes, which import the script that calls it, and this one, {f!r}, is no file: "
+                           "save it as one, or use `lottery run`")
+
+def _why_broken(ex):
+    if any(o.exitcode==_no_guard for o in (ex._processes or {}).values()):
+        return ("play() was called while a process imported your script: call it under `if __name__=='__main__':`, since each process "
+                "imports the script first")
+    return ("a process that played a replicate was killed, perhaps for want of memory. What it had finished is on the disk: "
+            "the same command goes on there, and a smaller --jobs needs less memory")
+
+# %% ../nbs/38_sweeps.ipynb #86c2c8af
 @contextmanager
 def _ending(ex):
     "Whatever ends this, Ctrl-C as well, ends the processes of `ex`"
     try: yield
-    except BrokenProcessPool:
-        raise RuntimeError("a process that played a replicate was killed, perhaps for want of memory. What it had finished is on the disk: "
-                           "the same command goes on there, and a smaller --jobs needs less memory") from None
+    except BrokenProcessPool: raise RuntimeError(_why_broken(ex)) from None
     except BaseException:
         procs = list((ex._processes or {}).values())    # shutdown forgets them
         ex.shutdown(wait=False, cancel_futures=True)
@@ -79,6 +97,7 @@ def _check_at_least(**kw):
     "Each is a number and the least that it may be"
     for k,(v,low) in kw.items():
         if v<low: raise ValueError(f"`{k}` should be at least {low}; got {v}")
+        if v>10**5: raise ValueError(f"`{k}` should be at most 100,000; got {v:,}")
 
 def play(
     name:str, # A preset
@@ -90,6 +109,7 @@ def play(
 ): # Iterator of `(finished, planned)` trainings, as they end
     """Play all replicates of a preset in processes of their own. Stopped and called again, it goes on.
     Raises `ValueError` for wrong settings at once"""
+    _check_script()
     p = with_settings(preset(name), **change)
     n,epochs = p.replicates if replicates is None else replicates,p.settings['n_epoch']
     _check_at_least(replicates=(n,1), jobs=(1 if jobs is None else jobs,1), rounds=(p.settings['rounds'],0), epochs=(epochs,1))
