@@ -228,7 +228,7 @@ def read_torchvision(
             "the environment variable FASTAI_LOTTERY_DATA, delete files that are damaged, or run once with a network and `download=True`"
         ) from None
 
-# %% ../nbs/30_data.ipynb #0bb73623
+# %% ../nbs/30_data.ipynb #4031327a
 _known = {'MNIST train':  (60000, 10, (28,28),   'edc0d1098aa497be'),
           'MNIST test':   (10000, 10, (28,28),   'c3f9adf9c66efb57'),
           'FashionMNIST train': (60000, 10, (28,28), .2860),
@@ -251,7 +251,7 @@ def check_images(
     if not 0<=int(y.min())<=int(y.max())<n_classes:
         raise ValueError(f"labels of {what} should be from 0 to {n_classes-1}; they are from {int(y.min())} to {int(y.max())}")
 
-# %% ../nbs/30_data.ipynb #724a310b
+# %% ../nbs/30_data.ipynb #71ab53ac
 def check_known(x, y, what):
     "Raise `ValueError` where a set that goes by a known name is another"
     n,classes,shape,digest = _known[what]

@@ -242,7 +242,8 @@ def test_labels_of_no_class(idx_root):
 def test_a_known_name_and_another_set(idx_root, cifar_root):
     root,f = idx_root
     for g in (f.func,cifar10):
-        with pytest.raises(ValueError, match='should be .*Delete its files in .*known=False'): g(bs=10, path=root, download=False, n_valid=50)
+        with pytest.raises(ValueError, match='should be .*Delete its files in .*known=False'):
+            g(bs=10, path=root, download=False, n_valid=50)
 
 @pytest.mark.parametrize('name', ['MNIST','FashionMNIST'])
 def test_as_many_as_in_a_known_set_and_others(name):
