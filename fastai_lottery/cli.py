@@ -11,9 +11,11 @@ warnings.filterwarnings('ignore', category=FutureWarning)    # torch's, while fa
 os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')    # and in the processes that play the replicates
 from pathlib import Path
 import matplotlib,pandas as pd
+from contextlib import contextmanager
 from fastcore.script import anno_parser,call_parse
 from fastprogress.fastprogress import master_bar
 from .core import meant
+from .files import atomic,shown
 from .statistics import interval
 from .experiments import results,measured
 from .claims import compare_arms,show_arms
@@ -59,30 +61,44 @@ def _verdicts(v):
     groups = v.groupby(level=0, sort=False)
     return '\n'.join('\n'.join([g, *map(_verdict, d.itertuples())]) for g,d in groups)
 
+# %% ../nbs/42_cli.ipynb #59b92005
+def _tell(s): print(shown(s), flush=True)
+
+@contextmanager
+def _readable(out):
+    "What goes wrong with the figures in `out` is one error that names it"
+    try: yield
+    except (LookupError,TypeError,AttributeError,ArithmeticError) as e:
+        raise ValueError(f"the tables in {str(out)!r} hold what no `lottery run` writes: {type(e).__name__}: {e}") from None
+
+def _for_plots(s): return shown(s).replace('$', r'\$')    # matplotlib would read a formula
+
 # %% ../nbs/42_cli.ipynb #e7114d25
 def _say_measures(out):
     "Print the measures of a run and write them, where it has any"
     if not any(out.glob('seed_*/measures.csv')): return None
     ms = measured(out)
-    ms.to_csv(out/'measures.csv', index=False)
-    print('\nMeasures: mean over seeds ± half of the 95 % interval\n'+_means(ms))
+    with atomic(out/'measures.csv') as tmp: ms.to_csv(tmp, index=False)
+    _tell('\nMeasures: mean over seeds ± half of the 95 % interval\n'+_means(ms))
     return ms
 
 def _say_claims(name, df, ms):
     v = check_claims(name, df, ms) if name in presets else ()
-    if len(v): print('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
+    if len(v): _tell('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
 
 def _summary(out, df):
     "Print what a run shows, and write its table and picture"
     out = Path(out)
     name = read_about(out).get('preset', '')
     matplotlib.use('Agg')
-    print('\n'+_table(df))
-    _say_claims(name, df, _say_measures(out))
-    df.to_csv(out/'results.csv', index=False)
-    plot_lottery(df, name)[0].figure.savefig(out/'lottery.png', dpi=150)
+    with _readable(out):
+        _tell('\n'+_table(df))
+        _say_claims(name, df, _say_measures(out))
+        fig = plot_lottery(df.assign(arm=df.arm.map(_for_plots)), _for_plots(name))[0].figure
+    with atomic(out/'results.csv') as tmp: df.to_csv(tmp, index=False)
+    with atomic(out/'lottery.png') as tmp: fig.savefig(tmp, dpi=150, format='png')
     tickets = out/'seed_XX'/'round_XX'/'ticket.safetensors'
-    print(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {tickets}")
+    _tell(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {tickets}")
 
 # %% ../nbs/42_cli.ipynb #ee39d68f
 _head = 'seed  round  weights left  arm      accuracy %  early stop  seconds'
@@ -104,7 +120,7 @@ class _Screen:
         self.bar = master_bar(range(total)) if sys.stdout.isatty() else None
         if self.bar: self.bar.update(0)
         self.put(_head)
-    def put(self, s): self.bar.write(s) if self.bar else print(s, flush=True)
+    def put(self, s): self.bar.write(shown(s)) if self.bar else _tell(s)
     def update(self, n):
         if self.bar: self.bar.update(n)
 
@@ -125,7 +141,8 @@ def _follow(steps, out):
     for done,total in steps:
         screen = screen or _Screen(total)
         if done>len(seen):
-            for l in _news(results(out), seen): screen.put(l)
+            with _readable(out):
+                for l in _news(results(out), seen): screen.put(l)
         screen.update(done)
 
 # %% ../nbs/42_cli.ipynb #643bb94a
@@ -144,7 +161,7 @@ def run(
     change = {k:v for k,v in dict(rounds=rounds, epochs=epochs).items() if v is not None}
     steps = play(preset, out, replicates, jobs, data, **change)
     own = ' with its own settings' if change or replicates else ''
-    print(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}{own}\nresults  {out}\n', flush=True)
+    _tell(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}{own}\nresults  {out}\n')
     _follow(steps, out)
     _summary(out, results(out))
     print(_call(preset, out, change))
@@ -191,7 +208,7 @@ def _obey(name, argv):
         return 130
     except BrokenPipeError: return 1
     except (ValueError,TypeError,OSError,FloatingPointError,RuntimeError) as e:
-        print(f'\nlottery: {e}', file=sys.stderr)
+        print(shown(f'\nlottery: {e}'), file=sys.stderr)
         return 1
     return 0
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TensorDS', 'TensorDL', 'flip_crop', 'split_order', 'pixel_stats', 'image_dls', 'digits', 'data_root',
-           'read_torchvision', 'mnist', 'fashion_mnist', 'cifar10']
+           'read_torchvision', 'check_images', 'check_known', 'mnist', 'fashion_mnist', 'cifar10']
 
 # %% ../nbs/30_data.ipynb #b1ea9d96
-import os, random
+import hashlib, os, random
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -228,16 +228,60 @@ def read_torchvision(
             "the environment variable FASTAI_LOTTERY_DATA, delete files that are damaged, or run once with a network and `download=True`"
         ) from None
 
+# %% ../nbs/30_data.ipynb #4031327a
+_known = {'MNIST train':  (60000, 10, (28,28),   'edc0d1098aa497be'),
+          'MNIST test':   (10000, 10, (28,28),   'c3f9adf9c66efb57'),
+          'FashionMNIST train': (60000, 10, (28,28), .2860),
+          'FashionMNIST test':  (10000, 10, (28,28), None),
+          'CIFAR10 train': (50000, 10, (32,32,3), None),
+          'CIFAR10 test':  (10000, 10, (32,32,3), None)}
+
+def _content(x, y): return hashlib.sha256(x.numpy().tobytes()+y.to(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+
+def check_images(
+    x:Tensor, # Images, of bytes
+    y:Tensor, # Labels, whole numbers from 0
+    what:str, # What to call them, in an error
+    n_classes:int=10 # How many classes there are
+):
+    "Raise `ValueError` where there is not one label for each image, of one of the classes, or an image is not of bytes"
+    if len(x)!=len(y): raise ValueError(f"{what} has {len(x):,} images and {len(y):,} labels: is a file under another's name?")
+    if not len(x): raise ValueError(f"{what} has no images")
+    if x.dtype!=torch.uint8: raise ValueError(f"images of {what} should be bytes; they are {x.dtype}")
+    if not 0<=int(y.min())<=int(y.max())<n_classes:
+        raise ValueError(f"labels of {what} should be from 0 to {n_classes-1}; they are from {int(y.min())} to {int(y.max())}")
+
+# %% ../nbs/30_data.ipynb #71ab53ac
+def check_known(x, y, what):
+    "Raise `ValueError` where a set that goes by a known name is another"
+    n,classes,shape,digest = _known[what]
+    if (got := (len(x),*x.shape[1:]))!=(n,*shape): raise ValueError(f"{what} should be {(n,*shape)} bytes; it is {got}")
+    if isinstance(digest, float) and abs(float(x.double().mean())/255-digest)>5e-4: raise ValueError(f"{what} has other images")
+    if not isinstance(digest, str) and int(y.bincount(minlength=classes).min())*classes!=n:
+        raise ValueError(f"{what} should have {n//classes:,} images of each class; it has {y.bincount(minlength=classes).tolist()}")
+    if isinstance(digest, str) and _content(x, y)!=digest: raise ValueError(f"{what} is not what was published under this name")
+
 # %% ../nbs/30_data.ipynb #536cde99
-def _torchvision_dls(cls, path, download, n_valid, **kwargs):
-    train,test = read_torchvision(cls, path, download)
-    n = len(train.targets)
+def _tensors(d, known):
+    "Images and labels of a part of a data set, checked"
+    x,y = torch.as_tensor(d.data),torch.as_tensor(d.targets).long()
+    what = f'{type(d).__name__} {"train" if d.train else "test"}'
+    try:
+        check_images(x, y, what, len(d.classes))
+        if known: check_known(x, y, what)
+    except ValueError as e:
+        raise ValueError(f"{e}. Delete its files in {str(Path(d.root).absolute())!r} and fetch them again, or say known=False "
+                         "for a set of your own in this format") from None
+    # MNIST gives a tensor without channels, CIFAR an array with the channels last
+    return (x[:,None] if x.ndim==3 else x.permute(0,3,1,2).contiguous()),y
+
+def _torchvision_dls(cls, path, download, n_valid, known, **kwargs):
+    parts = read_torchvision(cls, path, download)
+    n = len(parts[0].targets)
     if not 0<n_valid<n: raise ValueError(f"`n_valid` should be from 1 to {n-1}; got {n_valid}")
-    def tensors(d): # MNIST gives a tensor without channels, CIFAR an array with the channels last
-        x = torch.as_tensor(d.data)
-        return (x[:,None] if x.ndim==3 else x.permute(0,3,1,2).contiguous()),torch.as_tensor(d.targets).long()
-    (x,y),(tr,va) = tensors(train),np.split(split_order(n), [n-n_valid])
-    return image_dls((x[tr],y[tr]), (x[va],y[va]), tensors(test), vocab=train.classes, **kwargs)
+    (x,y),test = (_tensors(d, known) for d in parts)
+    tr,va = np.split(split_order(n), [n-n_valid])
+    return image_dls((x[tr],y[tr]), (x[va],y[va]), test, vocab=parts[0].classes, **kwargs)
 
 # %% ../nbs/30_data.ipynb #770ac11b
 def mnist(
@@ -245,22 +289,24 @@ def mnist(
     path=None, # Folder that holds `MNIST/raw`; see `data_root`
     download:bool=True, # Download where files are missing?
     n_valid:int=5000, # Training images held out to validate by
+    known:bool=True, # Is it the set that was published? Else one of your own in this format, of any size
     **kwargs # `n_train`, `seed`, `device`, …: see `image_dls`
 )->DataLoaders: # Images of (1,28,28): 55,000 train, 5,000 valid, 10,000 test
     "MNIST as split in arXiv 1803.03635"
     from torchvision.datasets import MNIST
-    return _torchvision_dls(MNIST, path, download, n_valid, bs=bs, **kwargs)
+    return _torchvision_dls(MNIST, path, download, n_valid, known, bs=bs, **kwargs)
 
 def fashion_mnist(
     bs:int=60, # Items a training batch
     path=None, # Folder that holds `FashionMNIST/raw`; see `data_root`
     download:bool=True, # Download where files are missing?
     n_valid:int=5000, # Training images held out to validate by
+    known:bool=True, # Is it the set that was published? Else one of your own in this format, of any size
     **kwargs # `n_train`, `seed`, `device`, …: see `image_dls`
 )->DataLoaders: # Images of (1,28,28): 55,000 train, 5,000 valid, 10,000 test
     "Fashion-MNIST, split as MNIST is"
     from torchvision.datasets import FashionMNIST
-    return _torchvision_dls(FashionMNIST, path, download, n_valid, bs=bs, **kwargs)
+    return _torchvision_dls(FashionMNIST, path, download, n_valid, known, bs=bs, **kwargs)
 
 # %% ../nbs/30_data.ipynb #988800cf
 def cifar10(
@@ -268,10 +314,11 @@ def cifar10(
     path=None, # Folder that holds `cifar-10-batches-py`; see `data_root`
     download:bool=True, # Download where files are missing?
     n_valid:int=5000, # Training images held out to validate by
+    known:bool=True, # Is it the set that was published? Else one of your own in this format, of any size
     augment:bool=False, # Flip and crop training batches (`flip_crop`), as for the paper's ResNet and VGG?
     **kwargs # `n_train`, `seed`, `device`, …: see `image_dls`
 )->DataLoaders: # Images of (3,32,32): 45,000 train, 5,000 valid, 10,000 test
     "CIFAR-10 as split in arXiv 1803.03635"
     from torchvision.datasets import CIFAR10
     kwargs = merge(dict(tfm=flip_crop if augment else None), kwargs)
-    return _torchvision_dls(CIFAR10, path, download, n_valid, bs=bs, **kwargs)
+    return _torchvision_dls(CIFAR10, path, download, n_valid, known, bs=bs, **kwargs)

@@ -6,7 +6,7 @@
 __all__ = ['atomic', 'save_tensors', 'load_tensors', 'locked']
 
 # %% ../nbs/06_files.ipynb #c0c30b2f
-import errno,hashlib,json,math,os,re,tempfile
+import errno,hashlib,json,math,os,re,tempfile,unicodedata
 from collections import Counter
 from contextlib import contextmanager,nullcontext,suppress
 from pathlib import Path
@@ -83,7 +83,7 @@ def atomic_text(path, s):
 # %% ../nbs/06_files.ipynb #2820843c
 def shown(o, keep='\n'):
     "Text of a file or of a folder's name as it may be shown: what a terminal would obey is escaped"
-    return ''.join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in str(o))
+    return ''.join(c if c.isprintable() or c in keep or unicodedata.category(c)=='Zs' else ascii(c)[1:-1] for c in str(o))
 
 def plain_file(f):
     "Does `f` exist? Raises `ValueError` for what is no file, such as a pipe, of which nobody knows whether it ends"

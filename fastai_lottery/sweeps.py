@@ -23,7 +23,9 @@ def read_about(
     out # Folder of a `play`
 )->dict: # The preset's name, epochs and replicates; nothing where the folder does not say
     "What a folder holds"
-    return read_json(Path(out)/'play.json')
+    d = read_json(f := Path(out)/'play.json')
+    if not isinstance(d.get('preset', ''), str): raise ValueError(f"{str(f)!r} is damaged: its preset is {d['preset']!r:.60}")
+    return d
 
 def _check_folder(out, about):
     "Is the folder new, or one of the same experiment?"

@@ -33,7 +33,7 @@ def loaders(order=0):
 
 kinds = dict(late='6it', early='init')
 
-def play(d, to, init=0, halt=None, seed=0, amount=.3, lr=.01, rounds=2, order=0):
+def play(d, to, init=0, halt=None, seed=0, amount=.3, lr=.01, order=0):
     torch.manual_seed(init)
     net = nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4))
     cbs = [LotteryCallback(rewind_to=to), Count(), Halt()]
@@ -41,7 +41,7 @@ def play(d, to, init=0, halt=None, seed=0, amount=.3, lr=.01, rounds=2, order=0)
     Halt.at = halt
     try:
         with learn.no_bar(), learn.no_logging():
-            learn.fit_lottery(3, rounds, amount=amount, fit=Learner.fit, lr=lr, seed=seed, eval_every=4, path=d)
+            learn.fit_lottery(3, 2, amount=amount, fit=Learner.fit, lr=lr, seed=seed, eval_every=4, path=d)
     except KeyboardInterrupt: pass
     return end_of(learn)
 
@@ -127,7 +127,8 @@ def test_unseeded_runs_are_told_apart(runs, tmp_path):
     "The same settings and the same start, and yet another course"
     d,to,_ = runs
     for g in files_of(d/'again'):
-        if not g.startswith(('epoch','round_0')) or g=='round_00/callbacks.ckpt' or (f := d/'unseeded'/g).read_bytes()==(d/'again'/g).read_bytes(): continue
+        if not g.startswith(('epoch','round_0')) or g=='round_00/callbacks.ckpt': continue
+        if (f := d/'unseeded'/g).read_bytes()==(d/'again'/g).read_bytes(): continue
         with pytest.raises(ValueError) as e: play(put(d/'again', f, tmp_path/g.replace('/','_'), g), to, seed=None)
         assert g in str(e.value) or 'rounds.csv' in str(e.value)
 
@@ -153,7 +154,9 @@ def loaders_with_test():
 
 def kept(run, k): return dict(kept=run.ticket(k).masks.n_kept)
 
-lab = Preset('lab', 'a net of some weights', 'none', 'seconds', few_digits, lambda: nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4)),
+def few(): return nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4))
+
+lab = Preset('lab', 'a net of some weights', 'none', 'seconds', few_digits, few,
              dict(n_epoch=2, rounds=2, amount=.4, fit=Learner.fit, lr=.02, eval_every=4), levels=(1,2),
              controls=dict(reinit=dict(reset=random_reinit), random=dict(mask=shuffle_mask)),
              lotteries=dict(chance=dict(criterion='random')), measures=dict(kept=kept))

@@ -13,6 +13,7 @@ from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, MSELossFla
 from fastai.basics import accuracy, load_learner, noop, set_seed
 import fastai.callback.schedule # noqa: F401, patches `fit_one_cycle` and `lr_find` on `Learner`
 from fastai_lottery.data import *
+from fastai_lottery.data import check_known
 
 def rng_state(): return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 def order(dl): return torch.cat([x.flatten(1)[:,0] for x,*_ in dl]).int().tolist()
@@ -41,7 +42,7 @@ def idx_root(request, tmp_path):
     for part,n,start in (('train',300,0),('t10k',40,300)):
         idx(raw/f'{part}-images-idx3-ubyte', images(n, start))
         idx(raw/f'{part}-labels-idx1-ubyte', np.arange(n)%10)
-    return tmp_path, {'MNIST':mnist,'FashionMNIST':fashion_mnist}[request.param]
+    return tmp_path, partial({'MNIST':mnist,'FashionMNIST':fashion_mnist}[request.param], known=False)
 
 @pytest.fixture
 def cifar_root(tmp_path, monkeypatch):
@@ -125,7 +126,7 @@ def test_idx_files_split(idx_root):
     assert dls.one_batch()[0].shape == (10,1,28,28) and dls.c == 10 and dls.vocab[0] in ('0 - zero','T-shirt/top')
 
 def test_cifar_split(cifar_root):
-    dls = cifar10(bs=16, path=cifar_root, download=False, n_valid=30, seed=0)
+    dls = cifar10(bs=16, path=cifar_root, known=False, download=False, n_valid=30, seed=0)
     tr,va,te = (which(dl.dataset) for dl in dls)
     assert sorted(tr+va) == list(range(100)) and len(va) == 30 and te == list(range(100,120))
     assert dls.vocab[3] == 'cat' and dls.one_batch()[0].shape == (16,3,32,32)
@@ -133,12 +134,12 @@ def test_cifar_split(cifar_root):
     assert raw_pixels(dls[2].dataset).numpy().tolist() == images(20, 100, (3,32,32)).tolist()
 
 def test_statistics_are_of_the_training_part_only(cifar_root):
-    dls = cifar10(bs=16, path=cifar_root, n_valid=30, seed=0)
+    dls = cifar10(bs=16, path=cifar_root, known=False, n_valid=30, seed=0)
     x = np.concatenate([images(20, 20*i, (3,32,32)) for i in range(5)])[which(dls.train_ds)].astype(float)
     mean,std = dls.train_ds.stats
     assert np.allclose(mean, x.mean((0,2,3)), atol=1e-9) and np.allclose(std, x.std((0,2,3)), atol=1e-9)
     assert dls.train_ds.x.mean((0,2,3)).abs().max() < 1e-5
-    short = cifar10(bs=16, path=cifar_root, n_valid=30, n_train=20, seed=0)
+    short = cifar10(bs=16, path=cifar_root, known=False, n_valid=30, n_train=20, seed=0)
     assert which(short.train_ds) == which(dls.train_ds)[:20]
     for a,b in zip(short.train_ds.stats, dls.train_ds.stats): assert a.equal(b)
     for i in (1,2): assert short[i].dataset.x.equal(dls[i].dataset.x)
@@ -190,7 +191,7 @@ def serve(monkeypatch):
 
 def test_download_where_files_are_missing(idx_root, tmp_path, monkeypatch, serve):
     root,f = idx_root
-    cls = {mnist:tvd.MNIST,fashion_mnist:tvd.FashionMNIST}[f]
+    cls = {mnist:tvd.MNIST,fashion_mnist:tvd.FashionMNIST}[f.func]
     mirror = tmp_path/'mirror'
     mirror.mkdir()
     resources = []
@@ -220,8 +221,45 @@ def test_damaged_cifar_is_never_unpickled(cifar_root):
         def __reduce__(self): return (Path.touch, (cifar_root/'exploded',))
     p.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(FileNotFoundError, match='missing or damaged'):
-        cifar10(path=cifar_root, download=False, n_valid=30)
+        cifar10(path=cifar_root, known=False, download=False, n_valid=30)
     assert not (cifar_root/'exploded').exists()
+
+@pytest.mark.parametrize('a,b,says', [
+    ('t10k-labels-idx1-ubyte','train-labels-idx1-ubyte','train has 300 images and 40 labels'),
+    ('train-labels-idx1-ubyte','t10k-labels-idx1-ubyte','test has 40 images and 300 labels'),
+    ('t10k-images-idx3-ubyte','train-images-idx3-ubyte','train has 40 images and 300 labels')])
+def test_a_file_under_anothers_name(idx_root, a, b, says):
+    root,f = idx_root
+    raw = next(root.glob('*/raw'))
+    (raw/b).write_bytes((raw/a).read_bytes())
+    with pytest.raises(ValueError, match=says): f(bs=10, path=root, download=False, n_valid=30)
+
+def test_labels_of_no_class(idx_root):
+    root,f = idx_root
+    idx(next(root.glob('*/raw'))/'train-labels-idx1-ubyte', np.arange(300)%11)
+    with pytest.raises(ValueError, match='should be from 0 to 9; they are from 0 to 10'): f(bs=10, path=root, download=False, n_valid=50)
+
+def test_a_known_name_and_another_set(idx_root, cifar_root):
+    root,f = idx_root
+    for g in (f.func,cifar10):
+        with pytest.raises(ValueError, match='should be .*Delete its files in .*known=False'):
+            g(bs=10, path=root, download=False, n_valid=50)
+
+@pytest.mark.parametrize('name', ['MNIST','FashionMNIST'])
+def test_as_many_as_in_a_known_set_and_others(name):
+    x,y = torch.zeros(60000, 28, 28, dtype=torch.uint8),torch.arange(60000)%10
+    with pytest.raises(ValueError, match='not what was published|has other images'): check_known(x, y, f'{name} train')
+
+def test_classes_of_a_known_set():
+    x,y = torch.zeros(50000, 32, 32, 3, dtype=torch.uint8),torch.arange(50000)%10
+    check_known(x, y, 'CIFAR10 train')
+    with pytest.raises(ValueError, match='5,000 images of each class'): check_known(x, y*0, 'CIFAR10 train')
+
+def test_the_real_mnist():
+    "Where it is at hand"
+    try: dls = mnist(download=False)
+    except FileNotFoundError: pytest.skip('no MNIST here')
+    assert [len(o.dataset) for o in dls]==[55000,5000,10000]
 
 def test_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv('FASTAI_LOTTERY_DATA', str(tmp_path/'env'))
@@ -385,7 +423,7 @@ def test_flip_crop_picks_flipped_crops():
     assert out.equal(again) and not out.equal(other)
 
 def test_augmentation_is_for_training_only(cifar_root):
-    plain,aug = (cifar10(bs=10, path=cifar_root, n_valid=30, augment=a, seed=0) for a in (False,True))
+    plain,aug = (cifar10(bs=10, path=cifar_root, known=False, n_valid=30, augment=a, seed=0) for a in (False,True))
     assert not plain.one_batch()[0].equal(aug.one_batch()[0])
     for i in (1,2):
         for (x,_),(u,_) in zip(plain[i],aug[i]): assert x.equal(u)
