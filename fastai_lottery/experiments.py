@@ -20,7 +20,7 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
-from .files import append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written,short_hash
+from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written,short_hash
 from .callback import *
 from .identity import say
 from .labels import checked_rounds,round_cols,round_weights,rounds_table
@@ -174,7 +174,7 @@ def play_seed(
     **change # `rounds=`, `epochs=`: other than the preset's
 )->pd.DataFrame: # One row a training: the columns of a report, and `arm`: dense, ticket, reinit, random ...
     "Play one replicate: its lottery, its controls, other lotteries, measures"
-    p,out = with_settings(p, **change),Path(out)
+    p,out = with_settings(p, **change),own_path(out, 'out')
     learn = p.learner(seed, data, device)
     trainings,measures = p.todo()
     with learn.no_bar(), learn.no_logging(), locked(out, 'replicate'):
@@ -195,7 +195,7 @@ def read_replicate(
     out # A replicate's folder, finished or not
 )->pd.DataFrame: # One row a training that is finished
     "What a replicate showed so far. Raises `ValueError` where a table is damaged"
-    out = Path(out)
+    out = own_path(out, 'out')
     dirs = {f.parent for o in ('rounds.csv','round_00') for f in out.glob(f'*/{o}')}
     others = [_arm_rounds(d, d.name)[1:] for d in sorted(dirs)]    # their dense round is the same
     if not (f := out/'measures.csv').exists(): read_written(f)    # was there one?

@@ -8,15 +8,40 @@ __all__ = ['atomic', 'save_tensors', 'load_tensors', 'locked']
 # %% ../nbs/06_files.ipynb #c0c30b2f
 import errno,hashlib,json,math,os,re,tempfile,unicodedata
 from collections import Counter
-from contextlib import contextmanager,suppress
+from contextlib import contextmanager,nullcontext,suppress
 from pathlib import Path
 import numpy as np,pandas as pd
 import torch
 from filelock import FileLock,Timeout
+try: import fcntl
+except ImportError: fcntl = None    # Windows
 from safetensors import safe_open,SafetensorError
 from safetensors.torch import save
 
+# %% ../nbs/06_files.ipynb #e1824120
+def own_path(path, name='path'):
+    "A person's path, absolute and with `~` expanded. Raises `ValueError` for an empty one, `TypeError` for what is none"
+    if not isinstance(path, (str,os.PathLike)):
+        raise TypeError(f"`{name}` should be a path, such as 'runs/first'; got {path!r}")
+    if not os.fspath(path).strip():
+        raise ValueError(f"`{name}` should name a file or folder, such as 'runs/first'; got {os.fspath(path)!r}")
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+class Here:
+    "A folder as it is now"
+    def __init__(self, path):
+        self.path = path
+        self.id = self._now()
+    def _now(self):
+        with suppress(OSError): return (o := os.stat(self.path)).st_dev,o.st_ino
+    def check(self):
+        "Raises `OSError` where the folder is another now, or gone"
+        if self._now()==self.id: return
+        raise OSError(errno.ENOENT, f"the folder {str(self.path)!r} was removed or renamed while the run went on: what was in it is lost, "
+                      "or stands under the other name. The rounds in memory are kept, see learn.lottery.rounds")
+
 # %% ../nbs/06_files.ipynb #5afc7229
+leftover = '.fastai_lottery-tmp'    # how names of temporary files end, which a kill may leave: nobody else's do
 _umask = os.umask(0)
 os.umask(_umask)
 
@@ -38,7 +63,7 @@ def atomic(
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name, suffix='.tmp')
+        fd,tmp = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name, suffix=leftover)
     except OSError as e: raise _cannot_write(path, e) from None
     try:
         os.close(fd)
@@ -52,7 +77,8 @@ def atomic(
 
 # %% ../nbs/06_files.ipynb #d6bbefb4
 def atomic_text(path, s):
-    with atomic(path) as tmp: tmp.write_text(s)
+    "UTF-8 and one newline, whatever the machine's own"
+    with atomic(path) as tmp: tmp.write_text(s, encoding='utf-8', newline='\n')
 
 # %% ../nbs/06_files.ipynb #2820843c
 def shown(o, keep='\n'):
@@ -88,7 +114,7 @@ def digest_of(tensors, meta):
         h.update(_bytes(tensors[n]))
     return h.hexdigest()
 
-def tensor_file(path): return (p := Path(path)).with_name(p.name+('' if p.suffix=='.safetensors' else '.safetensors'))
+def tensor_file(path): return (p := own_path(path)).with_name(p.name+('' if p.suffix=='.safetensors' else '.safetensors'))
 
 # %% ../nbs/06_files.ipynb #84e83023
 def save_tensors(
@@ -113,7 +139,7 @@ def load_tensors(
     path = tensor_file(path)
     if not plain_file(path): raise FileNotFoundError(f"no file {str(path)!r}")
     try:
-        with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:f.get_tensor(n) for n in f.keys()}
+        with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:f.get_tensor(n).clone() for n in f.keys()}
     except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {shown(e)}") from None
     if (kind := head.get('format'))!=_format:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {kind!r}")
@@ -180,7 +206,7 @@ def mark_of(row):
 def read_json(f):
     "The dict in a file, empty where there is none"
     try:
-        return parsed(f.read_text()) if plain_file(f) else {}
+        return parsed(f.read_text(encoding='utf-8')) if plain_file(f) else {}
     except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. Remove it to go on with what the folder holds") from None
 
 def read_counts(d):
@@ -254,7 +280,7 @@ def _in_use(path, who): return RuntimeError(f"{str(path)!r} is in use by {who}: 
 def _holder(f):
     "Who has the lock `f`, by what stands in it"
     with suppress(OSError,ValueError):
-        if (pid := f.read_text()).isdecimal(): return 'this process' if int(pid)==os.getpid() else f'process {pid}'
+        if (pid := f.read_text(encoding='utf-8')).isdecimal(): return 'this process' if int(pid)==os.getpid() else f'process {pid}'
     return 'process ?'
 
 # %% ../nbs/06_files.ipynb #49a71ca3
@@ -278,6 +304,20 @@ def _take(lock, f, path):
 
 # %% ../nbs/06_files.ipynb #cb4ce92a
 @contextmanager
+def _held(path):
+    "The folder itself is locked as well, where the system can do that: a lock file may be deleted, and another process make a new one"
+    if fcntl is None: yield True
+    else:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+            except BlockingIOError: yield False
+            except OSError: yield True    # a file system without locks on folders
+            else: yield True
+        finally: os.close(fd)
+
+# %% ../nbs/06_files.ipynb #7e734593
+@contextmanager
 def locked(
     path, # Folder
     what='run' # Name of the lock
@@ -289,8 +329,10 @@ def locked(
     _take(lock, f, path)
     _mine.add(me)
     try:
-        _write_own(f, str(os.getpid()))
-        yield
+        with (_held(f.parent) if what=='run' else nullcontext(True)) as ok:
+            if not ok: raise _in_use(path, 'another process, whose lock file was deleted')
+            _write_own(f, str(os.getpid()))
+            yield
     finally:
         if me[0]==os.getpid(): _write_own(f, '')    # a child that was forked may come here, too
         _mine.discard(me)

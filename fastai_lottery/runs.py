@@ -17,7 +17,8 @@ from .core import *
 from .masks import *
 from .resets import state,load_
 from .files import *
-from .files import atomic_text,digest_in,locked,mark_of,parsed,plain_file,read_label,read_table,short_hash,shown
+from .files import Here,leftover,own_path,atomic_text
+from .files import digest_in,locked,mark_of,parsed,plain_file,read_label,read_table,short_hash,shown,numbered
 from .tickets import *
 from .tickets import is_place,is_whole
 from .callback import *
@@ -51,7 +52,7 @@ class Folder:
     "A run's folder, locked while `es` is open; rank 0 alone reads and writes"
     def __init__(self, path, learn, s, es, arm=None):
         lot = learn.lottery
-        self.path,self.fresh,self.vouched,self._ties = Path(path),[],s.same,None
+        self.path,self.fresh,self.vouched,self._ties = own_path(path),[],s.same,None
         self.arm = arm    # what tells the training of a ticket from others
         self._lock(es)
         self._take_names(learn, lot)
@@ -60,11 +61,17 @@ class Folder:
         self.all = {**_plain(about_learner(learn, lot, s.test_dl)), **self.same, 'competes':names, 'format':_format}
         if s.tol is not None: self.all['better'] = better_when(is_lower(s.monitor, s.lower))    # for the reader
         self._compare()
+        self._clear()
     def round(self, r): return self.path/f'round_{r:02d}'
     @alone
     def _lock(self, es):
         es.enter_context(locked(self.path))
-        for f in self.path.rglob('.*.tmp'): f.unlink(missing_ok=True)    # what a kill has left
+        self.here = Here(self.path)
+    @alone
+    def _clear(self):
+        "Take away what a kill has left: our own temporary files, in this folder and those of its rounds"
+        for d in (self.path, *numbered(self.path, 'round').values()):
+            for f in d.glob('.*'+leftover): f.unlink(missing_ok=True)
     @alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
@@ -85,7 +92,7 @@ def _check_settings(d):
 def settings(self:Folder):
     "What `run.json` says; nothing where there is none"
     f = self.path/'run.json'
-    try: return _check_settings(parsed(f.read_text())) if plain_file(f) else {}
+    try: return _check_settings(parsed(f.read_text(encoding='utf-8'))) if plain_file(f) else {}
     except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {e}. {elsewhere}") from None
 
 # %% ../nbs/17_runs.ipynb #b4ecf430
@@ -295,7 +302,7 @@ def _agree(self:Folder, f, i, row, d, t):
 @patch
 def _curve(self:Folder, f, meta):
     "The curve in `f`, which the round's ticket knows by its digest"
-    try: text = f.read_text()
+    try: text = f.read_text(encoding='utf-8')
     except (OSError,ValueError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {e}. {elsewhere}") from None
     if meta.get('curve', short_hash(text))!=short_hash(text):
         raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {elsewhere}")

@@ -75,6 +75,7 @@ def write(self:Folder, learn, rounds, cbs=()):
     "Write the last of `rounds`, and what the callbacks of the Learner and `cbs` carry over rounds"
     r = rounds[-1]
     d,t,curve = self.round(0 if self.arm else r['round']),r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
+    self.here.check()
     check_own(d)
     if curve:
         atomic_text(d/'curve.csv', curve)
@@ -114,6 +115,7 @@ def _checked(self:Folder, r, lot):
 @alone
 def keep(self:Folder, r, lot, d):
     "Write the checkpoint `d` of round `r`"
+    self.here.check()
     late = r==0 and lot.rewind_to.n and not self.arm
     more = dict(round=r, passed=list(lot.passed), hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held)
     more.update(self.label(r, after=before(lot, r)))

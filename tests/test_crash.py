@@ -358,7 +358,7 @@ def test_full_disk(at, server, whole, tmp_path):
     says = r['says']
     assert r['error']=='OSError' and at in says and str(tmp_path/'run') in says and 'make room' in says and 'None' not in says, r
     if not early: assert kept(tmp_path/'run'/'round_00')==was and len(pd.read_csv(tmp_path/'run'/'rounds.csv'))==1
-    assert not list(tmp_path.rglob('*.tmp'))
+    assert not list(tmp_path.rglob('*tmp'))
     same(d, tmp_path, end, server.good(folder=tmp_path))
 
 def test_full_disk_for_the_lock_itself(server, tmp_path):

@@ -183,7 +183,7 @@ def test_what_a_kill_leaves_can_be_told(tmp_path):
         save_tensors(tmp_path/'net', dict(a=torch.ones(10000)), {})
     assert in_child(save)==-signal.SIGXFSZ
     left = [f.name for f in tmp_path.iterdir()]
-    assert len(left)==1 and re.fullmatch(r'\.net\.safetensors.*\.tmp', left[0]), left
+    assert len(left)==1 and re.fullmatch(r'\.net\.safetensors.*\.fastai_lottery-tmp', left[0]), left
 
 # --- tables
 
