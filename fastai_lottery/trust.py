@@ -55,7 +55,8 @@ def _arguments(c):
 def _is_given(o, k, v):
     "Was the attribute `k` of `o` given to its constructor, so that a file has no say in it?"
     by = [c for c in type(o).__mro__ if k in _arguments(c)]
-    if not by or kind_of_plain(v)=='itself': return False
+    if not by: return False
+    if kind_of_plain(v)=='itself': return kind_of_plain(vars(o).get(k))!='itself'
     return bool(texts_in(v)) or any(_of_fastai(c) and issubclass(c, Callback) for c in by)
 
 # %% ../nbs/11_trust.ipynb #d6731bbb

@@ -1,0 +1,238 @@
+"""Files that come from others: nothing in them runs, names another file, writes elsewhere or reaches the terminal raw, and a file that is
+whole and wrong is one `ValueError` that names it"""
+import contextlib,importlib,inspect,io,json,os,pickle,pkgutil,shutil,warnings
+from pathlib import Path
+import pytest
+import fastai.callback
+from wrong import *
+from fastai.callback.core import GatherPredsCallback
+from fastai_lottery.checkpoints import callback_state,put_from_file,read_checkpoint,write_checkpoint
+from fastai_lottery.cli import main
+from fastai_lottery.files import locked,shown,read_label
+from fastai_lottery.trust import Unknown,texts_in
+for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
+
+# --- code
+
+class Bomb:
+    "A pickle that leaves a file where it was opened"
+    def __init__(self, f): self.f = str(f)
+    def __reduce__(self): return Path.touch,(Path(self.f),)
+
+def all_callbacks():
+    "Every callback of fastai that can be imported here"
+    for m in pkgutil.iter_modules(fastai.callback.__path__, 'fastai.callback.'):
+        with contextlib.suppress(ImportError): importlib.import_module(m.name)
+    def below(c): return {c}.union(*map(below, c.__subclasses__()))
+    return sorted((c for c in below(Callback) if c.__module__.startswith('fastai.')), key=lambda c: c.__name__)
+
+general = {'self','args','kwargs'}
+
+def made(c):
+    "A callback of class `c`, as its constructor makes it where it needs nothing"
+    with contextlib.suppress(Exception): return c()
+    cb = c.__new__(c)
+    vars(cb).update({k:None for k in inspect.signature(c.__init__).parameters if k not in general})
+    return cb
+
+@pytest.mark.parametrize('c', all_callbacks(), ids=lambda c: c.__name__)
+def test_no_callback_of_fastai_is_told_a_file(c):
+    "What its constructor was given stays, whatever a file says; and no text of a file is put into anything"
+    cb,evil = made(c),'/evil/path'
+    was,given = dict(vars(cb)),{k for o in c.__mro__ if '__init__' in vars(o) for k in inspect.signature(o.__init__).parameters}-general
+    for v in (evil, [evil], {'a':evil}, {'#L':[evil]}, {'#set':[evil]}, {'#deque':([evil],None)}, True, 7, 'evil', {'#vars':{'fname':evil}}):
+        put_from_file(cb, {k:v for k in {*was,*given,'learn','after_fit','_save','path','model_dir','last_saved_path','new'}})
+        for k in given: assert vars(cb).get(k) is was.get(k), f'{k} was given to the constructor'
+        assert 'learn' not in vars(cb) or vars(cb)['learn'] is was.get('learn')
+        assert not any(evil in texts_in(o) or 'evil' in texts_in(o) for o in vars(cb).values())
+        assert callable(getattr(cb, 'after_fit', print))
+
+def hostile(d, evil):
+    "The run's checkpoint with `evil` as every text, and in every place where none was"
+    def bad(v): return evil if isinstance(v, str) or v is None else not v if isinstance(v, bool) else v
+    ckpt = read_checkpoint(f := d/'epoch.ckpt')
+    for n,vs in ckpt['learn']['cbs']:
+        vs.update({k:bad(v) for k,v in vs.items()})
+        more = 'fname save_preds save_targs path model_dir last_saved_path log_dir file tmp_p'
+        vs.update({k:evil for k in more.split()})
+        if n=='SaveModelCallback': vs.update(every_epoch=False, at_end=False, with_opt=True)
+    for vs in ckpt['learn']['params']['modules']: vs.update(path=evil, fname=evil, forward=evil)
+    write_checkpoint(f, ckpt)
+
+writers = dict(save=lambda: SaveModelCallback(fname='mine'), each=lambda: SaveModelCallback(fname='mine', every_epoch=True),
+               end=lambda: SaveModelCallback(fname='mine', at_end=True), csv=lambda: CSVLogger('mine.csv'),
+               append=lambda: CSVLogger('mine.csv', append=True), reduce=lambda: ReduceLROnPlateau(),
+               early=lambda: EarlyStoppingCallback(patience=9), tensorboard='TensorBoardCallback', wandb='WandbCallback')
+
+@pytest.mark.parametrize('name', writers)
+def test_a_hostile_checkpoint(name, tmp_path):
+    "It is resumed with a callback that writes or reads files: nothing is opened, nothing is overwritten, and the bits are the same"
+    new = writers[name]
+    if isinstance(new, str):
+        if not (found := [c for c in all_callbacks() if c.__name__==new]): pytest.skip(f'{name} is not installed')
+        new = lambda: found[0](log_dir=tmp_path/'logs', trace_model=False, log_preds=False)
+    def play(d, halt=None):
+        learn = lone(d.parent, [new(), Halt()])
+        Halt.at = halt
+        with learn.no_bar(), contextlib.redirect_stdout(io.StringIO()):
+            learn.fit_lottery(3, 1, fit=Learner.fit, lr=.01, seed=0, path=d)
+        return learn.lottery.report().drop(columns='seconds')
+    whole = play(tmp_path/'whole'/'run')
+    (tmp_path/'theirs').mkdir()
+    evil,fired,safe = tmp_path/'theirs'/'model',tmp_path/'fired',tmp_path/'theirs'/'model.csv'
+    torch.save(Bomb(fired), f'{evil}.pth')
+    for f in (evil,safe): f.write_text('mine')
+    was = evil.with_suffix('.pth').read_bytes()
+    for i,said in enumerate((str(evil), '../theirs/model', str(safe))):
+        d = tmp_path/f'stopped_{i}'/'run'
+        with contextlib.suppress(KeyboardInterrupt): play(d, halt=1)
+        hostile(d, said)
+        try: assert play(d).equals(whole)
+        except (ValueError,RuntimeError) as e: assert 'could' in str(e) or str(d) in str(e), e
+        assert not fired.exists() and evil.with_suffix('.pth').read_bytes()==was and evil.read_text()==safe.read_text()=='mine'
+
+def lone(path, cbs):
+    torch.manual_seed(0)
+    cbs = [LotteryCallback(), *cbs]
+    return Learner(loaders(), model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs, path=path)
+
+def test_text_of_ones_own_callback():
+    "Words go on; what could be a path is an error for who uses it, and not before"
+    class Mine(Callback):
+        def __init__(self, where='here', p=.5): self.where,self.p,self.phase,self.names,self.last = where,p,'warm',['a'],None
+    cb = Mine()
+    put_from_file(cb, dict(where='/evil', p=.7, phase='cold', names=['a','b'], last='done'))
+    assert (cb.where,cb.p,cb.phase,cb.names,cb.last)==('here',.7,'cold',['a','b'],'done')
+    put_from_file(cb, dict(phase='../x', names=['/etc/x'], last='C:x'))
+    for k in ('phase','names','last'):
+        with pytest.raises(RuntimeError, match=f'Mine.{k} is text that could name a file'): len(getattr(cb, k))
+
+def test_modules_and_optimizers():
+    "A number that a module was given may move, its text may not; an optimizer has the hyper-parameters that it has"
+    m = nn.Conv1d(2, 2, 1, padding_mode='zeros')
+    put_from_file(m, dict(padding_mode='circular', stride=(2,), forward='x', _parameters={}, new='/x', training=False))
+    assert m.padding_mode=='zeros' and m.stride==(2,) and m(torch.ones(1,2,4)).shape==(1,2,2)
+    assert isinstance(vars(m).get('new'), Unknown) or 'new' not in vars(m)
+
+# --- links
+
+@pytest.fixture(scope='module')
+def played(tmp_path_factory): return replicate(tmp_path_factory.mktemp('lab')/'run')
+
+def report(d):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err: rc = main(['report', str(d)])
+    return rc,out.getvalue(),err.getvalue()
+
+def test_the_report_writes_through_no_link(played, tmp_path):
+    d,mine = shutil.copytree(played, tmp_path/'run'),tmp_path/'mine'
+    mine.write_text('important')
+    for f in ('results.csv','measures.csv','lottery.png'): (d/f).symlink_to(mine)
+    rc,out,err = report(d)
+    assert rc==0, err
+    assert mine.read_text()=='important'
+    for f in ('results.csv','measures.csv','lottery.png'): assert not (d/f).is_symlink() and (d/f).stat().st_size>20
+
+def test_a_run_writes_through_no_link(tmp_path):
+    mine = tmp_path/'mine'
+    mine.write_text('important')
+    d = stopped(tmp_path/'run')
+    for f in ('rounds.csv','epoch.ckpt','run.json'):
+        shutil.move(d/f, tmp_path/f)
+        (d/f).symlink_to(tmp_path/f)
+    was = {f:(tmp_path/f).read_bytes() for f in ('rounds.csv','epoch.ckpt','run.json')}
+    go_on(d)
+    assert all((tmp_path/f).read_bytes()==b for f,b in was.items())
+
+def test_a_round_that_is_a_link(tmp_path):
+    d = tmp_path/'run'
+    d.mkdir()
+    (tmp_path/'mine').mkdir()
+    (d/'round_00').symlink_to(tmp_path/'mine')
+    with pytest.raises(OSError, match='is a link to another folder'): go_on(d)
+    assert not list((tmp_path/'mine').iterdir())
+
+@pytest.mark.parametrize('how', ['symlink_to','hardlink_to'])
+def test_a_lock_that_is_a_link(how, tmp_path):
+    (tmp_path/'mine').write_text('important')
+    getattr(tmp_path/'.run.lock', how)(tmp_path/'mine')
+    with pytest.raises(OSError, match='cannot write .*run.lock'), locked(tmp_path): pass
+    assert (tmp_path/'mine').read_text()=='important'
+
+def test_a_pipe_in_place_of_a_file(tmp_path):
+    "Nobody waits for what never comes"
+    if not hasattr(os, 'mkfifo'): pytest.skip('no pipes here')
+    for f in ('run.json','epoch.ckpt','rounds.csv','init.safetensors'):
+        d = stopped(tmp_path/f)
+        (d/f).unlink()
+        os.mkfifo(d/f)
+        with pytest.raises(ValueError, match='it is no file|is missing or damaged'): go_on(d)
+
+# --- the terminal
+
+def test_nothing_reaches_the_terminal_raw(played, tmp_path):
+    d = shutil.copytree(played, tmp_path/'run\x1b]0;owned\x07')
+    (d/'seed_00'/'chance').rename(d/'seed_00'/'arm\x1b[2J$\\bad{\u202e')
+    rc,out,err = report(d)
+    assert rc==0 and 'arm\\x1b[2J' in out, err
+    assert not any(c in out+err for c in '\x1b\x07\u202e')
+    (d/'seed_00'/'rounds.csv').write_text('\x1b[2J')
+    rc,out,err = report(d)
+    assert rc==1 and 'run\\x1b]0;owned' in err and not any(c in out+err for c in '\x1b\x07')
+
+def test_names_of_tensors_are_shown_escaped(tmp_path):
+    bad = 'a\x1b[2Jb.weight'
+    ts = {f'mask/{bad}':torch.ones(2,2).bool(), f'weight/{bad}':torch.ones(2,2)}
+    for meta in (dict(), dict(names=[bad]), dict(names=['x'])):
+        f = save_tensors(tmp_path/'t', ts, meta)
+        with pytest.raises(ValueError) as e: Ticket.load(f)
+        assert '\x1b' not in str(e.value)
+    t = Ticket(Masks({bad:torch.ones(2,2).bool()}), {bad:torch.ones(2,2)}, {})
+    with pytest.raises(ValueError) as e: t.check(model())
+    assert '\x1b' not in str(e.value) and '\x1b' not in repr(Ticket(t.masks, t.weights, dict(rewind_to='\x1b', how='\x1b')))
+    assert shown('ä ☃\u00a0\t\x1b\u202e')=='ä ☃\u00a0\\t\\x1b\\u202e'
+
+# --- wrong content
+
+right = lambda: (dict(w=torch.ones(2,3).bool()),dict(w=torch.ones(2,3)))
+said = dict(names=['w'], kept=6, prunable=6, density=1.)
+
+@pytest.mark.parametrize('what,change', dict(
+    list_=lambda m,w,l: (m, w, []), null=lambda m,w,l: (m, w, {**l, 'names':None}), deep=lambda m,w,l: (m, w, {**l, 'x':deep(900)}),
+    ints=lambda m,w,l: (m, dict(w=w['w'].long()), l), complex_=lambda m,w,l: (m, dict(w=w['w'].to(torch.complex64)), l),
+    empty=lambda m,w,l: (dict(w=torch.ones(0,3).bool()), dict(w=torch.ones(0,3)), {**l, 'kept':0, 'prunable':0}),
+    bools=lambda m,w,l: (dict(w=torch.ones(2,3)), w, l), place=lambda m,w,l: (m, w, {**l, 'rewind_to':'3it', 'place':dict(its='x')}),
+    point=lambda m,w,l: (m, w, {**l, 'rewind_to':['3it']}), hold=lambda m,w,l: (m, w, {**l, 'hold':[1]}),
+    epochs=lambda m,w,l: (m, w, {**l, 'n_epoch':-1}), names=lambda m,w,l: (m, w, {**l, 'names':[['w']]})).items())
+def test_a_ticket_of_wrong_content(what, change, tmp_path):
+    m,w,l = change(*right(), dict(said, mask_hash=Masks(right()[0]).hash()))
+    if what in ('empty','bools'): pass
+    f = save_tensors(tmp_path/'t', {**{f'mask/{k}':v for k,v in m.items()}, **{f'weight/{k}':v for k,v in w.items()}}, l)
+    with pytest.raises(ValueError, match='t.safetensors'): Ticket.load(f)
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory): return stopped(tmp_path_factory.mktemp('wrong')/'run')
+
+@pytest.mark.parametrize('first', range(0, 120, 20))
+def test_wrong_content_in_a_run(first, run, tmp_path):
+    "Each of some wrong files, see `wrong.py`: the run goes on, or there is one error that names a file"
+    bad = []
+    for n in range(first, first+20):
+        f,says = spoilt(run, tmp_path/f'run_{n}', n)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            bad.append(tried(go_on, tmp_path/f'run_{n}', f, f'{says} [{n}]'))
+    assert not any(bad), '\n'.join(filter(None, bad))
+
+def use_replicate(d):
+    rc,out,err = report(d)
+    assert '\x1b' not in out+err
+    if rc and str(d) not in err: raise TypeError(err)
+    play_seed(lab, 0, d/'seed_00')
+
+@pytest.mark.parametrize('first', range(0, 60, 20))
+def test_wrong_content_in_a_replicate(first, played, tmp_path):
+    bad = []
+    for n in range(first, first+20):
+        f,says = spoilt(played, tmp_path/f'run_{n}', n)
+        bad.append(tried(use_replicate, tmp_path/f'run_{n}', f, f'{says} [{n}]'))
+    assert not any(bad), '\n'.join(filter(None, bad))
