@@ -213,9 +213,7 @@ def before_train(self:LotteryCallback):
 @patch
 def before_batch(self:LotteryCallback):
     "Take the snapshot of a later rewind point when training gets there"
-    if self.w_k is not None or self.w_i is None or not self.learn.training or hasattr(self.learn, 'lr_finder'): return
-    to = self.rewind_to
-    if (self.passed[1] if to.unit=='ep' else self.passed[0]+self.learn.train_iter)<to.n: return
+    if not self.at_point(): return
     self.w_k,self.b_k = of_rank0(lambda: (state(self.learn.model),outside_state(self.learn)))
 
 # %% ../nbs/11_callback.ipynb #19b4ad8c

@@ -55,19 +55,27 @@ def _counting(learn):
     return [cb for cb in learn.cbs if not isinstance(cb, look)]
 
 # %% ../nbs/14_fits.ipynb #b83398b8
+def _now(learn): return deepcopy({type(cb).__name__:callback_state(cb) for cb in _counting(learn)})
+
+class BeforePoint(Bystander):
+    "Notes what callbacks hold before the batch at the rewind point begins for any of them"
+    order,run_valid = -math.inf,False
+    def __init__(self, course): self.course = course
+    def before_batch(self):
+        if self.learn.lottery.at_point(): self.course.cbs = _now(self.learn)
+
 class AtPoint(Bystander):
     "Notes the place where training is when the rewind point is recorded"
     order,run_valid = LotteryCallback.order+.5,False
     def __init__(self, course): self.course = course
-    def before_fit(self): self.course.start = {}
-    def before_train(self): self.course.start = self.course.start or self.now()
-    def now(self): return deepcopy({type(cb).__name__:callback_state(cb) for cb in _counting(self.learn)})
+    def before_fit(self): self.course.start,self.course.cbs = {},{}
+    def before_train(self): self.course.start = self.course.start or _now(self.learn)
     def before_batch(self):
         learn,course = self.learn,self.course
         if course.place is not None or learn.lottery.w_k is None: return
         where = {k:getattr(learn, k) for k in ('epoch','iter','train_iter','pct_train','n_iter','n_epoch')}
         course.place = dict(where, how=course.how, fit=course.fit, its=course.n, ends=list(course.ends), hypers=hypers_of(learn.opt),
-                            params=deepcopy(param_state(learn)), start=course.start, cbs=self.now())
+                            params=deepcopy(param_state(learn)), start=course.start, cbs=course.cbs)
 
 # %% ../nbs/14_fits.ipynb #b5a6f12f
 def _put_callbacks(learn, place):
@@ -321,7 +329,7 @@ def _keeper(save, t0):
 def _within(learn, watch, course, live, cbs):
     "The surroundings of one training"
     late = learn.lottery.rewind_to.n and course.place is None and learn.lottery.w_k is None
-    aside = [GoOn(course, course.place)] if course.place is not None else [AtPoint(course)] if late else []
+    aside = [GoOn(course, course.place)] if course.place is not None else [BeforePoint(course),AtPoint(course)] if late else []
     with ExitStack() as es:
         es.enter_context(quiet(learn, live.hidden(learn)))
         es.enter_context(live.company(learn, course, cbs))

@@ -11,7 +11,7 @@ from contextlib import contextmanager,nullcontext,suppress
 from copy import deepcopy
 from operator import itemgetter
 from types import MethodType
-import pandas as pd
+import pandas as pd,torch
 from fastcore.basics import patch
 from fastcore.xtras import modify_exception
 from fastcore.foundation import L
@@ -30,6 +30,7 @@ from .tickets import *
 from .checkpoints import *
 from .checkpoints import callback_state,put_callback_state,same_plain
 from .statistics import unique,as_figure
+from .model import on_copies
 from .callback import *
 
 # %% ../nbs/13_looks.ipynb #ebe2f550
@@ -42,6 +43,11 @@ class Bystander(Callback):
 def _plain_attrs(mods):
     "`training` of each module, and what a recurrent net hides"
     return [(m,{k:v for k,v in vars(m).items() if k[0]!='_'}) for m in mods]
+
+def _that_remember(m):
+    "Modules of `m` that remember in lists, dicts or tensors which are no buffers"
+    def remembers(o): return any(isinstance(v, (list,dict,set,torch.Tensor)) for k,v in vars(o).items() if k[0]!='_')
+    return [o for o in m.modules() if remembers(o)]
 
 def _states(cbs): return [(cb,deepcopy(callback_state(cb))) for cb in cbs if not isinstance(cb, lookers)]
 
@@ -59,7 +65,7 @@ def as_it_was(learn, dl):
     rng = getattr(dl, 'rng', None)
     at = rng.getstate() if isinstance(rng, random.Random) else None
     try:
-        with same_rng(): yield
+        with same_rng(), on_copies(_that_remember(learn.model), [*learn.model.parameters(), *learn.model.buffers()]): yield
     finally:
         for k in _passing: learn.__dict__.pop(k, None)
         learn.__dict__.update(old)

@@ -280,6 +280,13 @@ def why_nothing(self:Known, rounds=False):
 
 # %% ../nbs/04_model.ipynb #6cc78add
 @patch
+def at_point(self:Known)->bool:
+    "Is training at the rewind point, and nothing recorded yet?"
+    learn,to = self.learn,self.rewind_to
+    if self.w_k is not None or self.w_i is None or not learn.training or hasattr(learn, 'lr_finder'): return False
+    return (self.passed[1] if to.unit=='ep' else self.passed[0]+learn.train_iter)>=to.n
+
+@patch
 def tell_left_out(self:Known):
     "Warn, once, of matrices that do not compete though nobody asked for that; how much competes goes to the log"
     if self.told: return

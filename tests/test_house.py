@@ -8,7 +8,7 @@ import pytest
 
 root = Path(__file__).resolve().parent.parent
 lib = 'fastai_lottery'
-limits = dict(line=140, long=120, lesson=100, statements=20, lines=30, parameters=8, cell=27, room=360, before=5)
+limits = dict(line=140, long=120, lesson=100, statements=20, lines=30, parameters=8, cell=27, room=370, before=5)
 
 # Verbs that a user types, by full name, with the reason: each setting has a name of its own in the signature,
 # with a comment behind it. So they may have more parameters and lines; what they do is as short as elsewhere.
