@@ -64,6 +64,11 @@ def _verdicts(v):
 # %% ../nbs/42_cli.ipynb #59b92005
 def _tell(s): print(shown(s), flush=True)
 
+def _any_encoding():
+    "What the terminal or file has no sign for is shown as `?`"
+    for o in (sys.stdout, sys.stderr):
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='replace')
+
 @contextmanager
 def _readable(out):
     "What goes wrong with the figures in `out` is one error that names it"
@@ -74,14 +79,22 @@ def _readable(out):
 def _for_plots(s): return shown(s).replace('$', r'\$')    # matplotlib would read a formula
 
 # %% ../nbs/42_cli.ipynb #e7114d25
+def _wrote(f, write):
+    "Where `write` has put a file, or why it could not: figures may be read where nobody can write"
+    try:
+        with atomic(f) as tmp: write(tmp)
+    except OSError as e: return f"could not be written: {e.strerror or e}"
+    return f
+
 def _say_measures(out):
     "Print the measures of a run and write them, where it has any"
     if not any(out.glob('seed_*/measures.csv')): return None
     ms = measured(out)
-    with atomic(out/'measures.csv') as tmp: ms.to_csv(tmp, index=False)
+    _wrote(out/'measures.csv', lambda f: ms.to_csv(f, index=False))
     _tell('\nMeasures: mean over seeds ± half of the 95 % interval\n'+_means(ms))
     return ms
 
+# %% ../nbs/42_cli.ipynb #b046a06f
 def _say_claims(name, df, ms):
     v = check_claims(name, df, ms) if name in presets else ()
     if len(v): _tell('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
@@ -95,10 +108,10 @@ def _summary(out, df):
         _tell('\n'+_table(df))
         _say_claims(name, df, _say_measures(out))
         fig = plot_lottery(df.assign(arm=df.arm.map(_for_plots)), _for_plots(name))[0].figure
-    with atomic(out/'results.csv') as tmp: df.to_csv(tmp, index=False)
-    with atomic(out/'lottery.png') as tmp: fig.savefig(tmp, dpi=150, format='png')
+    table = _wrote(out/'results.csv', lambda f: df.to_csv(f, index=False))
+    picture = _wrote(out/'lottery.png', lambda f: fig.savefig(f, dpi=150, format='png'))
     tickets = out/'seed_XX'/'round_XX'/'ticket.safetensors'
-    _tell(f"\npicture  {out/'lottery.png'}\ntable    {out/'results.csv'}\ntickets  {tickets}")
+    _tell(f"\npicture  {picture}\ntable    {table}\ntickets  {tickets}")
 
 # %% ../nbs/42_cli.ipynb #ee39d68f
 _head = 'seed  round  weights left  arm      accuracy %  early stop  seconds'
@@ -157,7 +170,7 @@ def run(
     jobs:int=None # Replicates side by side (default: one for each core)
 ):
     "Play the lottery of a preset over several seeds, with its controls: random re-initialisation and random masks"
-    p,out = find_preset(preset),out or f'lottery_runs/{preset}'
+    p,out = find_preset(preset),f'lottery_runs/{preset}' if out is None else out
     change = {k:v for k,v in dict(rounds=rounds, epochs=epochs).items() if v is not None}
     steps = play(preset, out, replicates, jobs, data, **change)
     own = ' with its own settings' if change or replicates else ''
@@ -217,6 +230,7 @@ def main(
     argv=None # Arguments; those of the command line by default
 )->int: # Exit status: 0, or 1 for an error, 2 for wrong usage, 130 when stopped
     "The `lottery` command"
+    _any_encoding()
     argv = sys.argv[1:] if argv is None else list(argv)
     if argv and argv[0] in _cmds: return _obey(argv[0], argv[1:])
     asked = not argv or argv[0] in ('-h','--help')

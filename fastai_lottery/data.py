@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from fastai.basics import *
 from fastai.data.external import fastai_path
+from .files import own_path
 
 # %% ../nbs/30_data.ipynb #9fba1d19
 class TensorDS:
@@ -206,12 +207,27 @@ def digits(
     return image_dls(*((x[i],y[i]) for i in map(torch.from_numpy, parts)), vocab=[str(i) for i in range(10)], bs=bs, **kwargs)
 
 # %% ../nbs/30_data.ipynb #4bbffd92
+def _fastais_folder():
+    "fastai's data folder, whose place stands in a file in the home folder"
+    try: return Path(fastai_path('data')).expanduser()
+    except OSError as e:
+        where = str(e.filename or Path.home())
+        raise OSError(e.errno, f"fastai keeps its settings in {where!r}, which cannot be written ({e.strerror}): give a folder for the "
+                      "data sets by `path=`, --data or FASTAI_LOTTERY_DATA, or set FASTAI_HOME") from None
+
 def data_root(
     path=None # Folder, if you know it
 )->Path:
-    "Folder of the data sets: `path`, else `$FASTAI_LOTTERY_DATA`, else fastai's data folder"
-    return Path(path or os.getenv('FASTAI_LOTTERY_DATA') or fastai_path('data')).expanduser()
+    """Folder of the data sets: `path`, else `$FASTAI_LOTTERY_DATA`, else fastai's data folder. Raises `FileNotFoundError` for one that
+    somebody gave and that is not there: it is not made, since its name may be wrong"""
+    given = path if path is not None else os.getenv('FASTAI_LOTTERY_DATA') or None
+    if given is None: return _fastais_folder()
+    root = own_path(given, 'data')
+    if root.is_dir(): return root
+    raise FileNotFoundError(f"the folder of the data sets, {str(root)!r}, is not there: give the one that holds them, or make it, and what "
+                            "is missing is downloaded there")
 
+# %% ../nbs/30_data.ipynb #5fb0f791
 def read_torchvision(
     cls, # A torchvision data set class, such as `torchvision.datasets.MNIST`
     path=None, # Folder of the data sets; see `data_root`

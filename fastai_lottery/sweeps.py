@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from .files import *
-from .files import atomic_text,read_json
+from .files import own_path,atomic_text,read_json
 from .experiments import *
 from .experiments import n_trainings,with_settings
 from .presets import *
@@ -23,7 +23,7 @@ def read_about(
     out # Folder of a `play`
 )->dict: # The preset's name, epochs and replicates; nothing where the folder does not say
     "What a folder holds"
-    d = read_json(f := Path(out)/'play.json')
+    d = read_json(f := own_path(out, 'out')/'play.json')
     if not isinstance(d.get('preset', ''), str): raise ValueError(f"{str(f)!r} is damaged: its preset is {d['preset']!r:.60}")
     return d
 
@@ -59,8 +59,9 @@ def _check_script():
         raise RuntimeError(f"play() starts processes, which import the script that calls it, and this one, {f!r}, is no file: "
                            "save it as one, or use `lottery run`")
 
-def _why_broken(ex):
-    if any(o.exitcode==_no_guard for o in (ex._processes or {}).values()):
+def _why_broken(procs):
+    for o in procs: o.join(5)    # or its exit code may not be there yet
+    if any(o.exitcode==_no_guard for o in procs):
         return ("play() was called while a process imported your script: call it under `if __name__=='__main__':`, since each process "
                 "imports the script first")
     return ("a process that played a replicate was killed, perhaps for want of memory. What it had finished is on the disk: "
@@ -70,10 +71,10 @@ def _why_broken(ex):
 @contextmanager
 def _ending(ex):
     "Whatever ends this, Ctrl-C as well, ends the processes of `ex`"
+    procs = list((ex._processes or {}).values())    # shutdown forgets them
     try: yield
-    except BrokenProcessPool: raise RuntimeError(_why_broken(ex)) from None
+    except BrokenProcessPool: raise RuntimeError(_why_broken(procs)) from None
     except BaseException:
-        procs = list((ex._processes or {}).values())    # shutdown forgets them
         ex.shutdown(wait=False, cancel_futures=True)
         for o in procs: o.terminate()
         for o in procs: o.join(10)
@@ -115,7 +116,7 @@ def play(
     p = with_settings(preset(name), **change)
     n,epochs = p.replicates if replicates is None else replicates,p.settings['n_epoch']
     _check_at_least(replicates=(n,1), jobs=(1 if jobs is None else jobs,1), rounds=(p.settings['rounds'],0), epochs=(epochs,1))
-    out,about = Path(out),dict(preset=name, epochs=epochs)
+    out,about = own_path(out, 'out'),dict(preset=name, epochs=epochs)
     _check_folder(out, about)
     p.data(path=data, seed=0)    # missing files are told before any process starts
     return _play(p, out, n, jobs, data, change, dict(about, replicates=n))

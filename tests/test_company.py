@@ -80,7 +80,8 @@ cases = {
     'CollectDataCallback':[CollectDataCallback],
     'FetchPredsCallback':[FetchPredsCallback],
     'ParamScheduler':lambda: [ParamScheduler({'lr':SchedCos(.1, .01)})],
-    'many':lambda: [MixUp(), GradientAccumulation(32), GradientClip(.1), SaveModelCallback(), EarlyStoppingCallback(patience=2),
+    'many':lambda: [MixUp(), GradientAccumulation(32), GradientClip(.1), SaveModelCallback(),
+                    EarlyStoppingCallback(patience=2),
                     CSVLogger(), ReduceLROnPlateau()],
 }
 
@@ -191,7 +192,8 @@ def test_round_and_density_are_there_while_a_lottery_runs():
     learn = learner()
     assert learn.lottery.round is None and learn.lottery.density==1
     learn.fit_lottery(1, rounds=1, amount=.5, cbs=Notes())    # those for `fit` alone hear of it, too
-    assert Notes.seen==[(0,1.), (0,'over'), (1,.5), (1,'over')] and learn.lottery.round is None and learn.lottery.density==.5
+    assert Notes.seen==[(0,1.), (0,'over'), (1,.5), (1,'over')] and learn.lottery.round is None
+    assert learn.lottery.density==.5
     Notes.seen.clear()
     learn.fit_ticket(learn.lottery.ticket(1), 1, cbs=Notes())
     assert Notes.seen==[(1,.5)]
@@ -238,7 +240,8 @@ def test_a_metric_named_like_a_column(tmp_path):
     assert head[3:6]==['density','round','lottery_density'] and row[3:6]==['0.25','0','1.0']
 
 def test_lines_of_trackers_begin_with_the_round(tmp_path, capsys):
-    cbs = [LotteryCallback, SaveModelCallback(), EarlyStoppingCallback(min_delta=9., patience=2), ReduceLROnPlateau(min_delta=9.)]
+    cbs = [LotteryCallback, SaveModelCallback(), EarlyStoppingCallback(min_delta=9., patience=2),
+           ReduceLROnPlateau(min_delta=9.)]
     learner(net, cbs=cbs, path=tmp_path).fit_lottery(4, rounds=1, amount=.5)
     lines = capsys.readouterr().out.splitlines()
     assert {o[:o.index(': ')] for o in lines}=={'Round 0 (100.0%)','Round 1 (50.0%)'}
@@ -284,7 +287,8 @@ def test_tensorboard_has_a_folder_a_round(tmp_path):
 def test_wandb_logs_the_round(tmp_path, monkeypatch):
     import wandb
     from fastai.callback.wandb import WandbCallback
-    monkeypatch.setattr(Learner, 'gather_args', lambda self: {})    # fastai 2.8 with fastcore 2.2 fails there in every fit
+    monkeypatch.setattr(Learner, 'gather_args',
+                        lambda self: {})    # fastai 2.8 with fastcore 2.2 fails there in every fit
     wandb.init(mode='offline', dir=str(tmp_path), project='lottery')
     logged,log = [],wandb.log
     monkeypatch.setattr(wandb, 'log', lambda o,**kw: (logged.append(o), log(o, **kw)))
@@ -406,4 +410,5 @@ def test_a_search_for_the_rate_within_a_training(tmp_path):
         learn.fit(n_epoch)
     learn = learner(net, cbs=[LotteryCallback, CSVLogger], path=tmp_path)
     rounds = learn.fit_lottery(2, rounds=1, fit=fit)
-    assert [r['iterations'] for r in rounds]==[8,8] and [r[5] for r in csv(tmp_path)[1:]]==['1.0']*2+[str(rounds[1].masks.density)]*2
+    assert [r['iterations'] for r in rounds]==[8,8]
+    assert [r[5] for r in csv(tmp_path)[1:]]==['1.0']*2+[str(rounds[1].masks.density)]*2

@@ -201,6 +201,7 @@ def test_download_where_files_are_missing(idx_root, tmp_path, monkeypatch, serve
         resources.append((f'{p.name}.gz', hashlib.md5(b).hexdigest()))
     monkeypatch.setattr(cls, 'mirrors', [serve(mirror)])
     monkeypatch.setattr(cls, 'resources', resources)
+    (tmp_path/'new').mkdir()    # a folder that is not there may be a wrong name
     got = f(bs=10, path=tmp_path/'new', n_valid=50, seed=0)
     assert got.train_ds.x.equal(f(bs=10, path=root, download=False, n_valid=50, seed=0).train_ds.x)
     monkeypatch.setattr(cls, 'mirrors', []) # whole now: never asks again
@@ -262,9 +263,14 @@ def test_the_real_mnist():
     assert [len(o.dataset) for o in dls]==[55000,5000,10000]
 
 def test_data_root(tmp_path, monkeypatch):
+    for o in ('env','arg','home/x'): (tmp_path/o).mkdir(parents=True)
     monkeypatch.setenv('FASTAI_LOTTERY_DATA', str(tmp_path/'env'))
     assert data_root() == tmp_path/'env' and data_root(tmp_path/'arg') == tmp_path/'arg'
-    assert data_root('~/x') == Path.home()/'x'
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    assert data_root('~/x') == tmp_path/'home'/'x'
+    with pytest.raises(FileNotFoundError, match='is not there'): data_root(tmp_path/'wrong')
+    monkeypatch.undo()
+    monkeypatch.setenv('FASTAI_LOTTERY_DATA', '')
     monkeypatch.delenv('FASTAI_LOTTERY_DATA')
     from fastai.data.external import fastai_path
     assert data_root() == fastai_path('data')

@@ -19,7 +19,8 @@ class Scaled(Callback):
 class Penalty(Callback):
     "Weight decay in the loss"
     def after_loss(self):
-        if self.training: self.learn.loss_grad = self.loss_grad+.1*sum((p**2).sum() for p in self.learn.model.parameters())
+        if self.training:
+            self.learn.loss_grad = self.loss_grad+.1*sum((p**2).sum() for p in self.learn.model.parameters())
 
 class First(Callback):
     def after_pred(self): self.learn.pred = self.pred[0]
@@ -102,7 +103,8 @@ class Counts(nn.Module):
 def rows(*xs, bs=8, n_inp=None):
     "Loaders of tuples"
     ds = list(zip(*xs))
-    dls = DataLoaders(DataLoader(ds[:24], bs=bs, shuffle=True, drop_last=True), DataLoader(ds[24:], bs=bs), device='cpu')
+    dls = DataLoaders(DataLoader(ds[:24], bs=bs, shuffle=True, drop_last=True), DataLoader(ds[24:], bs=bs),
+                      device='cpu')
     if n_inp: dls.n_inp = n_inp
     return dls
 
@@ -116,7 +118,8 @@ def tabular():
     dls = rows(randint(4,32,2), randn(32,3), randint(4,32), n_inp=2)
     return dict(model=lambda: TabularModel([(5,3),(4,2)], 3, 4, [8,6], ps=.2), dls=dls)
 def collab():
-    return dict(model=lambda: EmbeddingDotBias(4, 9, 12, (0,5)), dls=rows(randint(9,32,2), randn(32)+3), loss=MSELossFlat(), metrics=[])
+    return dict(model=lambda: EmbeddingDotBias(4, 9, 12, (0,5)), dls=rows(randint(9,32,2), randn(32)+3),
+                loss=MSELossFlat(), metrics=[])
 def with_loss():
     loss = Weighted()
     return dict(loss=loss, splitter=lambda m: [[*m.parameters(), *loss.parameters()]])
@@ -170,7 +173,8 @@ class Gradients(Callback):
     order = 1000
     def __init__(self): self.seen = None
     def look(self):
-        if self.seen is None: self.seen = {n:p.grad.clone() for n,p in named_weights(self.learn.model).items() if p.grad is not None}
+        if self.seen is None:
+            self.seen = {n:p.grad.clone() for n,p in named_weights(self.learn.model).items() if p.grad is not None}
     def before_step(self): self.look()
     def after_cancel_batch(self):
         s = getattr(self.learn, 'scaler', None)
@@ -254,7 +258,9 @@ def test_a_criterion_within_a_fit_sees_what_the_next_batch_sees(kind, at):
     learn.fit(2, cbs=[n := Next(at), OnNext(n), g := At(at)])
     for k,m in learn.lottery.masks.items(): assert torch.equal(n.got[k][m], g.seen[k][m]), k
 
-@pytest.mark.parametrize('event', ['after_batch','after_train','after_validate','after_epoch','after_fit','before_fit','before_epoch'])
+@pytest.mark.parametrize('event',
+                         ['after_batch','after_train','after_validate','after_epoch','after_fit','before_fit',
+                          'before_epoch'])
 def test_a_callback_may_prune_by_gradients(event):
     def prunes(self):
         if not getattr(self, 'done', False):
@@ -299,7 +305,8 @@ def everything(learn):
     def held(o): return [(k,id(v),repr(v)) for k,v in vars(o).items()]
     rng = torch.get_rng_state(),random.getstate(),np.random.get_state()[1],learn.dls.train.rng.getstate()
     mods = [(id(o),o.training,held(o)) for o in m.modules()]
-    ps = [(id(p),id(p.grad),p.requires_grad,repr(p.grad),len(p._post_accumulate_grad_hooks or ())) for p in m.parameters()]
+    ps = [(id(p),id(p.grad),p.requires_grad,repr(p.grad),
+           len(p._post_accumulate_grad_hooks or ())) for p in m.parameters()]
     loss = learn.loss_func
     own = held(loss)+[repr(loss.state_dict())] if isinstance(loss, nn.Module) else held(loss)
     learn.lottery.paused = False
@@ -345,7 +352,8 @@ def test_a_training_with_trials_in_it_is_the_same(kind):
 def test_torchs_own_loader_keeps_its_generator():
     ds = list(zip(randn(32,8), randint(4,32)))
     gen = torch.Generator().manual_seed(3)
-    dls = DataLoaders(torch.utils.data.DataLoader(ds, batch_size=8, shuffle=True, generator=gen), torch.utils.data.DataLoader(ds, 8))
+    dls = DataLoaders(torch.utils.data.DataLoader(ds, batch_size=8, shuffle=True, generator=gen),
+                      torch.utils.data.DataLoader(ds, 8))
     learn = learner(dls=dls)
     learn.fit(1)
     was,rng = gen.get_state(),torch.get_rng_state()
@@ -371,7 +379,8 @@ def test_hooks_of_callbacks_and_what_they_write_outside():
         def before_fit(self): self.learn.model[0].register_forward_hook(lambda *_: None)
     learn.add_cb(Stays())
     learn.prune(.3, 'snip')
-    assert not learn.model[0]._forward_hooks and cb.counts is counts and counts['n']==0 and cb.seen==[] and not hasattr(cb, 'h')
+    assert not learn.model[0]._forward_hooks and cb.counts is counts and counts['n']==0 and cb.seen==[]
+    assert not hasattr(cb, 'h')
 
 def test_an_error_in_a_trial_leaves_nothing():
     class Breaks(Callback):
@@ -471,7 +480,8 @@ class Bare2(nn.Module):
         self.w = nn.Parameter(torch.randn(8,4))
     def forward(self, x): return x@self.w
 
-def no_batch(): return DataLoaders(DataLoader([], bs=8), DataLoader(list(zip(randn(8,8), randint(4,8))), bs=8), device='cpu')
+def no_batch():
+    return DataLoaders(DataLoader([], bs=8), DataLoader(list(zip(randn(8,8), randint(4,8))), bs=8), device='cpu')
 
 refused = dict(
     indices = (text, dict(criterion='synflow'), 'inputs that are numbers'),
@@ -481,7 +491,8 @@ refused = dict(
     skipped_in_fit = (lambda: {}, dict(criterion='taylor', cbs=Skips()), 'callback cancels it'),
     of_a_reset = (lambda: dict(cbs=Skips()), dict(reset=lambda w_k, g: w_k), 'callback cancels it'),
     of_an_action = (lambda: dict(cbs=Skips()), dict(hold=lambda w_i, g: 0*w_i), 'callback cancels it'),
-    drawn   = (lambda: dict(model=Bare2), dict(reset='random_reinit', cb=dict(include='*')), 'no initialiser of its own'),
+    drawn   = (lambda: dict(model=Bare2), dict(reset='random_reinit', cb=dict(include='*')),
+               'no initialiser of its own'),
 )
 @pytest.mark.parametrize('name', refused)
 def test_what_cannot_play_is_refused_before_the_dense_round(name, tmp_path):
@@ -494,7 +505,8 @@ def test_what_cannot_play_is_refused_before_the_dense_round(name, tmp_path):
 
 def test_a_gradient_needs_a_batch():
     learn = learner(dls=no_batch())
-    for criterion,says in (('snip','gave no batch'), ('grasp','gave no batch'), ('synflow','the training set gave none')):
+    for criterion,says in (('snip','gave no batch'), ('grasp','gave no batch'),
+                           ('synflow','the training set gave none')):
         with pytest.raises(ValueError, match=says): learn.prune(.5, criterion)
 
 def test_no_signal_is_asked_for_where_nothing_is_pruned():
@@ -576,7 +588,8 @@ def test_infinite_gradients_and_the_bits_of_the_others():
     w.grad = None
     bad = torch.tensor([float('inf'),float('nan'),-float('inf'),-0.]).repeat(24).view(12,8)
     (w*bad).sum().backward()
-    assert torch.equal(w.grad.view(torch.int32)[m], bad.view(torch.int32)[m]) and (w.grad.view(torch.int32)[~m]==0).all()
+    assert torch.equal(w.grad.view(torch.int32)[m], bad.view(torch.int32)[m])
+    assert (w.grad.view(torch.int32)[~m]==0).all()
 
 @pytest.mark.parametrize('thaw', ['fine_tune','by a callback'])
 def test_layers_that_thaw(thaw):

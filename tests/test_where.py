@@ -123,7 +123,8 @@ learn.fit_lottery(1, rounds={n}, eval_every=2, path='run')
 print(len(learn.lottery.rounds), list(learn.lottery.report())[5])'''
 
 def test_a_metric_with_an_umlaut_in_every_locale(tmp_path):
-    for n,env in enumerate([dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONIOENCODING='ascii:replace'), dict(PYTHONUTF8='1')]):
+    narrow = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONIOENCODING='ascii:replace')
+    for n,env in enumerate([narrow, dict(PYTHONUTF8='1')]):
         (tmp_path/'a.py').write_text(uml.format(tests=str(root/'tests'), n=n), encoding='utf-8')
         done = ran('a.py', cwd=tmp_path, **env)
         assert done.returncode==0, done.stderr
@@ -153,3 +154,51 @@ def test_a_script_without_a_guard_is_told_so(tmp_path):
 def test_a_script_from_stdin_is_told_so(tmp_path):
     done = ran('-', stdin=script, cwd=tmp_path)
     assert "this one, '<stdin>', is no file: save it as one" in done.stderr and not (tmp_path/'out').exists()
+
+# --- the command line
+
+@pytest.fixture(scope='module')
+def out(tmp_path_factory):
+    "A small run"
+    d = tmp_path_factory.mktemp('runs')
+    from fastai_lottery.cli import main
+    assert main(['run', 'one-shot-tiny', '--replicates', '1', '--jobs', '1', '--out', str(d/'a')])==0
+    return d/'a'
+
+def test_a_report_where_nobody_can_write_is_shown(out, capsys):
+    from fastai_lottery.cli import main
+    for n in ('lottery.png','results.csv'):
+        (out/n).unlink(missing_ok=True)
+        (out/n).mkdir()
+    assert main(['report', str(out)])==0
+    said = capsys.readouterr().out
+    assert 'Test accuracy' in said and said.count('could not be written:')==2
+    for n in ('lottery.png','results.csv'): (out/n).rmdir()
+
+@pytest.mark.parametrize('enc', ['ascii','latin-1','cp1252'])
+def test_output_in_any_encoding(out, enc):
+    run = "import sys; from fastai_lottery.cli import main; sys.exit(main(sys.argv[1:]))"
+    for args in (['list'], ['report', out]):
+        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', run, *map(str, args)], capture_output=True,
+                              env=dict(os.environ, PYTHONPATH=str(root), PYTHONIOENCODING=enc))
+        assert done.returncode==0 and len(done.stdout)>500, done.stderr
+
+def test_each_wrong_place_is_one_line(tmp_path, monkeypatch, capsys):
+    from fastai_lottery.cli import main
+    monkeypatch.chdir(tmp_path)
+    wrong = [(['--data', str(tmp_path/'wrong')], 'is not there'), (['--replicates', '1000000000'], 'at most 100,000'),
+             (['--out', ''], 'should name')]
+    for args,says in wrong:
+        assert main(['run', 'lenet-mnist', *args])==1
+        err = capsys.readouterr().err.strip()
+        assert says in err and '\n' not in err
+    assert not (tmp_path/'wrong').exists()
+
+def test_a_home_that_cannot_be_written(tmp_path):
+    (tmp_path/'home').write_text('a file')
+    code = "from fastai_lottery.data import data_root\ntry: data_root()\nexcept OSError as e: print(e)"
+    env = {k:v for k,v in os.environ.items() if k not in ('FASTAI_HOME','FASTAI_LOTTERY_DATA')}
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+                          env=dict(env, PYTHONPATH=str(root), FASTAI_HOME=str(tmp_path/'home'/'x'),
+                                   HOME=str(tmp_path/'home')))
+    assert 'cannot be written' in done.stdout and 'FASTAI_HOME' in done.stdout, done.stderr[-500:]
