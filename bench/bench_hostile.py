@@ -1,5 +1,5 @@
-"""Many wrong files: a run's folder in which one thing of one file is another, with the right digest (see `tests/wrong.py`). Each must end in
-one error that names a file, or go on; LOTTERY_WRONG is the number of the first, LOTTERY_MANY how many"""
+"""Many wrong files: a run's folder in which one thing of one file is another, with the right digest (see `tests/wrong.py`).
+Each must end in one error that names a file, or go on; LOTTERY_WRONG is the number of the first, LOTTERY_MANY how many"""
 import os,sys,tempfile,time,warnings
 from collections import Counter
 from pathlib import Path

@@ -59,7 +59,8 @@ def data(seed=0, device=None): return loaders()
 def kept(run, k): return dict(kept=run.ticket(k).masks.n_kept)
 
 lab = Preset('lab', 'a net of some weights', 'none', 'seconds', data, model,
-             dict(n_epoch=1, rounds=1, fit=Learner.fit, lr=.02, eval_every=4), levels=(1,), controls=dict(reinit=dict(reset='random_reinit')), lotteries=dict(chance=dict(criterion='random')),
+             dict(n_epoch=1, rounds=1, fit=Learner.fit, lr=.02, eval_every=4), levels=(1,),
+             controls=dict(reinit=dict(reset='random_reinit')), lotteries=dict(chance=dict(criterion='random')),
              measures=dict(kept=kept))
 
 def replicate(d):
