@@ -1,10 +1,10 @@
-"""Many wrong files: a run's folder in which one thing of one file is another, with the right digest (see `tests/wrong.py`). Each must end in
-one error that names a file, or go on; LOTTERY_WRONG is the number of the first, LOTTERY_MANY how many"""
+"""Many wrong files: a run's folder in which one thing of one file is another, with the right digest (see `tests/wrong.py`).
+Each must end in one error that names a file, or go on; LOTTERY_WRONG is the number of the first, LOTTERY_MANY how many"""
 import os,sys,tempfile,time,warnings
 from collections import Counter
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
-from wrong import go_on,lab,play_seed,read_replicate,replicate,spoilt,stopped,tried
+from wrong import go_on,lab,play_seed,read_replicate,replicate,spoilt,stopped,train,tried
 from common import sized
 
 first,many = int(os.environ.get('LOTTERY_WRONG', 0)),int(os.environ.get('LOTTERY_MANY', sized(3000, 6)))
@@ -25,7 +25,7 @@ def bench_wrong_files():
     t0,bad,n = time.perf_counter(),[],Counter()
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
-        for use,src in ((go_on,stopped(d/'run')),(use_replicate,replicate(d/'lab'))):
+        for use,src in ((go_on,run := stopped(d/'run')),(train,run),(use_replicate,replicate(d/'lab'))):
             for i in range(first, first+many):
                 with tempfile.TemporaryDirectory(dir=d) as to: kind,why = ended(use, Path(to)/'run', i, src)
                 n[kind] += 1

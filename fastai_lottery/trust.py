@@ -28,12 +28,13 @@ def kind_of_plain(v):
     if isinstance(v, dict): return next((_tags[k] for k in v if k in _tags), 'named')
     return 'itself'    # an object: what has a state is put in that state, and stays itself
 
-def texts_in(v):
-    "All texts in plain data"
+def _many(vs, which): return set().union(*(texts_in(v, which) for v in vs))
+
+def texts_in(v, which='all'):
+    "All texts in plain data, or its `'values'`: what is behind names"
     if isinstance(v, str): return {v}
-    if isinstance(v, dict): return set().union(*map(texts_in, v.values()), {k for k in v if isinstance(k, str) and k not in _tags})
-    if isinstance(v, (list,tuple,L,set,deque)) and not set(map(type, v))<={int,float,bool}: return set().union(*map(texts_in, v))
-    return set()
+    if isinstance(v, dict): return _many(v.values(), which)|{k for k in v if isinstance(k, str) and k not in _tags and which=='all'}
+    return _many(v, which) if isinstance(v, (list,tuple,L,set,deque)) and not set(map(type, v))<={int,float,bool} else set()
 
 # %% ../nbs/11_trust.ipynb #a898b91e
 _path = re.compile(r'[/\\:~$\x00-\x1f]|\.\.')
@@ -42,8 +43,8 @@ def _of_fastai(c): return c.__module__.split('.')[0]=='fastai'
 
 def names_no_file(o, v, old):
     "Can no text in `v` name a file, for an object `o` that holds `old` now?"
-    new = texts_in(v)-texts_in(old)
-    return not new if _of_fastai(type(o)) else not any(map(_path.search, new))
+    if _of_fastai(type(o)) and texts_in(v, 'values')-texts_in(old): return False
+    return not any(map(_path.search, texts_in(v)-texts_in(old)))
 
 # %% ../nbs/11_trust.ipynb #24f82f18
 @lru_cache(None)

@@ -17,7 +17,7 @@ from .files import atomic_text,read_label,short_hash
 from .tickets import *
 from .tickets import is_whole
 from .checkpoints import *
-from .checkpoints import callback_state,put_from_file,same_plain
+from .checkpoints import callback_state,put_from_file,same_plain,with_states
 from .trust import fits_here
 from .fits import *
 from .fits import place_of
@@ -42,8 +42,7 @@ def carry(self:Folder, learn, rounds, cbs=()):
     d = of_rank0(lambda: self._carried(rounds[-1].row, device_of(learn)), alone=True) if rounds else None
     if d is None: return
     with fits_here(d['at']):
-        if [type(cb).__name__ for cb in mine]!=[n for n,_ in d['cbs']]: return    # the settings have said so
-        for cb,(_,s) in zip(mine, d['cbs']): put_from_file(cb, s)
+        for cb,s in with_states(mine, d['cbs']): put_from_file(cb, s)
 
 # %% ../nbs/17_writes.ipynb #4c960249
 @patch

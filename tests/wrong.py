@@ -41,6 +41,15 @@ def go_on(d, halt=None, **kwargs):
     with learn.no_bar(), learn.no_logging(): learn.fit_lottery(3, 2, path=d, **{**kw, **kwargs})
     return learn
 
+def train(d):
+    "Train the ticket of round 1 in the folder `d`"
+    learn = Learner(loaders(), model(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=LotteryCallback())
+    Halt.at,f = None,d/'round_01'/'ticket'
+    t = Ticket.load(f)
+    with learn.no_bar(), learn.no_logging():
+        try: learn.fit_ticket(t, 3, fit=Learner.fit, lr=.01, seed=0)
+        except ValueError as e: raise ValueError(f'{f}: {e}') from e    # it was in memory
+
 def stopped(d):
     try: go_on(d, halt=2)
     except KeyboardInterrupt: return d
@@ -49,8 +58,9 @@ def stopped(d):
 def data(seed=0, device=None): return loaders()
 def kept(run, k): return dict(kept=run.ticket(k).masks.n_kept)
 
-lab = Preset('lab', 'a net of some weights', 'none', 'seconds', data, model, dict(n_epoch=1, rounds=1, fit=Learner.fit, lr=.02, eval_every=4),
-             levels=(1,), controls=dict(reinit=dict(reset='random_reinit')), lotteries=dict(chance=dict(criterion='random')),
+lab = Preset('lab', 'a net of some weights', 'none', 'seconds', data, model,
+             dict(n_epoch=1, rounds=1, fit=Learner.fit, lr=.02, eval_every=4), levels=(1,),
+             controls=dict(reinit=dict(reset='random_reinit')), lotteries=dict(chance=dict(criterion='random')),
              measures=dict(kept=kept))
 
 def replicate(d):
@@ -65,13 +75,14 @@ def deep(n=1000):
     for _ in range(n): o = [o]
     return o
 
-odd = [None, True, False, -1, 0, 3, 10**30, 1.5, -.5, math.nan, math.inf, '', 'init', 'a\x1b[2Jb', '../x', [], {}, [1], {'a':1}, [[1,2],[3]],
-       ['a','a'], {'a':{'b':[None]}}]
+odd = [None, True, False, -1, 0, 3, 10**30, 1.5, -.5, math.nan, math.inf, '', 'init', 'a\x1b[2Jb', '../x', [], {}, [1], {'a':1},
+       [[1,2],[3]], ['a','a'], {'a':{'b':[None]}}]
 
 def odd_tensors(t):
     "What may stand for the tensor `t`"
     n = t.float().nan_to_num().flatten()
-    yield from (n.long(), n.to(torch.complex64), n.double().reshape(t.shape), t.bool(), t[None], torch.empty(0), torch.zeros(3,3), torch.tensor(1))
+    yield from (n.long(), n.to(torch.complex64), n.double().reshape(t.shape), t.bool(), t[None])
+    yield from (torch.empty(0), torch.zeros(3,3), torch.tensor(1))
     yield from (torch.zeros_like(t), n.new_full(t.shape, math.nan), torch.zeros(0, *t.shape), t.flatten().float())
 
 def places(o, at=()):
