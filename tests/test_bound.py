@@ -28,7 +28,8 @@ def loaders(order=0):
     g = torch.Generator().manual_seed(3)
     x = torch.randn(96, 8, generator=g)
     y = (x@torch.randn(8, 4, generator=g)).argmax(1)
-    return DataLoaders(TensorDL(TensorDS(x[:64], y[:64]), bs=16, shuffle=True, seed=order), TensorDL(TensorDS(x[64:], y[64:]), bs=32),
+    return DataLoaders(TensorDL(TensorDS(x[:64], y[:64]), bs=16, shuffle=True, seed=order),
+                       TensorDL(TensorDS(x[64:], y[64:]), bs=32),
                        device='cpu')
 
 kinds = dict(late='6it', early='init')
@@ -73,7 +74,8 @@ def put(src, f, to, g):
 def test_a_run_that_was_stopped_ends_as_a_whole_one(runs, tmp_path):
     d,to,whole = runs
     assert same(play(shutil.copytree(d/'own', tmp_path/'run'), to), whole)
-    want = {'init.safetensors','run.json','rounds.csv','epoch.ckpt','round_00/callbacks.ckpt','round_01/ticket.safetensors',
+    want = {'init.safetensors','run.json','rounds.csv','epoch.ckpt','round_00/callbacks.ckpt',
+            'round_01/ticket.safetensors',
             'round_01/curve.csv','round_01/weights.safetensors'}|({'round_00/place.ckpt'} if to!='init' else set())
     assert want<=set(files_of(d/'own'))
 
@@ -96,7 +98,8 @@ def test_files_of_another_run(donor, runs, tmp_path):
         told[g] = tried(d/'own', f, g, to, whole, tmp_path/g.replace('/','_'))
     must = 'epoch.ckpt round_01/ticket.safetensors round_01/weights.safetensors round_01/callbacks.ckpt round_01/curve.csv rounds.csv'
     assert {told[k] for k in must.split()}=={'refused'} and (donor=='start' or told['run.json']=='refused'), told
-    if donor!='amount': assert told['init.safetensors']==told['round_00/weights.safetensors']=='refused'    # the dense round is the same
+    if donor!='amount':
+        assert told['init.safetensors']==told['round_00/weights.safetensors']=='refused'    # the dense round is the same
 
 def test_files_of_another_round(runs, tmp_path):
     d,to,whole = runs
@@ -142,7 +145,8 @@ def test_weights_in_memory_know_their_round(runs, tmp_path):
     shutil.copy(b, a)
     learn.lottery.trained.clear()
     learn.lottery.load(1)
-    with pytest.raises(ValueError, match='round_00.*belongs to a round that showed something else'): learn.lottery.load(0)
+    with pytest.raises(ValueError, match='round_00.*belongs to a round that showed something else'):
+        learn.lottery.load(0)
 
 # --- tables of a replicate
 

@@ -5,6 +5,7 @@ from nets import *
 from fastai.callback.all import *
 from fastai.callback.training import ShortEpochCallback
 import fastai_lottery.nets            # `fit_drops`
+from fastai_lottery.data import TensorDL,TensorDS
 for _n in [o for o in globals() if o.startswith("test")]: del globals()[_n]
 
 def rows(n=64):
@@ -214,7 +215,7 @@ def stays_frozen(learn, n, **kw): learn.fit(n)
 @pytest.mark.parametrize('way', [Learner.fit, stays_frozen], ids=lambda f: f.__name__)
 def test_layers_that_stay_frozen_are_said(way):
     learn = plain()
-    learn.freeze_to(1)
+    for p in learn.model[:4].parameters(): p.requires_grad_(False)
     with pytest.warns(UserWarning, match='of the prunable weights are frozen and stay as they are'): learn.fit_lottery(1, rounds=1, fit=way)
 
 def test_all_frozen_is_refused_only_where_that_is_known():
@@ -225,3 +226,15 @@ def test_all_frozen_is_refused_only_where_that_is_known():
         for p in l.model.parameters(): p.requires_grad_(True)
         l.fit(n)
     assert learn.fit_lottery(1, rounds=1, amount=.5, fit=thaws)[1]['density']==.5
+
+def test_a_preset_that_fine_tunes(tmp_path):
+    from fastai_lottery.experiments import Preset,play_seed,results
+    def data(seed=0, device=None, path=None):
+        x,y = map(torch.stack, zip(*rows(96)))
+        parts = [TensorDS(x[s], y[s], vocab=[0,1]) for s in (slice(64), slice(64,80), slice(80,96))]
+        return DataLoaders(TensorDL(parts[0], bs=8, shuffle=True, seed=seed), *[TensorDL(o, bs=16) for o in parts[1:]], device='cpu')
+    settings = dict(n_epoch=2, rounds=1, amount=.5, fit=Learner.fine_tune, eval_every=4)
+    p = Preset('fine', 'a net that is fine-tuned', 'none', 'seconds', data=data, model=net, settings=settings, levels=(1,), replicates=1)
+    play_seed(p, 0, tmp_path/'seed_00')
+    df = results(tmp_path)
+    assert {'dense','ticket','reinit','random'}<=set(df.arm) and (df.iterations==24).all()    # one epoch frozen, and two

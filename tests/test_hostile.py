@@ -42,7 +42,9 @@ def test_no_callback_of_fastai_is_told_a_file(c):
     was,given = dict(vars(cb)),{k for o in c.__mro__ if '__init__' in vars(o) for k in inspect.signature(o.__init__).parameters}-general
     some = [{'#L':[evil]}, {'#set':[evil]}, {'#deque':([evil],None)}, {'#vars':{'fname':evil}}]
     for v in (evil, [evil], {'a':evil}, *some, True, 7, 'evil'):
-        put_from_file(cb, {k:v for k in {*was,*given,'learn','after_fit','_save','path','model_dir','last_saved_path','new'}})
+        put_from_file(cb,
+                      {k:v for k in {*was,*given,'learn','after_fit','_save','path','model_dir','last_saved_path',
+                                     'new'}})
         for k in given: assert vars(cb).get(k) is was.get(k), f'{k} was given to the constructor'
         assert 'learn' not in vars(cb) or vars(cb)['learn'] is was.get('learn')
         assert not any(evil in texts_in(o) or 'evil' in texts_in(o) for o in vars(cb).values())
@@ -60,14 +62,16 @@ def hostile(d, evil):
     for vs in ckpt['learn']['params']['modules']: vs.update(path=evil, fname=evil, forward=evil)
     write_checkpoint(f, ckpt)
 
-writers = dict(save=lambda: SaveModelCallback(fname='mine'), each=lambda: SaveModelCallback(fname='mine', every_epoch=True),
+writers = dict(save=lambda: SaveModelCallback(fname='mine'),
+               each=lambda: SaveModelCallback(fname='mine', every_epoch=True),
                end=lambda: SaveModelCallback(fname='mine', at_end=True), csv=lambda: CSVLogger('mine.csv'),
                append=lambda: CSVLogger('mine.csv', append=True), reduce=lambda: ReduceLROnPlateau(),
                early=lambda: EarlyStoppingCallback(patience=9), tensorboard='TensorBoardCallback', wandb='WandbCallback')
 
 def installed(name, d):
     "How to make the callback `name` of fastai, whose library may not be here"
-    if not (found := [c for c in all_callbacks() if c.__name__==name]): pytest.skip(f'the library of {name} is not installed')
+    if not (found := [c for c in all_callbacks() if c.__name__==name]):
+        pytest.skip(f'the library of {name} is not installed')
     return lambda: found[0](log_dir=d/'logs', trace_model=False, log_preds=False)
 
 @pytest.mark.parametrize('name', writers)
@@ -111,7 +115,8 @@ def lone(path, cbs):
 def test_text_of_ones_own_callback():
     "Words go on; what could be a path is an error for who uses it, and not before"
     class Mine(Callback):
-        def __init__(self, where='here', p=.5): self.where,self.p,self.phase,self.names,self.last = where,p,'warm',['a'],None
+        def __init__(self, where='here', p=.5):
+            self.where,self.p,self.phase,self.names,self.last = where,p,'warm',['a'],None
     cb = Mine()
     put_from_file(cb, dict(where='/evil', p=.7, phase='cold', names=['a','b'], last='done'))
     assert (cb.where,cb.p,cb.phase,cb.names,cb.last)==('here',.7,'cold',['a','b'],'done')
@@ -133,7 +138,8 @@ def test_modules_and_optimizers():
 def played(tmp_path_factory): return replicate(tmp_path_factory.mktemp('lab')/'run')
 
 def report(d):
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err: rc = main(['report', str(d)])
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        rc = main(['report', str(d)])
     return rc,out.getvalue(),err.getvalue()
 
 def test_the_report_writes_through_no_link(played, tmp_path):
@@ -201,7 +207,8 @@ def test_names_of_tensors_are_shown_escaped(tmp_path):
         assert '\x1b' not in str(e.value)
     t = Ticket(Masks({bad:torch.ones(2,2).bool()}), {bad:torch.ones(2,2)}, {})
     with pytest.raises(ValueError) as e: t.check(model())
-    assert '\x1b' not in str(e.value) and '\x1b' not in repr(Ticket(t.masks, t.weights, dict(rewind_to='\x1b', how='\x1b')))
+    assert '\x1b' not in str(e.value)
+    assert '\x1b' not in repr(Ticket(t.masks, t.weights, dict(rewind_to='\x1b', how='\x1b')))
     assert shown('ä ☃\u00a0\t\x1b\u202e')=='ä ☃\u00a0\\t\\x1b\\u202e'
 
 # --- wrong content
@@ -219,7 +226,8 @@ said = dict(names=['w'], kept=6, prunable=6, density=1.)
 def test_a_ticket_of_wrong_content(what, change, tmp_path):
     m,w,l = change(*right(), dict(said, mask_hash=Masks(right()[0]).hash()))
     if what in ('empty','bools'): pass
-    f = save_tensors(tmp_path/'t', {**{f'mask/{k}':v for k,v in m.items()}, **{f'weight/{k}':v for k,v in w.items()}}, l)
+    f = save_tensors(tmp_path/'t', {**{f'mask/{k}':v for k,v in m.items()}, **{f'weight/{k}':v for k,v in w.items()}},
+                     l)
     with pytest.raises(ValueError, match='t.safetensors'): Ticket.load(f)
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"A function is what its code means, in another process, under other flags, with another docstring; and no other function"
+"A function is what its code means, in another process, under other flags, with another docstring"
 import os,subprocess,sys
 from pathlib import Path
 import pytest,torch
@@ -88,13 +88,14 @@ def learner(dtype=None):
     rows = list(zip(torch.randn(16,4), torch.randint(0,2,(16,))))
     if dtype: rows = [(x.to(dtype),y) for x,y in rows]
     net = nn.Linear(4,2) if dtype is None else nn.Linear(4,2, dtype=dtype)
-    learn = Learner(DataLoaders(DataLoader(rows, bs=8), DataLoader(rows, bs=8), device='cpu'), net, loss_func=CrossEntropyLossFlat(),
-                    cbs=LotteryCallback())
+    dls = DataLoaders(DataLoader(rows, bs=8), DataLoader(rows, bs=8), device='cpu')
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), cbs=LotteryCallback())
     learn.remove_cb(ProgressCallback)
     learn.logger = noop
     return learn
 
-def play(path, criterion, dtype=None, **kw): return learner(dtype).fit_lottery(1, rounds=1, seed=1, criterion=criterion, path=path, **kw)
+def play(path, criterion, dtype=None, **kw):
+    return learner(dtype).fit_lottery(1, rounds=1, seed=1, criterion=criterion, path=path, **kw)
 
 def test_another_function_is_shown_and_may_be_vouched_for(tmp_path):
     def mine(w_f): return w_f.abs()
@@ -110,4 +111,5 @@ def test_another_function_is_shown_and_may_be_vouched_for(tmp_path):
 
 def test_a_run_does_not_go_on_in_another_precision(tmp_path):
     play(tmp_path, 'large_final')
-    with pytest.raises(ValueError, match=r"dtypes was \['float32'\] and is now \['float64'\]"): play(tmp_path, 'large_final', torch.float64)
+    with pytest.raises(ValueError, match=r"dtypes was \['float32'\] and is now \['float64'\]"):
+        play(tmp_path, 'large_final', torch.float64)

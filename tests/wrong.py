@@ -27,7 +27,8 @@ def loaders():
     x = torch.randn(96, 8, generator=torch.Generator().manual_seed(3))
     y = x[:,:4].argmax(1)
     dss = TensorDS(x[:64], y[:64]),TensorDS(x[64:], y[64:])
-    return DataLoaders(TensorDL(dss[0], bs=16, shuffle=True, seed=0), *[TensorDL(dss[1], bs=32) for _ in range(2)], device='cpu')
+    return DataLoaders(TensorDL(dss[0], bs=16, shuffle=True, seed=0), *[TensorDL(dss[1], bs=32) for _ in range(2)],
+                       device='cpu')
 
 def model(): return nn.Sequential(nn.Linear(8,6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6,4))
 
@@ -75,7 +76,8 @@ def deep(n=1000):
     for _ in range(n): o = [o]
     return o
 
-odd = [None, True, False, -1, 0, 3, 10**30, 1.5, -.5, math.nan, math.inf, '', 'init', 'a\x1b[2Jb', '../x', [], {}, [1], {'a':1},
+odd = [None, True, False, -1, 0, 3, 10**30, 1.5, -.5, math.nan, math.inf, '', 'init', 'a\x1b[2Jb', '../x', [], {}, [1],
+       {'a':1},
        [[1,2],[3]], ['a','a'], {'a':{'b':[None]}}]
 
 def odd_tensors(t):
@@ -160,7 +162,8 @@ def spoilt(src, to, n):
             write,says = kinds[f.suffix](f, r)
             write()
             return f,says
-        except (TypeError,ValueError,OverflowError,RecursionError,RuntimeError,AttributeError,KeyError): pass    # JSON has no such thing
+        except (TypeError,ValueError,OverflowError,RecursionError,RuntimeError,AttributeError,
+                KeyError): pass    # JSON has no such thing
 
 def tried(use, d, f, says):
     "Nothing, where `use` ends well or in an error that names something in the folder `d`; else what is wrong with that"
