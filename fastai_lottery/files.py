@@ -130,6 +130,10 @@ def save_tensors(
     return path
 
 # %% ../nbs/06_files.ipynb #e5729526
+def _copied(t):
+    "A copy in memory, byte for byte: torch would make a bool whose bits were flipped a good one"
+    return t.view(torch.uint8).clone().view(torch.bool) if t.dtype==torch.bool else t.clone()
+
 _unreadable = SafetensorError,ValueError,RuntimeError,OverflowError,OSError
 
 def load_tensors(
@@ -139,7 +143,7 @@ def load_tensors(
     path = tensor_file(path)
     if not plain_file(path): raise FileNotFoundError(f"no file {str(path)!r}")
     try:
-        with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:f.get_tensor(n).clone() for n in f.keys()}
+        with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:_copied(f.get_tensor(n)) for n in f.keys()}
     except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {shown(e)}") from None
     if (kind := head.get('format'))!=_format:
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {kind!r}")

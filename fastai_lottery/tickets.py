@@ -81,7 +81,7 @@ def _is_number(v): return type(v) in (int,float) and abs(v)<1e300
 def _are_hypers(v):
     "Are these the hyper-parameters of each group of an optimizer?"
     if not isinstance(v, list) or not all(isinstance(o, dict) for o in v): return False
-    def plain(x): return all(map(plain, x)) if isinstance(x, (list,tuple)) else isinstance(x, _plain)
+    def plain(x): return all(map(plain, x)) if isinstance(x, (list,tuple)) else isinstance(x, _plain) and x==x
     return all(plain(x) for o in v for x in o.values()) and all(v[0].keys()==o.keys() for o in v)
 
 def is_place(p):
