@@ -493,6 +493,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_lottery.files._check_columns': ('files.html#_check_columns', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._check_marks': ('files.html#_check_marks', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._check_rows': ('files.html#_check_rows', 'fastai_lottery/files.py'),
+                                      'fastai_lottery.files._close': ('files.html#_close', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._copied': ('files.html#_copied', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._held': ('files.html#_held', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._holder': ('files.html#_holder', 'fastai_lottery/files.py'),

@@ -307,18 +307,27 @@ def _take(lock, f, path):
         if e.errno not in _no_locks: raise _cannot_write(f, e) from None
 
 # %% ../nbs/06_files.ipynb #cb4ce92a
+_open = set()    # folders that are locked: a worker of a loader, which is forked, must not hold them when its parent was killed
+
+def _close():
+    for fd in _open: os.close(fd)
+    _open.clear()
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_close)
+
 @contextmanager
 def _held(path):
     "The folder itself is locked as well, where the system can do that: a lock file may be deleted, and another process make a new one"
     if fcntl is None: yield True
     else:
-        fd = os.open(path, os.O_RDONLY)
+        _open.add(fd := os.open(path, os.O_RDONLY))
         try:
             try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
             except BlockingIOError: yield False
             except OSError: yield True    # a file system without locks on folders
             else: yield True
-        finally: os.close(fd)
+        finally:
+            if fd in _open: os.close(fd)
+            _open.discard(fd)
 
 # %% ../nbs/06_files.ipynb #7e734593
 @contextmanager
