@@ -162,3 +162,9 @@ def test_nothing_generated_is_tracked():
     assert not [o for o in names if made.search(o)]
     tensors = [o for o in names if o.endswith('.safetensors')]
     assert not [o for o in tensors if not o.startswith('tests/')], 'tickets that tests read stand in tests/; no others'
+
+@pytest.mark.parametrize('f', sorted(root.glob('nbs/**/*.ipynb')), ids=lambda f: f.stem)
+def test_the_first_cell_is_title_and_lead_alone(f):
+    "The site takes these two from it, and what stands below them would be lost"
+    first = ''.join(json.loads(f.read_text(encoding='utf-8'))['cells'][0]['source'])
+    assert len([p for p in first.split('\n\n') if p.strip()])<=2
