@@ -336,7 +336,7 @@ def show(self:LotteryCallback,
 ): # The axes, three or four
     """This run at one look: a figure against weights remaining, learning curves or losses, weights left in each layer, the last mask.
     Raises `ValueError` before the first round, and where no round has that figure"""
-    df = self.report()
+    df = self.report().head(len(self.rounds))
     col = column_of(self, df, monitor)
     needs_figures(df, col, 'show')
     draw = [lambda ax: plot_report(df, [col], ax), _middle(self, df, col), lambda ax: plot_density(some_of(self.rounds), ax, legend=False),

@@ -216,7 +216,7 @@ def plot(self:LotteryCallback,
 ): # The axes
     """The rounds of this Learner: a figure against weights remaining; a thin line is the dense net.
     Raises `ValueError` before the first round, and where no round has that figure"""
-    df = self.report()
+    df = self.report().head(len(self.rounds))    # without trainings of tickets, which stand below
     col = column_of(self, df, monitor)
     needs_figures(df, col, 'plot')
     return plot_report(df, [col], ax)

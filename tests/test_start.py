@@ -240,3 +240,14 @@ def test_torchs_pruning_of_nothing_is_fine():
     learn = make()
     tp.identity(learn.model[0], 'weight')
     assert learn.fit_lottery(1, rounds=1, amount=.5)[1]['kept']==64
+
+def test_pictures_are_of_the_rounds_alone():
+    learn = make()
+    learn.fit_lottery(1, rounds=2, amount=.5, seed=1)
+    before = learn.lottery.plot().lines[0].get_xydata().tolist()
+    learn.fit_ticket(learn.lottery.ticket(1), 1, reset='random_reinit', seed=3)
+    assert learn.lottery.plot().lines[0].get_xydata().tolist()==before and len(learn.lottery.report())==4
+    learn.lottery.show()
+    fresh = make(seed=2)
+    fresh.fit_ticket(learn.lottery.ticket(1), 1)
+    with pytest.raises(ValueError, match='no rounds yet'): fresh.lottery.plot()
