@@ -33,7 +33,7 @@ class LotteryCallback(Verbs, Known, Callback):
     _stateattrs = ('_hold','_watch','_others','paused','_exports')
     _hold = _watch = None
     _others = _exports = False
-    fitted = () # Rows of trainings by `fit_ticket`
+    fitted,looked,looks_next = (),False,False # Rows of trainings by `fit_ticket`; was a batch looked at, or is the next one to be?
     def __init__(self,
         rewind_to='init', # Rewind point (1903.01611): `'init'`, after n iterations (`500`, `'500it'`), epochs (`'2ep'`), a share (`'1%'`)
         include=None, # Name(s), glob(s), module(s) or parameter(s) to prune: see `competing`

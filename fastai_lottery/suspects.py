@@ -16,6 +16,11 @@ from .signals import train_batches
 
 # %% ../nbs/11_suspects.ipynb #ed1cf344
 @patch
+def odd(self:Known, x):
+    "What is odd about weights for the inputs `x`, as a sentence; '' where nothing is"
+    with unwatched(self.learn): return of_rank0(lambda: odd_weights(unwrap(self.net()), tuple(x), self.masks))
+
+@patch
 def look_once(self:Known):
     "Warn, once, of weights on which pruning has no effect. It leaves no trace"
     learn = self.learn
@@ -23,20 +28,14 @@ def look_once(self:Known):
     self.looked = True
     try:
         b = train_batches(learn)[0]
-        self.look_at(b[:getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)], 5)
-    except Exception: self.looks_next = True
-
-@patch
-def look_at(self:Known, x, level=3):
-    "Warn of weights on which pruning has no effect, for the inputs `x`"
-    with unwatched(self.learn): says = of_rank0(lambda: odd_weights(unwrap(self.net()), tuple(x), self.masks))
-    if says: warnings.warn(says, stacklevel=level)
+        says = self.odd(b[:getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)])
+    except Exception: says,self.looks_next = '',True
+    if says: warnings.warn(says, stacklevel=4)
 
 @patch
 def look_here(self:Known, x):
     "The look that had to wait"
     self.looks_next = False
-    try: self.look_at(x)
-    except UserWarning: raise
-    except Exception as e:
-        warnings.warn(f"what pruned weights do could not be checked on a batch: {type(e).__name__}: {str(e)[:200]}", stacklevel=3)
+    try: says = self.odd(x)
+    except Exception as e: says = f"what pruned weights do could not be checked on a batch: {type(e).__name__}: {str(e)[:200]}"
+    if says: warnings.warn(says, stacklevel=3)

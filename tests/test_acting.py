@@ -147,3 +147,9 @@ def test_parameters_are_given_by_a_generator():
     learn = learner(net, include=(p for p in net[0].parameters()))
     for _ in range(2): assert learn.lottery.names()==['0.weight']
     assert learn.lottery.competing().competes.sum()==1
+
+def test_a_warning_that_is_an_error_is_raised_where_it_belongs():
+    learn = learner(nn.Sequential(Centred(6,8), nn.ReLU(), nn.Linear(8,2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with pytest.raises(UserWarning, match='without effect'): learn.prune(.5)

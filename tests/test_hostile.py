@@ -42,9 +42,8 @@ def test_no_callback_of_fastai_is_told_a_file(c):
     was,given = dict(vars(cb)),{k for o in c.__mro__ if '__init__' in vars(o) for k in inspect.signature(o.__init__).parameters}-general
     some = [{'#L':[evil]}, {'#set':[evil]}, {'#deque':([evil],None)}, {'#vars':{'fname':evil}}]
     for v in (evil, [evil], {'a':evil}, *some, True, 7, 'evil'):
-        put_from_file(cb,
-                      {k:v for k in {*was,*given,'learn','after_fit','_save','path','model_dir','last_saved_path',
-                                     'new'}})
+        names = {*was, *given, *'learn after_fit _save path model_dir last_saved_path new'.split()}
+        put_from_file(cb, {k:v for k in names})
         for k in given: assert vars(cb).get(k) is was.get(k), f'{k} was given to the constructor'
         assert 'learn' not in vars(cb) or vars(cb)['learn'] is was.get('learn')
         assert not any(evil in texts_in(o) or 'evil' in texts_in(o) for o in vars(cb).values())
@@ -69,12 +68,12 @@ writers = dict(save=lambda: SaveModelCallback(fname='mine'),
                early=lambda: EarlyStoppingCallback(patience=9), tensorboard='TensorBoardCallback', wandb='WandbCallback')
 
 def installed(name, d):
-    "How to make the callback `name` of fastai, whose library may not be here"
-    if not (found := [c for c in all_callbacks() if c.__name__==name]):
-        pytest.skip(f'the library of {name} is not installed')
+    "How to make the callback `name` of fastai, whose library is an extra"
+    found = [c for c in all_callbacks() if c.__name__==name]
     return lambda: found[0](log_dir=d/'logs', trace_model=False, log_preds=False)
 
-@pytest.mark.parametrize('name', writers)
+extra = [pytest.param(n, marks=pytest.mark.extra) if isinstance(f, str) else n for n,f in writers.items()]
+@pytest.mark.parametrize('name', extra)
 def test_a_hostile_checkpoint(name, tmp_path):
     "It is resumed with a callback that writes or reads files: nothing is opened, nothing is overwritten, and the bits are the same"
     new = writers[name]
