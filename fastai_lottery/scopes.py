@@ -11,6 +11,7 @@ import re,warnings
 from bisect import bisect_left
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from functools import wraps
 import numpy as np
 import torch
 from torch import nn
@@ -294,6 +295,13 @@ def _adds(n, m):
 # %% ../nbs/03_scopes.ipynb #0049734c
 def _shuffled(m, gen): return m.reshape(-1)[torch.randperm(m.numel(), generator=gen).to(m.device)].view(m.shape)
 
+def _or_units(f):
+    "The control `f` for masks of units: it goes by whole units"
+    @wraps(f)
+    def _f(m, gen=None): return f(m, gen) if m.units is None else m.units.masks(f(m.counted, gen))
+    return _f
+
+@_or_units
 def shuffle_mask(
     m:Masks, # A ticket's masks
     gen:torch.Generator # Private generator, on the CPU
@@ -301,6 +309,7 @@ def shuffle_mask(
     "As many weights in each layer, chosen at random (2009.08576, 2009.11094)"
     return Masks({n:_shuffled(o, gen) for n,o in m.items()})
 
+@_or_units
 def random_mask(
     m:Masks, # A ticket's masks
     gen:torch.Generator # Private generator, on the CPU
@@ -310,6 +319,7 @@ def random_mask(
     return Masks({n:f.view(o.shape).to(o.device) for f,(n,o) in zip(flat, m.items())})
 
 # %% ../nbs/03_scopes.ipynb #2322ab01
+@_or_units
 def erk_mask(
     m:Masks, # A ticket's masks
     gen:torch.Generator # Private generator, on the CPU
@@ -319,6 +329,7 @@ def erk_mask(
     def drawn(o, k): return _shuffled((torch.arange(o.numel())<k).view(o.shape), gen).to(o.device)
     return Masks({n:drawn(o, k) for (n,o),k in zip(m.items(), kept)})
 
+@_or_units
 def inverse_mask(
     m:Masks, # A ticket's masks
     gen:torch.Generator=None # Not used: nothing is drawn
@@ -345,6 +356,6 @@ def mask_of(
         if diff := [n for n in m if m[n].shape!=o[n].shape]:
             shapes = [tuple(k[diff[0]].shape) for k in (o,m)]
             raise ValueError(f"the other ticket's mask of {diff[0]!r} has shape {shapes[0]}, this one's {shapes[1]}")
-        return Masks({n:o[n].to(m[n].device) for n in m})
+        return Masks({n:o[n].to(m[n].device) for n in m}, o.units)
     _mask_of.__name__ = f'mask_of({o.hash()})'
     return _mask_of
