@@ -23,6 +23,9 @@ from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
 from .resets import state,load_,rewind,misfit,zeros_of,check_pruned_by_torch
 from .verbs import Verbs
+from .units import *
+from .structured import *
+from .structured import check_unit_setting,one_more_unit
 from .signals import as_criterion,as_action,outside_state,load_outside_
 
 # %% ../nbs/11_callback.ipynb #20025214
@@ -30,8 +33,9 @@ class LotteryCallback(Verbs, Known, Callback):
     "Record the rewind point and keep pruned weights at zero after every step (1803.03635)"
     order = 80 # after all that moves weights, `SaveModelCallback` included
     # views of weights, hooks and what else is of this process alone: not for pickles and copies
-    _stateattrs = ('_hold','_watch','_others','paused','_exports')
-    _hold = _watch = None
+    _stateattrs = ('_hold','_watch','_others','paused','_exports','_found')
+    _hold = _watch = _found = None
+    units = 'weights'
     _others = _exports = False
     fitted,looked,looks_next = (),False,False # Rows of trainings by `fit_ticket`; was a batch looked at, or is the next one to be?
     def __init__(self,
@@ -41,12 +45,14 @@ class LotteryCallback(Verbs, Known, Callback):
         types=None, # Classes of modules whose weights can be pruned; any by default
         bias:bool=False, # Prune biases as well?
         frozen:bool=False, # Prune layers that are frozen at the time?
-        init=None # `init(model)`, which initialises in place, for `random_reinit`; by default each layer does it itself
+        init=None, # `init(model)`, which initialises in place, for `random_reinit`; by default each layer does it itself
+        units='weights' # What competes: `'weights'`, `'channels'` (neurons and heads too), `'rows'`, `'kernels'`, or a function (see `units`)
     ):
+        check_unit_setting(units)
         self.rewind_to = self.asked = point(rewind_to)    # a share of the iterations becomes a number where they are known
         self.told = False
         include,exclude = [list(o) if isinstance(o, Iterator) else o for o in (include,exclude)]    # model.parameters() is read once
-        store_attr('include,exclude,types,bias,frozen,init')
+        store_attr('include,exclude,types,bias,frozen,init,units')
         self.blank()
 
 # %% ../nbs/11_callback.ipynb #d06d9b08
@@ -56,13 +62,14 @@ def prune(self:Learner,
     criterion=large_final, # Function of `w_i`, `w_f` ... (see `criteria`), or its name: the lowest scores go
     scope=global_, # `global_`, `local`, a dict of glob → rate, or a function (see `scopes`)
     seed:int=None, # For criteria that draw random numbers; a new one each time by default
-    hold=None # Mask-0 action, what those that go are held at: `hold_init`, `hold_init_or_zero`, a function (1905.01067); 0 by default
+    hold=None, # Mask-0 action, what those that go are held at: `hold_init`, `hold_init_or_zero`, a function (1905.01067); 0 by default
+    **per # How units compete, where they do: `pool`, `comparable`, `floor`, `round_to` (see `PerUnit`)
 )->Masks: # The new masks
     """Mask the worst of the weights that are left; they are 0 from now on (or as `hold` says), whatever trains them.
     Raises `ValueError` for a wrong amount"""
     lot = lottery_of(self)
     as_action(hold)
-    new = new_masks(self, amount, criterion, scope, seed)
+    new = new_masks(self, amount, criterion, scope, seed, per=PerUnit(**per))
     lot.pruned_to(new, lot.values(new, hold, seed))
     return lot.masks
 
@@ -128,6 +135,7 @@ def keep_zeros(self:Learner)->dict: # Number of weights that it took, by name; t
 def competing(self:LotteryCallback)->pd.DataFrame: # A row a parameter: `shape`, `numel`, `share` of all, `competes`, and `why` or why not
     "Which parameters compete, and why. Masks that are on decide, where they were made by another rule"
     df = competing(self.net(), self.types, self.include, self.exclude, self.bias)
+    if self.units!='weights': return self.own_units().told(df)
     if self.masks is not None:
         other = df.competes!=df.index.isin(list(self.masks))
         df.loc[other,'competes'],df.loc[other,'why'] = ~df.competes[other],'by the masks that are on'
@@ -198,7 +206,7 @@ def remember(self:LotteryCallback):
             load_(m, self.w_i)
             load_outside_(self.learn, self.b_i)
         if self.rewind_to.n==0: self.w_k,self.b_k = self.w_i,self.b_i
-    if self.masks is None: self.set_masks(Masks.ones(named_weights(m, self.names())))
+    if self.masks is None: self.set_masks(self.all_kept())
 
 # %% ../nbs/11_callback.ipynb #ce0c8876
 @patch
@@ -240,6 +248,7 @@ def set_masks(self:LotteryCallback,
     held:dict=None # Values that pruned weights are held at, by name; 0 by default
 ):
     "Put `masks` on: check them, move them to the weights' devices and zero what they prune, or hold it at `held`"
+    masks = self.with_units(masks)
     ws = masks.check(self.net())
     check_lengths(masks, lengths_of(self.net()), held)
     self.masks = masks.near(ws)
@@ -347,7 +356,7 @@ for o in ('after_cancel_batch', 'after_cancel_train', 'before_validate', 'after_
     setattr(LotteryCallback, o, LotteryCallback.hold)
 
 # %% ../nbs/11_callback.ipynb #a73a64f9
-def new_masks(learn, amount, criterion, scope, seed=None, least=0):
+def new_masks(learn, amount, criterion, scope, seed=None, least=0, per=None):
     """Masks after one more prune, which is cut so that `least` weights stay; nothing is put on. As rank 0 has them: data and
     random numbers of other processes differ"""
     lot = lottery_of(learn)
@@ -355,4 +364,5 @@ def new_masks(learn, amount, criterion, scope, seed=None, least=0):
     lot.remember()
     lot.tell_left_out()
     f,gen = as_criterion(criterion),generator(torch.initial_seed() if seed is None else seed, 'prune', lot.n_pruned if seed is None else 0)
+    if lot.masks.units is not None: return of_rank0(lambda: one_more_unit(lot, f, amount, scope, gen, least, per))
     return of_rank0(lambda: one_more(lot, f, amount, scope, gen, least))

@@ -287,7 +287,7 @@ def counted(learn, lot):
     ws,held = named_weights(learn.model, lot.masks),lot.held or {}
     n = lot.masks.numel
     kept = n-sum(_n_pruned(w, lot.masks[o], held.get(o)) for o,w in ws.items())
-    return dict(density=kept/n, kept=kept, prunable=n)
+    return dict(density=kept/n, kept=kept, prunable=n, **lot.unit_row())
 
 # %% ../nbs/14_fits.ipynb #1989afec
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Journal:
     def __init__(self, learn, s, folder=None):
         self.learn,self.s,self.folder,self.lot = learn,s,folder,learn.lottery
         self.meta = about_run(learn, self.lot, s) if folder is None else folder.same
-        self.live = Live(learn, s.expected(self.lot.masks.numel)+1, s.training.steps(learn))
+        self.live = Live(learn, s.expected(self.lot.masks.counted.numel)+1, s.training.steps(learn))
         self.over = False
     @property
     def rounds(self): return self.lot.rounds

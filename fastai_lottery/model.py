@@ -236,8 +236,8 @@ def unwatched(learn):
 # %% ../nbs/04_model.ipynb #774c9ac4
 def said(cb):
     "The callback as it was made"
-    ks = ['include','exclude','types','bias','frozen','init']
-    given = [f'{k}={o!r:.60}' for k in ks if (o := getattr(cb, k)) is not None and o is not False]
+    ks = ['include','exclude','types','bias','frozen','init','units']
+    given = [f'{k}={o!r:.60}' for k in ks if (o := getattr(cb, k)) is not None and o is not False and o!='weights']
     return f"LotteryCallback({', '.join([repr(str(cb.rewind_to)), *given])})"
 
 def check_alone(cb, new):
@@ -315,6 +315,8 @@ def _scored(lot, f, old, gen, cur):
 # %% ../nbs/04_model.ipynb #021caaf9
 def one_more(lot, f, amount, scope, gen, least=0):
     "Masks after one more prune by the criterion `f`, which is cut so that `least` weights stay; nothing is put on"
+    if getattr(f, 'per_unit', False):
+        raise ValueError(f"{f.__name__!r} gives one number a unit, and single weights compete here: LotteryCallback(units='channels')")
     old = Masks({n:lot.masks[n] for n in _free(lot)})
     check_amount(amount)
     lengths = lengths_of(lot.net())

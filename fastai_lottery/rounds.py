@@ -17,6 +17,7 @@ from .core import *
 from .core import name_of,check_whole
 from .masks import *
 from .criteria import large_final
+from .units import *
 from .scopes import NothingMore,global_
 from .resets import rewind,state,load_,base_state,check_pruned_by_torch
 from .tickets import *
@@ -42,9 +43,9 @@ def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
     if r==1 and not plays_one_fit(s.fit): _warn_frozen(learn, lot)    # a way to fit may freeze and unfreeze, as `fine_tune` does
-    if s.takes_all(lot.masks.n_kept): return _at_bottom(s, lot, f'a prune of amount={s.amount:g} would leave no weight')
+    if s.takes_all(lot.masks.counted.n_kept): return _at_bottom(s, lot, f'a prune of amount={s.amount:g} would leave no weight')
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
-    try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.numel))
+    try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot), s.per)
     except NothingMore as e: return _at_bottom(s, lot, e)
     if s.amount>0 and new.n_kept==lot.masks.n_kept: return _at_bottom(s, lot, _nothing(s))
     lot.pruned_to(new, lot.values(new, s.hold, s.seed_for('hold', r)))
@@ -69,7 +70,7 @@ def _nothing(s):
 
 def _at_bottom(s, lot, why):
     "Nothing more can go: fine where there is no density to reach, or where that is met but for the rounding of layers"
-    masks = lot.masks
+    masks = lot.masks.counted
     if s.to is None:
         says = f"the lottery ends after round {len(lot.rounds)-1}, at density {masks.density:.4g}: {why}"
         warnings.warn(says, EndedWarning, stacklevel=6)
@@ -206,7 +207,7 @@ def fit_lottery(self:Learner,
     hold=None, # What the weights that go are held at: 0, or a mask-0 action such as `hold_init_or_zero` (see `resets`)
     fit=Learner.fit_one_cycle, # How to train: `Learner.fit`, `fine_tune` or any function `(learn, n_epoch, **kwargs)`
     seed:int=None, # Data order and random numbers of each round follow from it
-    to:float=None, # Stop at this density: the last prune is cut to meet it
+    to:float=None, # Stop at this density (of units where they compete, or `'50% params'`, `'50% macs'`): the last prune is cut to meet it
     tol=None, # Stop when `monitor` is worse than dense by more than this (`.02` or `'5%'`); end with the round before
     monitor:str=None, # Validation figure for `tol`; by default the first metric
     lower:bool=None, # Is `monitor` better when lower? Known of fastai's and scikit-learn's metrics, and by `higher_is_better`
@@ -218,6 +219,10 @@ def fit_lottery(self:Learner,
     keep:str='best', # Trained nets that stay in memory for `learn.lottery.load`: the last and the best, or `'all'`
     higher:bool=None, # Is `monitor` better when higher? The same as `lower`, the other way round
     same=(), # Settings that are the same though `path` holds another text of them, such as `['criterion']` after a rewording
+    pool='mean', # Units: how a unit's score is made of its weights' scores, `'mean'`, `'sum'`, `'max'` or a function of rows
+    comparable:bool=True, # Units: divide scores by their layer's mean?
+    floor:float=.1, # Units: fraction of its units that each layer keeps at least
+    round_to:int=1, # Units: keep a multiple of this in each layer, as hardware likes
     **kwargs # Passed to `fit`
 )->L: # A `Round` for each round, also as `learn.lottery.rounds`
     """Iterative magnitude pruning with rewinding (1803.03635, 1903.01611): one dense round, then `rounds` of prune → rewind →
@@ -226,9 +231,9 @@ def fit_lottery(self:Learner,
     lot = lottery_of(self)
     start = _check_start(self, lot, start, path)
     ticket = start if isinstance(start, Ticket) else None
-    lower = lower_of(lower, higher)
+    lower,per = lower_of(lower, higher),PerUnit(pool, comparable, floor, round_to)
     s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, ticket,
-                 eval_every, test_dl, kwargs, tuple(L(same)))
+                 eval_every, test_dl, kwargs, tuple(L(same)), per)
     s,lot.keep = checked(self, lot, s),keep
     if ticket is not None: _check_knows(lot, s, ticket)
     return play(self, s, path, start)

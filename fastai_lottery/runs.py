@@ -57,7 +57,7 @@ class Folder:
         self._lock(es)
         self._take_names(learn, lot)
         self.same = _plain({**about_run(learn, lot, s), **(arm or {})})
-        names = list(lot.names() if lot.masks is None else lot.masks)
+        names = list(lot.all_kept() if lot.masks is None else lot.masks)
         self.all = {**_plain(about_learner(learn, lot, s.test_dl)), **self.same, 'competes':names, 'format':_format}
         if s.tol is not None: self.all['better'] = better_when(is_lower(s.monitor, s.lower))    # for the reader
         self._compare()

@@ -16,6 +16,7 @@ from fastai.learner import Learner
 from .core import *
 from .core import name_of,check_whole,check_fraction,meant
 from .criteria import large_final
+from .units import *
 from .scopes import *
 from .masks import *
 from .scopes import NothingMore,as_scope,check_amount
@@ -93,6 +94,7 @@ class Settings:
     test_dl:object = None
     kwargs:dict = field(default_factory=dict) # Passed to `fit`
     same:tuple = () # Names of settings that somebody vouches for, where a folder says otherwise
+    per:PerUnit = PerUnit() # How units compete, where they do
 
 # %% ../nbs/16_settings.ipynb #c5c78e05
 @patch
@@ -111,9 +113,15 @@ def goes_back(self:Settings):
     return base_state(self.reset)=='w_k'
 
 # %% ../nbs/16_settings.ipynb #a79ced4e
+def goal_of(to):
+    "What `to` asks for: a share, and of what"
+    if not isinstance(to, str): return to,'units'
+    g = re.fullmatch(r'(\d+\.?\d*|\.\d+)\s*%\s*(units|params|parameters|macs|flops)', to)
+    return (float(g[1])/100,{'parameters':'params', 'flops':'macs'}.get(g[2], g[2])) if g else (None,None)
+
 def at_least(s, numel):
-    "Weights that a density of `s.to` leaves"
-    return 0 if s.to is None else round(s.to*numel)
+    "Weights, or units where these compete, that `s.to` leaves"
+    return 0 if s.to is None else round(goal_of(s.to)[0]*numel)
 
 def is_near(s, kept, numel, layers):
     "Is `kept` the density asked for, but for the rounding of each layer?"
@@ -121,15 +129,21 @@ def is_near(s, kept, numel, layers):
 
 def _prunes(s):
     "Prunes that lead to `s.to`"
-    return math.ceil(math.log(s.to)/math.log(1-s.amount)-1e-9)
+    return math.ceil(math.log(goal_of(s.to)[0])/math.log(1-s.amount)-1e-9)
 
 def _layers(o): return len(o.masks_) if isinstance(o, Round) else o['layers']
 
 def _is_met(s, o):
     "Has round `o` the density asked for?"
     if s.to is None: return False
+    if 'units' in getattr(o, 'row', o): return _units_met(s, o)
     n = max(1, _prunes(s)) if s.rounds is None else s.rounds
     return o['kept']<=at_least(s, o['prunable']) or o['round']>=n and is_near(s, o['kept'], o['prunable'], _layers(o))
+
+def _units_met(s, o):
+    "Has round `o` the units, parameters or multiply-adds asked for?"
+    share,what = goal_of(s.to)
+    return o[what]<=max(1, round(share*o[f'{what}_dense']))
 
 def _is_worse(s, rounds):
     "Is the last of `rounds` outside the tolerance?"
@@ -153,9 +167,12 @@ def goes_on(self:Settings, rounds):
     return not (_is_met(self, rounds[-1]) or _is_worse(self, rounds) or self.stop is not None and self.stop(rounds))
 
 @patch
-def least(self:Settings, numel):
-    "How many of `numel` weights the next prune has to leave"
-    return at_least(self, numel)
+def least(self:Settings, lot):
+    "How many weights or units the next prune has to leave; for parameters and multiply-adds, a function that says whether it is met"
+    share,what = goal_of(self.to) if self.to is not None else (0,'units')
+    if what=='units': return at_least(self, lot.masks.counted.numel)
+    most = share*lot.dense_sizes()[what]
+    return lambda alive: lot.unit_sizes(alive)[what]<=most
 
 @patch
 def takes_all(self:Settings, kept):
@@ -180,7 +197,9 @@ def expected(self:Settings, numel):
 def _check_rule(s):
     "Are the rules that end a lottery ones?"
     if s.rounds is not None: check_whole('rounds', s.rounds, 0)
-    if s.to is not None: check_fraction('to', s.to)
+    if isinstance(s.to, str) and None in goal_of(s.to): raise ValueError(f"`to` should be a fraction, or, where channels compete, a "
+        f"share such as '50% units', '50% params' (parameters) or '50% macs' (multiply-adds); got {s.to!r}")
+    if s.to is not None: check_fraction('to', goal_of(s.to)[0])
     if s.tol is not None: check_tol(s.tol)
     if s.rounds is None and (s.to is not None or s.tol is not None) and s.amount==0:
         raise ValueError("`amount` should be above 0 where `to` or `tol` decides when to stop; got 0")
@@ -243,6 +262,9 @@ def _check_trainable(learn, s):
 # %% ../nbs/16_settings.ipynb #e1d40d40
 def _to_begin(learn, lot, s):
     "The masks that the first prune begins with, of the weights that are not frozen"
+    if lot.units!='weights':
+        units = lot.own_units()
+        return units.ones() if s.start is None or s.start.masks.units is None else s.start.masks.counted
     ws = named_weights(learn.model, lot.names() if lot.masks is None else lot.masks)
     free = {n:w for n,w in ws.items() if lot.frozen or w.requires_grad}
     old = {} if s.start is None else s.start.masks
@@ -260,7 +282,7 @@ def _asks_for(s, masks):
 # %% ../nbs/16_settings.ipynb #57726908
 def check_first(learn, lot, s):
     "Raise `ValueError` where counts tell that a prune cannot be made"
-    scope = as_scope(s.scope, lot.names() if lot.masks is None else lot.masks)
+    scope = as_scope(s.scope, lot.own_units().sizes if lot.units!='weights' else lot.names() if lot.masks is None else lot.masks)
     f = getattr(scope, 'func', scope)
     ours = getattr(f, '__module__', '')==as_scope.__module__ and not hasattr(f, 'rates')
     if not ours or scope in (global_, local, erk): return
@@ -277,7 +299,20 @@ def _check_callbacks(learn, lot, s, fs):
     own = L(s.kwargs.get('cbs'))
     for cb in [*learn.cbs, *own]: about_callback(cb)    # before it trains
     if s.most()==0: return
-    with learn.added_cbs(own): lot.check_known(fs, list(lot.masks or lot.names()))
+    units = lot.own_units()
+    names = list(lot.masks or lot.names()) if units is None else units.read_by(s.criterion)
+    with learn.added_cbs(own): lot.check_known(fs, names)
+
+def _check_units(lot, s, hold):
+    "Does what is asked go with what competes?"
+    if lot.units=='weights':
+        if isinstance(s.to, str): raise ValueError(f"`to`={s.to!r} is for units; single weights go to a density, such as to=.1")
+        if s.per!=PerUnit(): raise ValueError("`pool`, `comparable`, `floor` and `round_to` are for units: LotteryCallback(units='channels')")
+        return
+    if hold is not hold_zero: raise ValueError(f"units are pruned to 0, or they could not be taken out: leave out hold={name_of(hold)}")
+    if isinstance(s.scope, str) and ':' in s.scope: raise ValueError(f"scope={s.scope!r} is a pattern of single weights: units='weights'")
+    if isinstance(s.to, str) and goal_of(s.to)[1]!='units' and lot.units!='channels':
+        raise ValueError(f"`to`={s.to!r} needs units that can be taken out, units='channels'; these are {lot.units!r}")
 
 def checked(learn, lot, s):
     "`s` with names looked up. Raises `ValueError` or `TypeError` for what is wrong"
@@ -288,6 +323,7 @@ def checked(learn, lot, s):
     if s.eval_every is not None: check_whole('eval_every', s.eval_every, 1)
     _check_valid(learn, s)
     hold = as_action(s.hold)
+    _check_units(lot, s, hold)
     s = replace(s, fit=as_fit(s.fit), monitor=monitor_of(learn, s.monitor), criterion=as_criterion(s.criterion), reset=as_reset(s.reset),
                 lower=says_lower(learn, s.monitor, s.lower), hold=None if hold is hold_zero else hold)
     fs = (s.criterion, s.reset, hold)

@@ -24,6 +24,7 @@ from .core import *
 from .core import pick
 from .masks import *
 from .criteria import criteria_menu
+from .units import unit_criteria_menu
 from .model import *
 from .model import Known,unwatched,on_copies,same_autocast,grads_of,check_flow,flow_,hessian_times,twice,under
 from .model import loss_scale,hypers_now
@@ -234,7 +235,7 @@ def gradients(
     return {k:f(learn, names, masks, held) for k,f in dict(g=loss_grads, hg=hessian_grads, r=_flow).items() if k in asked}
 
 # %% ../nbs/10_signals.ipynb #df487e3b
-def as_criterion(o): return pick(o, criteria_menu(), 'criterion')
+def as_criterion(o): return pick(o, {**criteria_menu(), **unit_criteria_menu()}, 'criterion')
 def as_reset(o): return pick(o, resets_menu(), 'reset')
 def as_action(o): return hold_zero if o is None else pick(o, actions_menu(), 'hold')
 
@@ -277,6 +278,7 @@ def values(self:Known,
     "What pruned weights are held at under `new`: those that go now by `hold`, the others as before (1905.01067)"
     f,old,names = as_action(hold),self.held or {},list(new)
     if f is hold_zero and not old: return None
+    if new.units is not None: raise ValueError(f"units are pruned to 0, or they could not be taken out: leave out hold={hold!r}")
     gen = generator(torch.initial_seed() if seed is None else seed, 'hold')
     now = of_rank0(lambda: by_name(f, names, **self.known(names, needs(f), gen)))
     def one(n, w):
@@ -293,7 +295,7 @@ def start(self:Known,
     seed=None # For resets that draw random numbers
 )->dict: # A whole state, dense
     "Where a training starts from, by `reset`, as rank 0 has it; nothing is changed"
-    return of_rank0(lambda: self._start(as_reset(reset), list(masks), masks, w_k, seed))
+    return of_rank0(lambda: self._start(as_reset(reset), masks.scored, masks, w_k, seed))
 
 @patch
 def _start(self:Known, reset, names, masks, w_k, seed):

@@ -18,7 +18,8 @@ from .signals import train_batches
 @patch
 def odd(self:Known, x):
     "What is odd about weights for the inputs `x`, as a sentence; '' where nothing is"
-    with unwatched(self.learn): return of_rank0(lambda: odd_weights(unwrap(self.net()), tuple(x), self.masks))
+    masks = {n:self.masks[n] for n in self.masks.scored}
+    with unwatched(self.learn): return of_rank0(lambda: odd_weights(unwrap(self.net()), tuple(x), masks))
 
 @patch
 def look_once(self:Known):

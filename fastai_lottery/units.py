@@ -6,18 +6,17 @@
 __all__ = ['element_units', 'Part', 'Units', 'PerUnit', 'per_unit', 'filter_l1', 'filter_l2', 'geometric_median', 'bn_scale',
            'unit_criteria_menu', 'row_units', 'kernel_units', 'block_units', 'units_within']
 
-# %% ../nbs/04_units.ipynb #0adf3ee9
+# %% ../nbs/04_units.ipynb #19f9f1cd
 from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from .core import *
 from .core import check_whole,menu_of
 from .masks import *
-from .criteria import in_steps,scores
-from .masks import cut_prune
-from .scopes import NothingMore,as_scope,check_amount,make_masks
+from .criteria import scores
+from .scopes import NothingMore,make_masks
 
-# %% ../nbs/04_units.ipynb #0214e054
+# %% ../nbs/04_units.ipynb #94e09d41
 @dataclass(frozen=True, eq=False)
 class Part:
     "Whose unit each position of a tensor is, along one dimension"
@@ -37,9 +36,10 @@ class Part:
         "All but the positions, in plain values"
         return dict(group=self.group, name=self.name, dim=self.dim, makes=self.makes)
 
-# %% ../nbs/04_units.ipynb #50e69250
+# %% ../nbs/04_units.ipynb #1c348ab4
 class Units:
     "Units of a net: how many by group, and where they lie. A value: make new ones, never edit"
+    constant = frozenset() # Groups whose pruned units send a constant other than 0
     def __init__(self,
         sizes:dict, # Number of units by group
         parts, # Where they lie, a list of `Part`
@@ -64,7 +64,7 @@ class Units:
         "All units alive: a bool vector a group"
         return Masks({g:torch.ones(n, dtype=torch.bool) for g,n in self.sizes.items()})
 
-# %% ../nbs/04_units.ipynb #a012ad15
+# %% ../nbs/04_units.ipynb #2dd26b72
 @patch
 def masks(self:Units,
     alive # Bool vector by group, True where a unit is alive
@@ -93,7 +93,19 @@ def alive(self:Units,
     for p in self.makers: res[p.group] |= _any(p, masks[p.name], self.sizes[p.group])
     return Masks(res)
 
-# %% ../nbs/04_units.ipynb #2e2762fd
+# %% ../nbs/04_units.ipynb #8f461354
+@patch
+def told(self:Units, df):
+    "The table of what competes, `df`, for these units"
+    made,read = {p.name:p.group for p in self.makers},{p.name:p.group for p in self.parts if not p.makes}
+    def why(n):
+        if n in made: return f'makes units of {made[n]}'
+        layer = n.rpartition('.')[0]
+        if layer in self.left: return self.left[layer]
+        return f'goes with units of {read[n]}' if n in read else df.why[n] if not df.competes[n] else 'in no unit'
+    return df.assign(competes=[n in made for n in df.index], why=[why(n) for n in df.index])
+
+# %% ../nbs/04_units.ipynb #5c75b34c
 pools = {'mean':lambda s: s.mean(1), 'sum':lambda s: s.sum(1), 'max':lambda s: s.amax(1)}
 
 def as_pool(pool):
@@ -115,7 +127,7 @@ def rows(
 
 def _each(f, s): return f(s) if torch.is_tensor(s) else torch.cat([f(o) for o in s])
 
-# %% ../nbs/04_units.ipynb #7453130a
+# %% ../nbs/04_units.ipynb #97625278
 @patch
 def pooled(self:Units,
     scores:dict, # Score by name of a weight matrix, of its shape
@@ -135,7 +147,7 @@ def _together(f, vs, n):
     by = [[v[u] for v in (dict(zip(p.ids[p.ids>=0].unique().tolist(), v)) for p,v in vs) if u in v] for u in range(n)]
     return torch.cat([f(torch.stack(o)[None]) for o in by])
 
-# %% ../nbs/04_units.ipynb #9cb60e26
+# %% ../nbs/04_units.ipynb #406e4ddc
 @dataclass(frozen=True)
 class PerUnit:
     "How units compete, beside criterion and scope"
@@ -152,7 +164,7 @@ class PerUnit:
         "Units of `n` that stay"
         return max(1, -int(-self.floor*n//1))
 
-# %% ../nbs/04_units.ipynb #5d3c6a14
+# %% ../nbs/04_units.ipynb #c3c56f6d
 def made_comparable(scores, alive):
     "`scores`, each group's divided by the mean size of those alive"
     def one(s, m):
@@ -181,7 +193,7 @@ def _rounded(new, old, scores, per):
         return m if k==n else m.clone().index_fill_(0, _best(torch.where(m.cpu(), torch.inf, scores[g].cpu()), old[g], k), True)
     return Masks({g:one(g, m) for g,m in new.items()})
 
-# %% ../nbs/04_units.ipynb #2dfc537a
+# %% ../nbs/04_units.ipynb #b35bbee9
 @patch
 def prune(self:Units,
     scores:dict, # Score by group, one a unit; the lowest go. Groups without do not compete
@@ -202,7 +214,7 @@ def prune(self:Units,
                               f"least: lower it, or give a smaller floor than {per.floor:g}")
     return Masks({**alive, **_rounded(new, old, s, per)})
 
-# %% ../nbs/04_units.ipynb #1de36611
+# %% ../nbs/04_units.ipynb #1a3633ea
 def per_unit(f):
     "Mark a criterion that gives one number a unit: `w_f` and the others come with a row a unit"
     f.per_unit = True
@@ -229,7 +241,7 @@ def bn_scale(w_f):
     return w_f.abs().amax(1)
 bn_scale.reads = 'norms'
 
-# %% ../nbs/04_units.ipynb #15d209d7
+# %% ../nbs/04_units.ipynb #11f8907f
 def unit_criteria_menu()->dict: # Function by name
     "All criteria that give one number a unit"
     return {n:f for n,f in menu_of(__name__).items() if getattr(f, 'per_unit', False)}
@@ -258,7 +270,7 @@ def scores_of(self:Units,
         res.setdefault(p.group, []).append((p, by_name(f, [p.name], **row)[p.name]))
     return {g:_together(as_pool(per.pool), vs, self.sizes[g]) for g,vs in res.items()}
 
-# %% ../nbs/04_units.ipynb #96e296ba
+# %% ../nbs/04_units.ipynb #611cb7e2
 def row_units(w):
     "The weights of one output each"
     return torch.arange(len(w)).view([-1]+[1]*(w.ndim-1)).expand(w.shape)
@@ -283,7 +295,7 @@ def block_units(
 
 element_units = {'rows':row_units, 'kernels':kernel_units}
 
-# %% ../nbs/04_units.ipynb #ac2fbcd0
+# %% ../nbs/04_units.ipynb #8d311964
 def units_within(
     weights:dict, # Weights that compete, by name
     f # `'rows'`, `'kernels'`, or a function from a weight to the number of a unit for each of its elements
@@ -303,27 +315,3 @@ def _numbered(n, ids, shape):
         got = f'{ids.dtype} of shape {tuple(ids.shape)}' if torch.is_tensor(ids) else repr(ids)
         raise ValueError(f"units of {n!r} should be whole numbers in a tensor of shape {tuple(shape)}; got {got}")
     return ids.cpu().unique(return_inverse=True)[1].view(shape)
-
-# %% ../nbs/04_units.ipynb #656a07d0
-def _free(lot, units):
-    "Groups of which no weight is frozen"
-    ws = named_weights(lot.net())
-    cold = {p.group for p in units.makers if p.name in units.scored and not (lot.frozen or ws[p.name].requires_grad)}
-    if free := [g for g in units.sizes if g not in cold]: return free
-    raise ValueError("all layers that have units are frozen: unfreeze some, or use LotteryCallback(frozen=True)")
-
-def one_more_unit(lot, f, amount, scope, gen, least, per):
-    "Masks after one more prune of units by the criterion `f`, which is cut so that `least` units stay"
-    units = lot.masks.units
-    check_amount(amount)
-    all_,free = units.alive(lot.masks),_free(lot, units)
-    old = Masks({g:all_[g] for g in free})
-    def scored(cur):
-        on = units.masks({**all_, **cur})
-        s = units.scores_of(f, per, lot.known(units.read_by(f), needs(f), gen, Masks({n:on[n] for n in on})))
-        return {g:torch.where(cur[g], v.cpu(), torch.finfo(v.dtype).min) for g,v in s.items() if g in old}
-    def prune(s, a): return Masks({g:m for g,m in units.prune(s, old, a, as_scope(scope, free), per).items() if g in old})
-    s,have = scored(in_steps(f, old, amount, prune, scored)),all_.n_kept
-    def at(a): return Masks({**all_, **prune(s, a)})
-    new = at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old))
-    return units.masks(new)
