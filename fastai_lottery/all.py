@@ -10,12 +10,16 @@ from .core import *
 from .masks import *
 from .criteria import *
 from .scopes import *
+from .units import *
 from .resets import *
 from .files import *
 from .tickets import *
 from .sizes import *
+from .coupled import *
+from .removal import *
 from .statistics import *
 from .signals import *
+from .structured import *
 from .callback import *
 from .trust import *
 from .checkpoints import *
@@ -30,6 +34,7 @@ from .journal import *
 from .rounds import *
 from .supermask import *
 from .transfer import *
+from .shrink import *
 from .analysis import *
 from .data import *
 from .nets import *

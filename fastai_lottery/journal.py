@@ -166,11 +166,12 @@ def report(self:LotteryCallback)->pd.DataFrame: # One row a round, and one a tra
 
 @patch
 def ticket(self:LotteryCallback,
-    k:int=-1, # Round; the last by default
+    k:int=None, # Round; the last by default, and after `shrink` what is left of it
     trained:bool=False # Carry the trained weights along, for resets that go on from them, such as `keep`?
 )->Ticket:
     "Masks and starting weights of round `k`. Raises `ValueError` for a round that there is not, or whose trained net is gone"
-    t = round_of(self, k).ticket
+    if k is None and self.small is not None and not trained: return self.small
+    t = round_of(self, k := -1 if k is None else k).ticket
     return replace(t, trained=dict(trained_of(self, k)[2])) if trained else t
 
 # %% ../nbs/18_journal.ipynb #5f869245

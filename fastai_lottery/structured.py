@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sizes_after']
 
-# %% ../nbs/10_structured.ipynb #48d0d516
+# %% ../nbs/10_structured.ipynb #52cc285f
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -25,7 +25,7 @@ from .removal import only_of
 from .signals import *
 from .signals import tried,train_batches
 
-# %% ../nbs/10_structured.ipynb #429ebe61
+# %% ../nbs/10_structured.ipynb #af79394f
 @patch
 def inputs_now(self:Known, n=2):
     "Inputs of the model for the first `n` items of a training batch, on its device"
@@ -47,7 +47,7 @@ def _units_of(lot, m):
     ws = named_weights(m, lot.names())
     if lot.units!='channels': return units_within(ws, lot.units)
     xb = lot.inputs_now()
-    units = checked(_that_compete(channel_units(m, xb), ws), m, xb)
+    units = checked_units(_that_compete(channel_units(m, xb), ws), m, xb)
     if units.sizes: return units
     why = '; '.join(f'{n}: {w}' for n,w in list(units.left.items())[:8])
     raise ValueError(f"no channels, neurons or heads of this model can be taken out ({why}): prune single weights, units='weights'")
@@ -58,7 +58,7 @@ def _that_compete(units, ws):
     units.scored = tuple(n for n in units.scored if n in ws)
     return units if not out else only_of(units, set(units.sizes)-set(out), {g:f'coupled to {n}, which does not compete' for g,n in out.items()})
 
-# %% ../nbs/10_structured.ipynb #9f564a01
+# %% ../nbs/10_structured.ipynb #a5aaf914
 @patch
 def all_kept(self:Known):
     "Masks that keep everything that competes"
@@ -77,7 +77,7 @@ def check_unit_setting(units):
     if units in ('weights','channels',*element_units) or callable(units): return
     units_within({}, units)
 
-# %% ../nbs/10_structured.ipynb #e573a01d
+# %% ../nbs/10_structured.ipynb #534134c4
 def _free(lot, units):
     "Groups of which no weight is frozen"
     ws = named_weights(lot.net())
@@ -113,7 +113,7 @@ def one_more_unit(lot, f, amount, scope, gen, least, per):
     if callable(least): return units.masks(cut_down(at, amount, least))
     return units.masks(at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old)))
 
-# %% ../nbs/10_structured.ipynb #7ac2685d
+# %% ../nbs/10_structured.ipynb #6c5bb3e3
 def sizes_after(
     model:nn.Module, # A model; it is not changed
     units:Units, # Its units
@@ -125,7 +125,7 @@ def sizes_after(
     n = int(flops(small.eval(), xb).flops['total'])//2//max(1, len(xb[0] if isinstance(xb, tuple) else xb))
     return dict(units=Masks(alive).n_kept, params=sum(p.numel() for p in small.parameters()), macs=n)
 
-# %% ../nbs/10_structured.ipynb #2a396e6a
+# %% ../nbs/10_structured.ipynb #6df48853
 @patch
 def unit_sizes(self:Known, alive=None):
     "What would be left of the model; `{}` where single weights compete, the number of units where nothing can be taken out for them"
