@@ -46,7 +46,7 @@ class LotteryCallback(Verbs, Known, Callback):
         bias:bool=False, # Prune biases as well?
         frozen:bool=False, # Prune layers that are frozen at the time?
         init=None, # `init(model)`, which initialises in place, for `random_reinit`; by default each layer does it itself
-        units='weights' # What competes: `'weights'`, `'channels'` (neurons and heads too), `'rows'`, `'kernels'`, or a function (see `units`)
+        units='weights' # What competes: `'weights'`, `'channels'` (neurons, heads), `'rows'`, `'kernels'`, a function (see `units`)
     ):
         check_unit_setting(units)
         self.rewind_to = self.asked = point(rewind_to)    # a share of the iterations becomes a number where they are known

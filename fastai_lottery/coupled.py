@@ -5,203 +5,18 @@
 # %% auto #0
 __all__ = ['channel_units']
 
-# %% ../nbs/09_coupled.ipynb #3c75247a
+# %% ../nbs/09_coupled.ipynb #804f3d25
 from collections import defaultdict
-from typing import NamedTuple
-from copy import deepcopy
-import re
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from fastcore.basics import patch
 from .core import *
-from .core import norm_names
 from .masks import *
 from .units import *
+from .channels import as_called,attentions,copy_of,is_grouped,is_maker,makes,mixing,need_deploy
+from .channels import other_attentions,slots,traced,width
 
-# %% ../nbs/09_coupled.ipynb #5ecfe938
-Conv = nn.modules.conv._ConvNd
-Norm = nn.modules.batchnorm._NormBase
-mixing = (nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)    # a channel's value depends on all the others
-
-def is_opaque(m):
-    "Is `m` a layer whose channels are not followed: a recurrent one, or a norm of a class that is not torch's?"
-    known = (Conv, nn.Linear, Norm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
-    return isinstance(m, (nn.RNNBase, nn.LocalResponseNorm, nn.RMSNorm)) or not isinstance(m, known) and bool(re.search(norm_names, type(m).__name__))
-
-def is_conv1d(m):
-    "Is `m` a `Conv1D` of transformers, a linear layer with its matrix the other way round?"
-    return type(m).__name__=='Conv1D' and hasattr(m, 'nf') and isinstance(getattr(m, 'weight', None), nn.Parameter)
-
-def is_grouped(m): return isinstance(m, Conv) and m.groups>1
-
-def _of_conv(m):
-    o,i = (1,0) if m.transposed else (0,1)
-    made = [('weight',o,'out'),('bias',0,'out')]
-    return made+([] if m.groups>1 else [('weight',i,'in')])
-
-def slots(m):
-    "Tensors of the layer `m` as (attribute, dimension, 'out' or 'in'); None for a kind that is not known"
-    if is_grouped(m) and m.transposed: return None
-    if isinstance(m, Conv): return _of_conv(m)
-    if isinstance(m, nn.Linear): return [('weight',0,'out'),('bias',0,'out'),('weight',1,'in')]
-    if is_conv1d(m): return [('weight',1,'out'),('bias',0,'out'),('weight',0,'in')]
-    if isinstance(m, Norm): return [(o,0,'out') for o in ('weight','bias','running_mean','running_var')]
-    if isinstance(m, nn.GroupNorm): return [('weight',0,'out'),('bias',0,'out')]
-    if isinstance(m, nn.PReLU): return [('weight',0,'out')] if m.num_parameters>1 else []
-    if isinstance(m, nn.Embedding): return [('weight',1,'out')]
-
-def makes(m, attr): return attr in ('weight','bias') and not isinstance(m, nn.PReLU)
-
-# %% ../nbs/09_coupled.ipynb #9cce3b55
-def is_maker(m): return isinstance(m, (Conv,nn.Linear,nn.Embedding)) or is_conv1d(m)
-
-def width(m, side):
-    "Number of channels of the layer `m` on one side"
-    out = side=='out'
-    if isinstance(m, Conv): return m.out_channels if out else m.in_channels
-    if isinstance(m, nn.Linear): return m.out_features if out else m.in_features
-    if is_conv1d(m): return m.weight.shape[1 if out else 0]
-    if isinstance(m, Norm): return m.num_features
-    if isinstance(m, nn.GroupNorm): return m.num_channels
-    return m.num_parameters if isinstance(m, nn.PReLU) else m.embedding_dim
-
-# %% ../nbs/09_coupled.ipynb #f28c40ee
-def need_deploy(what):
-    "Torch-Pruning, or the error that says which extra brings it"
-    try: import torch_pruning
-    except ImportError as e:
-        raise ImportError(f"{what} needs Torch-Pruning: pip install 'fastai_lottery[deploy]'") from e
-    return torch_pruning
-
-def copy_of(model):
-    "A copy of `model` without its wrappers; weights that a layer makes in each forward pass, as fastai's `WeightDropout` does, are made anew"
-    m = unwrap(model)
-    made = [t for o in m.modules() for t in vars(o).values() if torch.is_tensor(t) and not t.is_leaf]
-    return deepcopy(m, {id(t):t.detach().clone() for t in made})
-
-def outputs(o): return [t for t in tree_leaves(o) if torch.is_tensor(t) and t.is_floating_point()]
-
-def _marked(forward):
-    def _forward(m, xb): return [o*1 for o in outs if o.grad_fn is not None] if (outs := outputs(forward(m, xb))) else []
-    return _forward
-
-def as_called(m, xb): return m(*xb)
-
-class Pieces(TorchFunctionMode):
-    "Each piece of a split and each part of a concatenation goes through an operation of its own, and their sizes are written down"
-    def __init__(self):
-        super().__init__()
-        self.splits,self.cats = {},{}    # sizes by what autograd knows of them
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        name,kwargs = getattr(func, '__name__', ''),kwargs or {}
-        if name in ('cat','concat','concatenate') and isinstance(args[0], (list,tuple)):
-            dim = kwargs.get('dim', args[1] if len(args)>1 else 0)
-            out = func(list(map(_by_itself, args[0])), *args[1:], **kwargs)
-            if all(t.ndim==out.ndim for t in args[0]): self.cats[out.grad_fn] = [t.shape[dim] for t in args[0]]
-            return out
-        out = func(*args, **kwargs)
-        if name not in ('chunk','split','split_with_sizes','tensor_split') or not isinstance(out, (list,tuple)): return out
-        x,dim = args[0],kwargs.get('dim', args[2] if len(args)>2 else 0)
-        out = x.split_with_sizes([t.shape[dim] for t in out], dim)    # Torch-Pruning knows the sizes of these alone
-        self.splits[out[0].grad_fn] = [t.shape[dim] for t in out]
-        return tuple(map(_by_itself, out))
-
-def _by_itself(t): return t*1 if t.is_floating_point() else t
-
-# %% ../nbs/09_coupled.ipynb #1fa40ce3
-def _true_splits(tp, dg, pieces):
-    "Put down in the graph which piece of a split goes where; it goes by the order in which it finds them"
-    mapping = tp.dependency.index_mapping._SplitIndexMapping
-    for node in dg.module2node.values():
-        kind,g = node.type.name,node.grad_fn
-        if kind!='SPLIT' or g not in pieces.splits or getattr(g, '_saved_dim', None)!=1: continue
-        sizes = pieces.splits[g]
-        at = [sum(sizes[:i]) for i in range(len(sizes)+1)]
-        node.module.split_sizes,node.module.offsets,node.enable_index_mapping = sizes,at,False
-        for o in node.outputs:
-            k = next((i for f,i in o.grad_fn.next_functions if f is g), 0)
-            for d in node.dependencies:
-                if d.target is o: d.index_mapping[0] = mapping(at[k:k+2], reverse=False)
-            for d in o.dependencies:
-                if d.target is node: d.index_mapping[0] = mapping(at[k:k+2], reverse=True)
-
-def _with_grad(o):
-    "Inputs that autograd follows, too"
-    if torch.is_tensor(o): return o.detach().clone().requires_grad_() if o.is_floating_point() else o
-    if isinstance(o, dict): return {k:_with_grad(v) for k,v in o.items()}
-    return type(o)(map(_with_grad, o)) if type(o) in (list,tuple) else o
-
-# %% ../nbs/09_coupled.ipynb #7d47fec9
-def traced(m, xb, forward):
-    "Torch-Pruning's dependency graph of `m`. Raises `ValueError` where it fails"
-    tp = need_deploy('finding units')
-    others = {type(o):_other_layer(tp, not is_conv1d(o)) for o in m.modules() if is_conv1d(o) or is_opaque(o)}
-    try:
-        with torch.enable_grad(), Pieces() as pieces:
-            dg = _graph(tp, pieces).build_dependency(m, _with_grad(xb), _marked(forward), customized_pruners=others, verbose=False)
-        _true_splits(tp, dg, pieces)
-        return dg
-    except Exception as e:
-        raise ValueError(f"the units of this net cannot be found: Torch-Pruning fails with {type(e).__name__}: {str(e)[:200]}. Its single "
-                         "weights can be pruned all the same, units='weights'") from e
-
-def _graph(tp, pieces):
-    "A graph that knows the sizes of what is concatenated, which it guesses from the layers around"
-    class Graph(tp.DependencyGraph):
-        def _trace(self, *args, **kwargs):
-            nodes = super()._trace(*args, **kwargs)
-            for o in nodes.values():
-                if o.type.name=='CONCAT' and o.grad_fn in pieces.cats: o.module.concat_sizes = list(pieces.cats[o.grad_fn])
-            return nodes
-    return Graph()
-
-def _other_layer(tp, through):
-    "How Torch-Pruning sees a layer that it does not know; `through`: are outputs inputs, as far as one knows?"
-    class Layer(tp.BasePruningFunc):
-        def prune_out_channels(self, layer, idxs): return layer
-        def prune_in_channels(self, layer, idxs): return None
-        def get_out_channels(self, layer): return layer.weight.shape[1] if is_conv1d(layer) else None
-        def get_in_channels(self, layer): return layer.weight.shape[0] if is_conv1d(layer) else None
-    if through: Layer.prune_in_channels = Layer.prune_out_channels
-    return Layer()
-
-# %% ../nbs/09_coupled.ipynb #75f4112f
-class Heads(NamedTuple):
-    "An attention with its heads"
-    home:nn.Module # Where the number of heads stands
-    makers:tuple # Layers that make queries, keys and values
-    pieces:int # How many of the three each of them makes
-    reader:nn.Module # The layer that reads the heads
-    n:int # Number of heads
-
-def heads_of(m):
-    "Heads of the attention `m`; None where there is none whose heads can go"
-    qkv,proj,size = getattr(m, 'qkv', None),getattr(m, 'proj', None),getattr(m, 'head_dim', 0)
-    if isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and size and hasattr(m, 'attn_dim'):
-        plain = getattr(m, 'gate', None) is None and isinstance(getattr(m, 'norm', None), (nn.Identity, type(None)))
-        if plain and qkv.out_features==3*m.num_heads*size: return Heads(m, (qkv,), 3, proj, m.num_heads)
-    own,reads = getattr(m, 'self', None),getattr(getattr(m, 'output', None), 'dense', None)
-    if isinstance(reads, nn.Linear) and all(isinstance(getattr(own, o, None), nn.Linear) for o in ('query','key','value')):
-        if reads.in_features==own.query.out_features==own.value.out_features:
-            return Heads(own, (own.query,own.key,own.value), 1, reads, own.num_attention_heads)
-
-def attentions(m): return [h for o in m.modules() if (h := heads_of(o)) is not None]
-
-def other_attentions(m):
-    "Layers of attentions whose heads are kept in a way that is not known, by id"
-    known = {id(o) for h in attentions(m) for o in h.makers}
-    ours = [o for o in m.modules() if any(hasattr(o, k) for k in ('num_heads','num_attention_heads','n_heads','n_head'))]
-    return {id(c) for o in ours for c in o.children() if is_maker(c) and id(c) not in known and c is not getattr(o, 'proj', None)}
-
-def fit_heads_(h):
-    "Write down how many heads an attention has, after some have gone"
-    m,n = h.home,h.makers[0].weight.shape[0]//h.pieces
-    if hasattr(m, 'attn_dim'): m.num_heads,m.attn_dim = n//m.head_dim,n
-    else: m.num_attention_heads,m.all_head_size = n//m.attention_head_size,n
-
-# %% ../nbs/09_coupled.ipynb #37bd893e
+# %% ../nbs/09_coupled.ipynb #fb1abfb5
 class Joined:
     "Places that go together: each has one root"
     def __init__(self): self.up = {}
@@ -216,6 +31,7 @@ class Joined:
         for a in self.up: res[self.root(a)].append(a)
         return res
 
+# %% ../nbs/09_coupled.ipynb #440c0aa7
 class Net:
     "A net whose channels are being coupled"
     def __init__(self, m):
@@ -224,7 +40,8 @@ class Net:
         self.heads,self.others = attentions(m),other_attentions(m)
     def skips(self, mod, side):
         "Channels inside an attention go by heads"
-        return any(side=='out' and any(o is mod for o in h.makers) or side=='in' and h.reader is mod for h in self.heads)
+        inside = [o for h in self.heads for o in h.makers] if side=='out' else [h.reader for h in self.heads]
+        return any(o is mod for o in inside)
     def is_left_out(self, mod):
         "Is it known by now that no channel of this layer is a unit?"
         gone = {self.joined.root(a) for a,_ in self.bad}
@@ -234,7 +51,13 @@ class Net:
         self.mods[id(mod)] = mod
         return id(mod),side if is_maker(mod) else 'out',i
 
-# %% ../nbs/09_coupled.ipynb #74a3722d
+# %% ../nbs/09_coupled.ipynb #3fd4bdcb
+def _stops(net, root, t):
+    "Why channels that meet the layer `t` are no units; '' where they may be"
+    if isinstance(t, mixing): return f'{type(t).__name__} mixes channels'
+    if id(t) in net.others and t is root: return 'an attention whose heads are not known'
+    return f'meets {net.names[id(t)]}, a {type(t).__name__}' if slots(t) is None else ''
+
 def _couple_item(net, root, dg, item):
     "What one item of a group of Torch-Pruning's says: positions `idxs` of a layer belong to `root_idxs` of the first"
     t,kind,at = item.dep.target.module,item.dep.target.type.name,item.root_idxs
@@ -243,14 +66,14 @@ def _couple_item(net, root, dg, item):
     if kind=='SPLIT': return _couple_pieces(net, root, t.split_sizes, item)
     if isinstance(t, nn.Parameter): return spoil('meets a parameter that is in no layer of a known kind')
     if id(t) not in net.names: return
-    if isinstance(t, mixing): return spoil(f'{type(t).__name__} mixes channels')
-    if id(t) in net.others and item.dep.target.module is root: return spoil('an attention whose heads are not known')
-    if slots(t) is None: return spoil(f'meets {net.names[id(t)]}, a {type(t).__name__}')
+    if why := _stops(net, root, t): return spoil(why)
     side = 'out' if dg.is_out_channel_pruning_fn(item.dep.handler) else 'in'
     if net.skips(t, side): return
-    if not item.idxs or max(item.idxs)>=width(t, side): return spoil(f'how it meets {net.names[id(t)]} is not understood')
+    if not item.idxs or max(item.idxs)>=width(t, side):
+        return spoil(f'how it meets {net.names[id(t)]} is not understood')
     for i,j in zip(item.idxs, at): net.joined.join(net.place(root, 'out', j), net.place(t, side, i))
 
+# %% ../nbs/09_coupled.ipynb #db0b40a2
 def _couple_pieces(net, root, sizes, item):
     "Pieces of one size stay of one size"
     if not sizes or len(set(sizes))>1: return
@@ -269,7 +92,7 @@ def _couple_groups(net):
             k = t.num_channels//t.num_groups
             for c in range(t.num_channels): net.joined.join(net.place(t, 'out', c//k*k), net.place(t, 'out', c))
 
-# %% ../nbs/09_coupled.ipynb #df065a8c
+# %% ../nbs/09_coupled.ipynb #8133a723
 def _couple_tied(net):
     "A tensor that several layers have"
     by = defaultdict(list)
@@ -280,20 +103,24 @@ def _couple_tied(net):
         for o,s in more:
             for i in range(width(t, side)): net.joined.join(net.place(t, side, i), net.place(o, s, i))
 
+def _items(net, dg, root):
+    "What Torch-Pruning says goes with the outputs of the layer `root`"
+    by,at = dg.get_pruner_of_module(root),list(range(width(root, 'out')))
+    try: return [] if by is None else dg.get_pruning_group(root, by.prune_out_channels, at).items
+    except Exception as e: net.bad.extend((net.place(root, 'out', i), f'Torch-Pruning fails: {e}') for i in at)
+    return []
+
 def coupled(m, xb, forward):
     "Which channels of `m` go together"
     net,dg = Net(m),traced(m, xb, forward)
     for root in [o for o in dg.module2node if isinstance(o, nn.Module) and id(o) in net.names and is_maker(o)]:
-        by = dg.get_pruner_of_module(root)
-        if by is None or slots(root) is None or net.skips(root, 'out') or net.is_left_out(root): continue
-        try: items = dg.get_pruning_group(root, by.prune_out_channels, list(range(width(root, 'out')))).items
-        except Exception as e: items = net.bad.extend((net.place(root, 'out', i), f'Torch-Pruning fails: {e}') for i in range(width(root, 'out'))) or ()
-        for item in items: _couple_item(net, root, dg, item)
+        if slots(root) is None or net.skips(root, 'out') or net.is_left_out(root): continue
+        for item in _items(net, dg, root): _couple_item(net, root, dg, item)
     _couple_groups(net)
     _couple_tied(net)
     return net
 
-# %% ../nbs/09_coupled.ipynb #f8caddca
+# %% ../nbs/09_coupled.ipynb #e61d9516
 def _grouped(net):
     "Sets of places by the layers that make them, and why layers have none"
     order = {id(o):i for i,o in enumerate(net.m.modules())}
@@ -307,16 +134,9 @@ def _grouped(net):
         elif makers: groups[makers].append((min(i for a,side,i in places if a==makers[0] and side=='out'), places))
     return groups,left
 
-def head_parts(net, h):
-    "Where the heads of one attention lie"
-    group = net.names[id(h.home)]
-    def ids(lin, pieces, side): return torch.arange(h.n).repeat_interleave(width(lin, side)//pieces//h.n).repeat(pieces)
-    made = [(o,a,0,ids(o, h.pieces, 'out'),True) for o in h.makers for a in ('weight','bias')]
-    return [Part(group, net.tensors[id(p)], dim, i, mk) for o,a,dim,i,mk in [*made, (h.reader,'weight',1,ids(h.reader, 1, 'in'),False)]
-            if (p := getattr(o, a)) is not None]
-
 def has_own_weight(m): return isinstance(m._parameters.get('weight'), nn.Parameter)
 
+# %% ../nbs/09_coupled.ipynb #f150f4ee
 def _ids(net, group, places):
     "By layer and side, the unit at each position"
     res = {}
@@ -338,17 +158,28 @@ def _parts(net, group, places):
             res.append(Part(group, net.tensors[id(p)], dim, ids, side=='out' and makes(t, attr)))
     return res
 
-# %% ../nbs/09_coupled.ipynb #ad9113d4
+# %% ../nbs/09_coupled.ipynb #18b9ea03
+def head_parts(net, h):
+    "Where the heads of one attention lie"
+    group = net.names[id(h.home)]
+    def ids(lin, pieces, side): return torch.arange(h.n).repeat_interleave(width(lin, side)//pieces//h.n).repeat(pieces)
+    made = [(o,a,0,ids(o, h.pieces, 'out'),True) for o in h.makers for a in ('weight','bias')]
+    places = [*made, (h.reader,'weight',1,ids(h.reader, 1, 'in'),False)]
+    return [Part(group, net.tensors[id(p)], dim, i, mk) for o,a,dim,i,mk in places if (p := getattr(o, a)) is not None]
+
+# %% ../nbs/09_coupled.ipynb #6323952c
 def _others(m, parts):
     "Layers with a weight matrix of which nothing was said"
     made = {p.name for p in parts if p.makes}
     def has_matrix(o): return any(p.ndim>1 for p in o.parameters(recurse=False))
-    ours = {n:o for n,o in m.named_modules() if has_matrix(o) and not any(f'{n}.{k}' in made for k in o._parameters)}
+    def is_made(n, o): return any(f'{n}.{k}' in made for k in o._parameters)
+    ours = {n:o for n,o in m.named_modules() if has_matrix(o) and not is_made(n, o)}
     heads = [n for n,o in m.named_modules() if isinstance(o, nn.MultiheadAttention)]
-    def why(n, o): return f'a {type(o).__name__}, whose '+('heads cannot go' if n in heads else 'units are not followed')
+    def why(n, o):
+        return f'a {type(o).__name__}, whose '+('heads cannot go' if n in heads else 'units are not followed')
     return {n:why(n, o) for n,o in ours.items() if not any(n==f'{h}.out_proj' for h in heads)}
 
-# %% ../nbs/09_coupled.ipynb #fd80f792
+# %% ../nbs/09_coupled.ipynb #075ce3bf
 def channel_units(
     model:nn.Module, # A model; it is not changed
     xb, # One batch on its device, or a tuple of its inputs: two items are enough

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['without', 'checked_units']
 
-# %% ../nbs/09_removal.ipynb #672940d8
+# %% ../nbs/09_removal.ipynb #3d6052b1
 import warnings
 import torch
 from torch import nn
@@ -14,9 +14,9 @@ from .core import *
 from .masks import *
 from .units import *
 from .coupled import *
-from .coupled import Conv,Norm,as_called,copy_of,attentions,fit_heads_,is_conv1d,is_grouped,is_maker,outputs
+from .channels import Conv,Norm,as_called,copy_of,attentions,fit_heads_,is_conv1d,is_grouped,is_maker,outputs
 
-# %% ../nbs/09_removal.ipynb #3be3380b
+# %% ../nbs/09_removal.ipynb #f1dc926d
 @patch
 def cuts(self:Units,
     alive # Bool vector by group
@@ -25,19 +25,20 @@ def cuts(self:Units,
     res = {}
     for p in self.parts:
         k = p.along(alive[p.group])
-        if p.dim is None: raise ValueError(f"units of kind {self.kind!r} lie within a weight: nothing can be taken out for them")
+        if p.dim is None:
+            raise ValueError(f"units of kind {self.kind!r} lie within a weight: nothing can be taken out for them")
         if k.all(): continue
         d = res.setdefault(p.name, {})
         d[p.dim] = d[p.dim]&k if p.dim in d else k
     return res
 
-# %% ../nbs/09_removal.ipynb #18840f4d
+# %% ../nbs/09_removal.ipynb #9008a50e
 def cut(t, by):
     "The part of tensor `t` that stays; `by` as in `Units.cuts`, None for all of it"
     for dim,k in (by or {}).items(): t = t.index_select(dim, k.nonzero()[:,0].to(t.device))
     return t
 
-# %% ../nbs/09_removal.ipynb #0b40ca45
+# %% ../nbs/09_removal.ipynb #35b96982
 def _put(m, n, by):
     "Cut the tensor `n` of the model `m`, under each name that it has"
     layer,_,own = n.rpartition('.')
@@ -64,7 +65,7 @@ def _resize(m):
     elif isinstance(m, nn.PReLU): m.num_parameters = len(w)
     elif isinstance(m, nn.Embedding): m.embedding_dim = w.shape[1]
 
-# %% ../nbs/09_removal.ipynb #66b490cd
+# %% ../nbs/09_removal.ipynb #9b308861
 def remove_(m, cs):
     "Cut the tensors of `m` by `cs`, in place"
     heads = attentions(m)
@@ -75,7 +76,7 @@ def remove_(m, cs):
     for h in heads: fit_heads_(h)
     return m
 
-# %% ../nbs/09_removal.ipynb #9da5d9ef
+# %% ../nbs/09_removal.ipynb #5cda5a05
 def without(
     model:nn.Module, # A model; it is left as it is
     units:Units, # Its units
@@ -84,7 +85,7 @@ def without(
     "A copy of `model` without dead units. What it says is the same where they are exactly 0 and read by known layers: see `checked_units`"
     return remove_(copy_of(model), units.cuts(alive))
 
-# %% ../nbs/09_removal.ipynb #83d678c8
+# %% ../nbs/09_removal.ipynb #21218957
 def doubled(o):
     "Inputs in double precision"
     if torch.is_tensor(o): return o.double() if o.is_floating_point() else o
@@ -109,12 +110,14 @@ def apart(a, b):
     far = [float((s-t).abs().max()/s.abs().max().clamp(min=1e-12)) for s,t in zip(a, b) if s.numel()]
     return max([float('inf') if f!=f else f for f in far], default=0.)
 
+# %% ../nbs/09_removal.ipynb #ca84878d
 def some_dead(units, gen, share=.5, groups=None):
     "Which units are alive after a random `share` of those in `groups` has gone; a group keeps one"
-    def one(g, n): return torch.randperm(n, generator=gen)>=min(n-1, round(share*n)) if groups is None or g in groups else torch.ones(n).bool()
+    def one(g, n):
+        return torch.randperm(n, generator=gen)>=(min(n-1, round(share*n)) if groups is None or g in groups else 0)
     return Masks({g:one(g, n) for g,n in units.sizes.items()})
 
-# %% ../nbs/09_removal.ipynb #5adea8bf
+# %% ../nbs/09_removal.ipynb #266212d9
 def _dim_in(m): return 1 if isinstance(m, Conv) else -1
 
 class Readers:
@@ -127,7 +130,8 @@ class Readers:
             if not p.makes and not p.along(alive[p.group]).all(): by.setdefault(p.name, []).append(p)
         for mod in mods.values():
             w = getattr(mod, 'weight', None) if is_maker(mod) else None
-            for p in by.get(names.get(id(w)), ()): self.hooks.append(mod.register_forward_pre_hook(self._look(p, alive)))
+            for p in by.get(names.get(id(w)), ()):
+                self.hooks.append(mod.register_forward_pre_hook(self._look(p, alive)))
     def _look(self, p, alive):
         dead = ~p.along(alive[p.group])
         def look(mod, args):
@@ -140,7 +144,7 @@ class Readers:
     def off(self):
         for h in self.hooks: h.remove()
 
-# %% ../nbs/09_removal.ipynb #fd3f353e
+# %% ../nbs/09_removal.ipynb #4517c39f
 class Trial:
     "What a model says with units masked, and without them"
     def __init__(self, model, xb, forward, gen):
@@ -162,8 +166,10 @@ class Trial:
             with torch.no_grad(): return apart(a, outputs(self.forward(without(self.m, units, alive), self.xb))),''
         except Exception as e: return float('inf'),f'{type(e).__name__}: {str(e).splitlines()[0][:100]}' if str(e) else type(e).__name__
 
-# %% ../nbs/09_removal.ipynb #8a670d1d
-def tol_of(outs): return 1e-9 if all(t.dtype==torch.float64 for t in outs) else 1e-5    # of the outputs' scale; some nets compute in float32
+# %% ../nbs/09_removal.ipynb #8d70f2ce
+def tol_of(outs):
+    "How far outputs may be apart, as a share of the largest: some nets compute in single precision whatever they are given"
+    return 1e-9 if all(t.dtype==torch.float64 for t in outs) else 1e-5
 
 def _constant_or_not(trial, units, gen, seen):
     "Groups whose dead units send something that moves, to the reasons; those that send a constant go to `seen`"
@@ -187,7 +193,7 @@ def only_of(units, keep, why):
     parts = [p for p in units.parts if p.group in keep]
     return Units({g:n for g,n in units.sizes.items() if g in keep}, parts, units.shapes, units.scored, left, units.kind)
 
-# %% ../nbs/09_removal.ipynb #8e83803b
+# %% ../nbs/09_removal.ipynb #cbdea49a
 def checked_units(
     units:Units, # Units of a model
     model:nn.Module, # The model; it is not changed

@@ -35,7 +35,8 @@ def monitor_of(learn, monitor):
     "The validation figure that decides: `monitor`, or the first metric, or the loss"
     names = figure_names(learn)
     if monitor is None: return names[min(1, len(names)-1)]
-    if monitor not in names: raise ValueError(f"{meant(monitor, names)}`monitor` should be one of {', '.join(names)}; got {monitor!r}")
+    if monitor not in names:
+        raise ValueError(f"{meant(monitor, names)}`monitor` should be one of {', '.join(names)}; got {monitor!r}")
     return monitor
 
 def says_lower(learn, monitor, lower=None):
@@ -67,7 +68,8 @@ def best_of(rounds, tol, monitor, lower=None):
     "The smallest of `rounds` whose figure is within `tol` of the first one's"
     dense = rounds[0][monitor]
     most = tolerance(.005 if tol is None else tol, dense)
-    if ok := [r for r in rounds if worse_by(r[monitor], dense, monitor, lower)<=most]: return min(ok, key=lambda r: r['density'])
+    if ok := [r for r in rounds if worse_by(r[monitor], dense, monitor, lower)<=most]:
+        return min(ok, key=lambda r: r['density'])
     raise ValueError(f"no round is within tol={most:g} of the dense net's {monitor}={dense:g}: "
                      "`tol` should be at least 0, and the dense figure a number")
 
@@ -131,6 +133,7 @@ def _prunes(s):
     "Prunes that lead to `s.to`"
     return math.ceil(math.log(goal_of(s.to)[0])/math.log(1-s.amount)-1e-9)
 
+# %% ../nbs/16_settings.ipynb #09620fbb
 def _layers(o): return len(o.masks_) if isinstance(o, Round) else o['layers']
 
 def _is_met(s, o):
@@ -197,7 +200,8 @@ def expected(self:Settings, numel):
 def _check_rule(s):
     "Are the rules that end a lottery ones?"
     if s.rounds is not None: check_whole('rounds', s.rounds, 0)
-    if isinstance(s.to, str) and None in goal_of(s.to): raise ValueError(f"`to` should be a fraction, or, where channels compete, a "
+    if isinstance(s.to, str) and None in goal_of(s.to):
+        raise ValueError(f"`to` should be a fraction, or, where channels compete, a "
         f"share such as '50% units', '50% params' (parameters) or '50% macs' (multiply-adds); got {s.to!r}")
     if s.to is not None: check_fraction('to', goal_of(s.to)[0])
     if s.tol is not None: check_tol(s.tol)
@@ -236,7 +240,8 @@ def plays_one_fit(fit):
 
 def as_fit(fit):
     "`fit` as a function of a Learner: `learn.fine_tune` is `Learner.fine_tune`"
-    if not callable(fit): raise ValueError(f"`fit` should be a function (learn, n_epoch, ...), such as Learner.fit_one_cycle; got {fit!r}")
+    if not callable(fit):
+        raise ValueError(f"`fit` should be a function (learn, n_epoch, ...), such as Learner.fit_one_cycle; got {fit!r}")
     return fit.__func__ if isinstance(getattr(fit, '__self__', None), Learner) else fit
 
 def check_fit(learn, how, to):
@@ -282,7 +287,8 @@ def _asks_for(s, masks):
 # %% ../nbs/16_settings.ipynb #57726908
 def check_first(learn, lot, s):
     "Raise `ValueError` where counts tell that a prune cannot be made"
-    scope = as_scope(s.scope, lot.own_units().sizes if lot.units!='weights' else lot.names() if lot.masks is None else lot.masks)
+    scope = as_scope(s.scope,
+                     lot.own_units().sizes if lot.units!='weights' else lot.names() if lot.masks is None else lot.masks)
     f = getattr(scope, 'func', scope)
     ours = getattr(f, '__module__', '')==as_scope.__module__ and not hasattr(f, 'rates')
     if not ours or scope in (global_, local, erk): return
@@ -306,14 +312,19 @@ def _check_callbacks(learn, lot, s, fs):
 def _check_units(lot, s, hold):
     "Does what is asked go with what competes?"
     if lot.units=='weights':
-        if isinstance(s.to, str): raise ValueError(f"`to`={s.to!r} is for units; single weights go to a density, such as to=.1")
-        if s.per!=PerUnit(): raise ValueError("`pool`, `comparable`, `floor` and `round_to` are for units: LotteryCallback(units='channels')")
+        if isinstance(s.to, str):
+            raise ValueError(f"`to`={s.to!r} is for units; single weights go to a density, such as to=.1")
+        if s.per!=PerUnit():
+            raise ValueError("`pool`, `comparable`, `floor` and `round_to` are for units: LotteryCallback(units='channels')")
         return
-    if hold is not hold_zero: raise ValueError(f"units are pruned to 0, or they could not be taken out: leave out hold={name_of(hold)}")
-    if isinstance(s.scope, str) and ':' in s.scope: raise ValueError(f"scope={s.scope!r} is a pattern of single weights: units='weights'")
+    if hold is not hold_zero:
+        raise ValueError(f"units are pruned to 0, or they could not be taken out: leave out hold={name_of(hold)}")
+    if isinstance(s.scope, str) and ':' in s.scope:
+        raise ValueError(f"scope={s.scope!r} is a pattern of single weights: units='weights'")
     if isinstance(s.to, str) and goal_of(s.to)[1]!='units' and lot.units!='channels':
         raise ValueError(f"`to`={s.to!r} needs units that can be taken out, units='channels'; these are {lot.units!r}")
 
+# %% ../nbs/16_settings.ipynb #a52d2df0
 def checked(learn, lot, s):
     "`s` with names looked up. Raises `ValueError` or `TypeError` for what is wrong"
     _check_trainable(learn, s)
@@ -322,9 +333,9 @@ def checked(learn, lot, s):
     check_whole('n_epoch', s.n_epoch, 1)
     if s.eval_every is not None: check_whole('eval_every', s.eval_every, 1)
     _check_valid(learn, s)
-    hold = as_action(s.hold)
-    _check_units(lot, s, hold)
-    s = replace(s, fit=as_fit(s.fit), monitor=monitor_of(learn, s.monitor), criterion=as_criterion(s.criterion), reset=as_reset(s.reset),
+    _check_units(lot, s, hold := as_action(s.hold))
+    s = replace(s, fit=as_fit(s.fit), monitor=monitor_of(learn, s.monitor), criterion=as_criterion(s.criterion),
+                reset=as_reset(s.reset),
                 lower=says_lower(learn, s.monitor, s.lower), hold=None if hold is hold_zero else hold)
     fs = (s.criterion, s.reset, hold)
     for f in fs: needs(f)

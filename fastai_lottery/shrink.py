@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['ShrinkWarning', 'units_of', 'shrink', 'save_shrunk', 'shrunk_like']
 
-# %% ../nbs/23_shrink.ipynb #965a1cd0
-import math,warnings
-from contextlib import contextmanager
-from copy import deepcopy
+# %% ../nbs/23_shrink.ipynb #ff625721
+import warnings
 import pandas as pd
 import torch
 from torch import nn
@@ -19,7 +17,7 @@ from .masks import *
 from .units import *
 from .files import *
 from .coupled import *
-from .coupled import Conv,Norm,as_called,copy_of,is_maker,outputs
+from .channels import Conv,Norm,as_called,copy_of,is_maker,outputs
 from .removal import *
 from .removal import Readers,apart,cut,doubled,remove_,stirred,tol_of
 from .tickets import *
@@ -29,7 +27,7 @@ from .callback import *
 from .callback import lottery_of
 from .resets import check_pruned_by_torch
 
-# %% ../nbs/23_shrink.ipynb #6b43f01e
+# %% ../nbs/23_shrink.ipynb #efec09db
 def _acts(parts, ws, alive, units, group):
     "Which units of a group have a weight other than 0 in `parts`, where both ends are alive"
     res = torch.zeros(units.sizes[group], dtype=torch.bool)
@@ -56,13 +54,14 @@ def living(units, ws):
         alive = Masks(new)
     return Masks({g:_one_at_least(m) for g,m in alive.items()})
 
+# %% ../nbs/23_shrink.ipynb #0eb45652
 def _one_at_least(m):
     if m.any(): return m
     m = m.clone()
     m[0] = True
     return m
 
-# %% ../nbs/23_shrink.ipynb #de3b1b9d
+# %% ../nbs/23_shrink.ipynb #b5eaba0e
 class _Watched:
     "What dead units send to the layers that read them, and which norm stands behind such a layer"
     def __init__(self, m, units, alive):
@@ -76,19 +75,22 @@ class _Watched:
             if ps or isinstance(mod, Norm): self.hooks.append(mod.register_forward_hook(self._look(ps, alive)))
     def _look(self, ps, alive):
         def look(mod, args, out):
-            if isinstance(mod, Norm):
-                if id(args[0]) in self.last: self.behind.setdefault(id(self.last[id(args[0])]), mod)
-                return
+            if isinstance(mod, Norm): return self._behind(mod, id(args[0]))
             self.last[id(out)],self.kept = mod,getattr(self, 'kept', [])+[out]
             for p in ps: self._note(mod, p, args[0].detach(), ~p.along(alive[p.group]))
         return look
+    def _behind(self, norm, at):
+        if at in self.last: self.behind.setdefault(id(self.last[at]), norm)
     def _note(self, mod, p, x, dead):
         v = x.movedim(1 if isinstance(mod, Conv) else -1, 0).flatten(1)[dead.to(x.device)]
         worst = float(v.abs().max()) if v.numel() else 0.
-        if worst: self.sent.setdefault(p.group, []).append((mod, p, dead, v[:,0], float((v-v[:,:1]).abs().max())<=1e-9*max(1, worst)))
+        if worst:
+            self.sent.setdefault(p.group,
+                                 []).append((mod, p, dead, v[:,0], float((v-v[:,:1]).abs().max())<=1e-9*max(1, worst)))
     def off(self):
         for h in self.hooks: h.remove()
 
+# %% ../nbs/23_shrink.ipynb #9b04217e
 def _sends(m, units, alive, xb, forward):
     w = _Watched(m, units, alive)
     try:
@@ -96,8 +98,10 @@ def _sends(m, units, alive, xb, forward):
     finally: w.off()
     return w
 
-# %% ../nbs/23_shrink.ipynb #de979e6e
-def _pads(mod): return isinstance(mod, Conv) and any(p!=0 for p in (mod.padding if isinstance(mod.padding, tuple) else [mod.padding]))
+# %% ../nbs/23_shrink.ipynb #bd091d5b
+def _pads(mod):
+    return isinstance(mod,
+                      Conv) and any(p!=0 for p in (mod.padding if isinstance(mod.padding, tuple) else [mod.padding]))
 
 def _fold(mod, p, dead, sent, norm, double):
     "Add what dead units send to what stands behind the layer that reads them. False where that is not exact"
@@ -109,6 +113,7 @@ def _fold(mod, p, dead, sent, norm, double):
     else: return not bool(adds.abs().max()>0)
     return True
 
+# %% ../nbs/23_shrink.ipynb #972df3d9
 def _fold_group(m, m64, watched, group):
     "Fold what the dead units of one group send, in both copies; False where that cannot be done"
     byname,other = {id(o):n for n,o in m64.named_modules()},dict(m.named_modules())
@@ -121,7 +126,7 @@ def _fold_group(m, m64, watched, group):
         if not (_fold(mod, p, dead, sent, norm, double) and _fold(other[n], p, dead, sent, at, double)): return False
     return True
 
-# %% ../nbs/23_shrink.ipynb #4edc5840
+# %% ../nbs/23_shrink.ipynb #cb416416
 def _restored(alive, groups):
     "`alive`, with all units of `groups`"
     return Masks({g:torch.ones_like(m) if g in groups else m for g,m in alive.items()})
@@ -150,27 +155,27 @@ def _with_zeros(m, units, alive, g):
             w *= p.over(alive[g], w.shape).to(w.device)
     return m
 
-# %% ../nbs/23_shrink.ipynb #f9d65581
+# %% ../nbs/23_shrink.ipynb #520502fa
+def _by_layer(m, xb, forward):
+    "Outputs of each layer, in the order of the forward pass, as far as it gets"
+    outs = []
+    def note(mod, args, out): outs.append((mod,outputs(out)))
+    hooks = [o.register_forward_hook(note) for o in m.modules() if not list(o.children())]
+    try:
+        with torch.no_grad(): forward(m, xb)
+    except Exception: pass
+    finally:
+        for h in hooks: h.remove()
+    return outs
+
 def _first_apart(a, b, xb, forward):
     "The first layer whose outputs differ, where both have it in one shape; '' where none does"
-    seen = []
-    def note(into):
-        def hook(mod, args, out): into.append((mod,outputs(out)))
-        return hook
-    for m in (a, b):
-        outs,hooks = [],[]
-        seen.append(outs)
-        for o in m.modules():
-            if not list(o.children()): hooks.append(o.register_forward_hook(note(outs)))
-        try:
-            with torch.no_grad(): forward(m, xb)
-        except Exception: pass
-        for h in hooks: h.remove()
     names = {id(o):n for n,o in a.named_modules()}
-    for (mod,s),(_,t) in zip(*seen):
+    for (mod,s),(_,t) in zip(_by_layer(a, xb, forward), _by_layer(b, xb, forward)):
         if [o.shape for o in s]==[o.shape for o in t] and apart(s, t)>1e-5: return names[id(mod)]
     return ''
 
+# %% ../nbs/23_shrink.ipynb #1fc24943
 def _check_same(masked, small, xb, forward):
     "Raise `ValueError` where the two differ"
     try:
@@ -184,7 +189,7 @@ def _check_same(masked, small, xb, forward):
                      "changed; leave that layer out, LotteryCallback(exclude=...), or report the net: units that pass the check before "
                      "the first round should not end here")
 
-# %% ../nbs/23_shrink.ipynb #eb98288a
+# %% ../nbs/23_shrink.ipynb #8d2e1181
 def _redrawn(model, gen):
     "A copy with other values where there are some now: zeros stay zeros"
     m = copy_of(model)
@@ -195,7 +200,8 @@ def _redrawn(model, gen):
     return m
 
 def _random_like(xb, gen):
-    def one(t): return torch.randn(t.shape, generator=gen, dtype=torch.double).to(t.device) if t.is_floating_point() else t
+    def one(t):
+        return torch.randn(t.shape, generator=gen, dtype=torch.double).to(t.device) if t.is_floating_point() else t
     return tuple(one(t) if torch.is_tensor(t) else t for t in xb)
 
 def smaller(model, units, alive, xb, forward):
@@ -209,7 +215,7 @@ def smaller(model, units, alive, xb, forward):
         _check_same(other, remove_(copy_of(other), units.cuts(alive)), _random_like(xb, gen), forward)
     return m,alive,kept
 
-# %% ../nbs/23_shrink.ipynb #15aa99c1
+# %% ../nbs/23_shrink.ipynb #ce29a5d6
 class ShrinkWarning(UserWarning): "Dead units were kept, since what they say cannot be folded away"
 
 def _tell_kept(kept):
@@ -238,7 +244,7 @@ def shrink(
     _tell_kept(kept)
     return remove_(small, units.cuts(alive))
 
-# %% ../nbs/23_shrink.ipynb #851408d4
+# %% ../nbs/23_shrink.ipynb #49fa346b
 def cut_units(units, alive):
     "`units` of the small net"
     def one(p):
@@ -254,12 +260,15 @@ def cut_units(units, alive):
     res.constant = units.constant
     return res
 
-def cut_state(state, cs): return None if state is None else {n:cut(v, cs.get(n)) if torch.is_tensor(v) else v for n,v in state.items()}
+def cut_state(state, cs):
+    return None if state is None else {n:cut(v, cs.get(n)) if torch.is_tensor(v) else v for n,v in state.items()}
 
 def _cut_masks(masks, units, alive, cs):
     "Masks of the small net: those of units start anew, all that is left being alive where nothing was kept"
-    return Masks({n:cut(m, cs.get(n)) for n,m in masks.items()}, cut_units(units, alive) if masks.units is not None else None)
+    return Masks({n:cut(m, cs.get(n)) for n,m in masks.items()},
+                 cut_units(units, alive) if masks.units is not None else None)
 
+# %% ../nbs/23_shrink.ipynb #5097c025
 def _same_opt(learn, opt):
     "A fresh optimizer with the hyper-parameters and the frozen groups of `opt`"
     learn.opt = None
@@ -269,7 +278,7 @@ def _same_opt(learn, opt):
     learn.opt.freeze_to(opt.frozen_idx)
     for k in hypers[0] if hypers else (): learn.opt._set_hyper(k, [h[k] for h in hypers])
 
-# %% ../nbs/23_shrink.ipynb #0f7e40da
+# %% ../nbs/23_shrink.ipynb #766d6d65
 def removed(before, after, units, alive):
     "What has gone, layer by layer"
     rows = []
@@ -283,14 +292,15 @@ def removed(before, after, units, alive):
 def _cut_lottery(lot, units, alive, cs, masks):
     "Snapshots, masks and the ticket of the small net"
     for k in ('w_i','w_k'): setattr(lot, k, cut_state(getattr(lot, k), cs))
-    lot.masks = lot._hold = lot._found = None
-    if lot.units=='channels': lot._found = unwrap(lot.net()),masks.units
+    lot.masks = None
+    lot.units_are(masks.units)
     lot.set_masks(masks)
     if lot.rounds:
         r = lot.rounds[-1]
-        lot.small = Ticket(lot.masks.to('cpu'), {k:v.cpu() for k,v in lot.w_k.items()}, {**r.meta, **r.row, 'shrunk':True}, None, r.beside)
+        lot.small = Ticket(lot.masks.to('cpu'), {k:v.cpu() for k,v in lot.w_k.items()},
+                           {**r.meta, **r.row, 'shrunk':True}, None, r.beside)
 
-# %% ../nbs/23_shrink.ipynb #2aa63c92
+# %% ../nbs/23_shrink.ipynb #aa03830b
 @patch
 def shrink(self:Learner,
     xb=None # One batch on the model's device, or a tuple of its inputs, to try it on; two items of a training batch by default
@@ -301,7 +311,8 @@ def shrink(self:Learner,
     lot = lottery_of(self)
     check_pruned_by_torch(self.model)
     lot.remember()
-    if lot.held: raise ValueError("pruned weights are held at values other than 0, so units are not dead: shrink needs hold=None")
+    if lot.held:
+        raise ValueError("pruned weights are held at values other than 0, so units are not dead: shrink needs hold=None")
     xb = lot.inputs_now() if xb is None else xb if isinstance(xb, tuple) else (xb,)
     m,opt = unwrap(self.model),self.opt
     units = units_of(m, lot.masks, xb)
@@ -316,7 +327,7 @@ def shrink(self:Learner,
     _tell_kept(kept)
     return removed(before, {n:p.numel() for n,p in m.named_parameters()}, units, alive)
 
-# %% ../nbs/23_shrink.ipynb #e984a166
+# %% ../nbs/23_shrink.ipynb #66f6e467
 def save_shrunk(
     path, # File; `.safetensors` is added where it is missing
     small:nn.Module, # What `shrink` gave
@@ -332,8 +343,10 @@ def save_shrunk(
     _,alive,_ = smaller(m, units, living(units, named_weights(m)), xb, forward or as_called)
     kept = {f'kept/{n}/{dim}':k for n,by in units.cuts(alive).items() for dim,k in by.items()}
     ws = {f'weight/{k}':v for k,v in unwrap(small).state_dict().items()}
-    return save_tensors(path, {**kept, **ws}, dict(kind='shrunk', mask_hash=masks.hash(), shapes={k:list(v.shape) for k,v in ws.items()}))
+    return save_tensors(path, {**kept, **ws},
+                        dict(kind='shrunk', mask_hash=masks.hash(), shapes={k:list(v.shape) for k,v in ws.items()}))
 
+# %% ../nbs/23_shrink.ipynb #d3a9699c
 def shrunk_like(
     model:nn.Module, # A model of the original architecture; it is left as it is
     path # What `save_shrunk` wrote

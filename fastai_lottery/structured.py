@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sizes_after']
 
-# %% ../nbs/10_structured.ipynb #52cc285f
+# %% ../nbs/10_structured.ipynb #61e9c7f6
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -25,12 +25,13 @@ from .removal import only_of
 from .signals import *
 from .signals import tried,train_batches
 
-# %% ../nbs/10_structured.ipynb #af79394f
+# %% ../nbs/10_structured.ipynb #d95f1855
 @patch
 def inputs_now(self:Known, n=2):
     "Inputs of the model for the first `n` items of a training batch, on its device"
     learn = self.learn
-    if not (bs := train_batches(learn)): raise ValueError("the units of a model are found on a batch of the training set, which gave none")
+    if not (bs := train_batches(learn)):
+        raise ValueError("the units of a model are found on a batch of the training set, which gave none")
     try: xb = tried(learn, 'r')
     except Exception: xb = bs[0][:getattr(learn.dls, 'n_inp', 1 if len(bs[0])==1 else len(bs[0])-1)]
     return tuple(t[:n] if torch.is_tensor(t) and t.ndim else t for t in xb)
@@ -43,6 +44,7 @@ def own_units(self:Known):
     if self._found is None or self._found[0] is not m: self._found = m,of_rank0(lambda: _units_of(self, m))
     return self._found[1]
 
+# %% ../nbs/10_structured.ipynb #7085b795
 def _units_of(lot, m):
     ws = named_weights(m, lot.names())
     if lot.units!='channels': return units_within(ws, lot.units)
@@ -56,9 +58,10 @@ def _that_compete(units, ws):
     "`units` of which all weight matrices are in `ws`"
     out = {p.group:p.name for p in units.makers if len(units.shapes[p.name])>1 and p.name not in ws}
     units.scored = tuple(n for n in units.scored if n in ws)
-    return units if not out else only_of(units, set(units.sizes)-set(out), {g:f'coupled to {n}, which does not compete' for g,n in out.items()})
+    why = {g:f'coupled to {n}, which does not compete' for g,n in out.items()}
+    return only_of(units, set(units.sizes)-set(out), why) if out else units
 
-# %% ../nbs/10_structured.ipynb #a5aaf914
+# %% ../nbs/10_structured.ipynb #507cda0c
 @patch
 def all_kept(self:Known):
     "Masks that keep everything that competes"
@@ -72,12 +75,18 @@ def with_units(self:Known, masks):
     if units is None or masks.units is not None or list(masks)!=list(units.masks(units.ones())): return masks
     return Masks(masks, units)
 
+@patch
+def units_are(self:Known, units):
+    "The model was changed in place, and its units are these; None where that is to be found out"
+    if self._hold is not None: self._hold.off()
+    self._hold,self._found = None,None if units is None or self.units!='channels' else (unwrap(self.net()),units)
+
 def check_unit_setting(units):
     "Raise `ValueError` where `units` says nothing"
     if units in ('weights','channels',*element_units) or callable(units): return
     units_within({}, units)
 
-# %% ../nbs/10_structured.ipynb #534134c4
+# %% ../nbs/10_structured.ipynb #49803299
 def _free(lot, units):
     "Groups of which no weight is frozen"
     ws = named_weights(lot.net())
@@ -96,6 +105,7 @@ def cut_down(at, amount, met):
         else: lo = a
     return new
 
+# %% ../nbs/10_structured.ipynb #c7bf8061
 def one_more_unit(lot, f, amount, scope, gen, least, per):
     "Masks after one more prune of units by the criterion `f`; `least`: how many units stay, or a function of units, is that enough?"
     units,per = lot.masks.units,per or PerUnit()
@@ -107,13 +117,14 @@ def one_more_unit(lot, f, amount, scope, gen, least, per):
         names = units.read_by(f)
         s = units.scores_of(f, per, lot.known(names, needs(f), gen, on))
         return {g:torch.where(cur[g], v.cpu(), torch.finfo(v.dtype).min) for g,v in s.items() if g in old}
-    def prune(s, a): return Masks({g:m for g,m in units.prune(s, old, a, as_scope(scope, free), per).items() if g in old})
+    def prune(s, a):
+        return Masks({g:m for g,m in units.prune(s, old, a, as_scope(scope, free), per).items() if g in old})
     s,have = scored(in_steps(f, old, amount, prune, scored)),all_.n_kept
     def at(a): return Masks({**all_, **prune(s, a)})
     if callable(least): return units.masks(cut_down(at, amount, least))
     return units.masks(at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old)))
 
-# %% ../nbs/10_structured.ipynb #6c5bb3e3
+# %% ../nbs/10_structured.ipynb #6f80dd5e
 def sizes_after(
     model:nn.Module, # A model; it is not changed
     units:Units, # Its units
@@ -125,7 +136,7 @@ def sizes_after(
     n = int(flops(small.eval(), xb).flops['total'])//2//max(1, len(xb[0] if isinstance(xb, tuple) else xb))
     return dict(units=Masks(alive).n_kept, params=sum(p.numel() for p in small.parameters()), macs=n)
 
-# %% ../nbs/10_structured.ipynb #6df48853
+# %% ../nbs/10_structured.ipynb #34f4a6de
 @patch
 def unit_sizes(self:Known, alive=None):
     "What would be left of the model; `{}` where single weights compete, the number of units where nothing can be taken out for them"

@@ -6,7 +6,8 @@
 __all__ = ['element_units', 'Part', 'Units', 'PerUnit', 'per_unit', 'filter_l1', 'filter_l2', 'geometric_median', 'bn_scale',
            'unit_criteria_menu', 'row_units', 'kernel_units', 'block_units', 'units_within']
 
-# %% ../nbs/04_units.ipynb #19f9f1cd
+# %% ../nbs/04_units.ipynb #d5f652b8
+import warnings
 from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
@@ -14,9 +15,9 @@ from .core import *
 from .core import check_whole,menu_of
 from .masks import *
 from .criteria import scores
-from .scopes import NothingMore,make_masks
+from .scopes import EmptyLayerWarning,NothingMore,make_masks
 
-# %% ../nbs/04_units.ipynb #94e09d41
+# %% ../nbs/04_units.ipynb #6ab1f8ca
 @dataclass(frozen=True, eq=False)
 class Part:
     "Whose unit each position of a tensor is, along one dimension"
@@ -36,7 +37,7 @@ class Part:
         "All but the positions, in plain values"
         return dict(group=self.group, name=self.name, dim=self.dim, makes=self.makes)
 
-# %% ../nbs/04_units.ipynb #1c348ab4
+# %% ../nbs/04_units.ipynb #97788810
 class Units:
     "Units of a net: how many by group, and where they lie. A value: make new ones, never edit"
     constant = frozenset() # Groups whose pruned units send a constant other than 0
@@ -64,7 +65,7 @@ class Units:
         "All units alive: a bool vector a group"
         return Masks({g:torch.ones(n, dtype=torch.bool) for g,n in self.sizes.items()})
 
-# %% ../nbs/04_units.ipynb #2dd26b72
+# %% ../nbs/04_units.ipynb #e5eaeef8
 @patch
 def masks(self:Units,
     alive # Bool vector by group, True where a unit is alive
@@ -93,7 +94,7 @@ def alive(self:Units,
     for p in self.makers: res[p.group] |= _any(p, masks[p.name], self.sizes[p.group])
     return Masks(res)
 
-# %% ../nbs/04_units.ipynb #8f461354
+# %% ../nbs/04_units.ipynb #bc15daf0
 @patch
 def told(self:Units, df):
     "The table of what competes, `df`, for these units"
@@ -105,7 +106,7 @@ def told(self:Units, df):
         return f'goes with units of {read[n]}' if n in read else df.why[n] if not df.competes[n] else 'in no unit'
     return df.assign(competes=[n in made for n in df.index], why=[why(n) for n in df.index])
 
-# %% ../nbs/04_units.ipynb #5c75b34c
+# %% ../nbs/04_units.ipynb #92bba9c2
 pools = {'mean':lambda s: s.mean(1), 'sum':lambda s: s.sum(1), 'max':lambda s: s.amax(1)}
 
 def as_pool(pool):
@@ -127,7 +128,7 @@ def rows(
 
 def _each(f, s): return f(s) if torch.is_tensor(s) else torch.cat([f(o) for o in s])
 
-# %% ../nbs/04_units.ipynb #97625278
+# %% ../nbs/04_units.ipynb #cc841e93
 @patch
 def pooled(self:Units,
     scores:dict, # Score by name of a weight matrix, of its shape
@@ -136,18 +137,17 @@ def pooled(self:Units,
     "Scores of units: each coupled layer pooled for itself, then together"
     f,res = as_pool(pool),{}
     for p in self.makers:
-        if p.name in self.scored and p.name in scores: res.setdefault(p.group, []).append((p, _each(f, rows(p, scores[p.name]))))
+        if p.name in self.scored and p.name in scores:
+            res.setdefault(p.group, []).append((p, _each(f, rows(p, scores[p.name]))))
     return {g:_together(f, vs, self.sizes[g]) for g,vs in res.items()}
 
 def _together(f, vs, n):
-    if any(v.shape!=(len(p.ids[p.ids>=0].unique()),) for p,v in vs):
-        p,v = next((p,v) for p,v in vs if v.shape!=(len(p.ids[p.ids>=0].unique()),))
-        raise ValueError(f"`pool` should give one number a unit; for {p.name!r} it gave shape {tuple(v.shape)}")
-    if all(len(v)==n for _,v in vs): return vs[0][1] if len(vs)==1 else f(torch.stack([v for _,v in vs], 1))
-    by = [[v[u] for v in (dict(zip(p.ids[p.ids>=0].unique().tolist(), v)) for p,v in vs) if u in v] for u in range(n)]
-    return torch.cat([f(torch.stack(o)[None]) for o in by])
+    for p,v in vs:
+        if tuple(v.shape)==(n,): continue
+        raise ValueError(f"`pool`, or the criterion, should give one number a unit, {n} for {p.name!r}; it gave shape {tuple(v.shape)}")
+    return vs[0][1] if len(vs)==1 else f(torch.stack([v for _,v in vs], 1))
 
-# %% ../nbs/04_units.ipynb #406e4ddc
+# %% ../nbs/04_units.ipynb #907aff0f
 @dataclass(frozen=True)
 class PerUnit:
     "How units compete, beside criterion and scope"
@@ -164,7 +164,7 @@ class PerUnit:
         "Units of `n` that stay"
         return max(1, -int(-self.floor*n//1))
 
-# %% ../nbs/04_units.ipynb #c3c56f6d
+# %% ../nbs/04_units.ipynb #7cd183a7
 def made_comparable(scores, alive):
     "`scores`, each group's divided by the mean size of those alive"
     def one(s, m):
@@ -172,6 +172,7 @@ def made_comparable(scores, alive):
         return s/by if by>0 else s
     return {g:one(s.float() if s.element_size()<4 else s, alive[g]) for g,s in scores.items()}
 
+# %% ../nbs/04_units.ipynb #b202bfda
 def _best(s, m, k):
     "Places of the `k` best of those alive, of equals the last"
     i = torch.arange(len(s))[m.cpu()]
@@ -190,10 +191,12 @@ def _rounded(new, old, scores, per):
     def one(g, m):
         n = int(m.sum())
         k = min(-(-n//per.round_to)*per.round_to, int(old[g].sum()))
-        return m if k==n else m.clone().index_fill_(0, _best(torch.where(m.cpu(), torch.inf, scores[g].cpu()), old[g], k), True)
+        return m if k==n else m.clone().index_fill_(0,
+                                                    _best(torch.where(m.cpu(), torch.inf, scores[g].cpu()), old[g],
+                                                          k), True)
     return Masks({g:one(g, m) for g,m in new.items()})
 
-# %% ../nbs/04_units.ipynb #b35bbee9
+# %% ../nbs/04_units.ipynb #c4950f72
 @patch
 def prune(self:Units,
     scores:dict, # Score by group, one a unit; the lowest go. Groups without do not compete
@@ -206,7 +209,9 @@ def prune(self:Units,
     old = Masks({g:alive[g].cpu() for g in scores})
     s = {g:v.detach().cpu() for g,v in scores.items()}
     if per.comparable: s = made_comparable(s, old)
-    new = make_masks(_raised(s, old, per, self.sizes), old, amount, scope)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', EmptyLayerWarning)    # an error below says so, where a floor does not prevent it
+        new = make_masks(_raised(s, old, per, self.sizes), old, amount, scope)
     for g,m in new.items():
         least = min(per.at_least(self.sizes[g]), int(old[g].sum()))
         if m.sum()<least:
@@ -214,7 +219,7 @@ def prune(self:Units,
                               f"least: lower it, or give a smaller floor than {per.floor:g}")
     return Masks({**alive, **_rounded(new, old, s, per)})
 
-# %% ../nbs/04_units.ipynb #1a3633ea
+# %% ../nbs/04_units.ipynb #c30e0186
 def per_unit(f):
     "Mark a criterion that gives one number a unit: `w_f` and the others come with a row a unit"
     f.per_unit = True
@@ -241,7 +246,7 @@ def bn_scale(w_f):
     return w_f.abs().amax(1)
 bn_scale.reads = 'norms'
 
-# %% ../nbs/04_units.ipynb #11f8907f
+# %% ../nbs/04_units.ipynb #b5a507bd
 def unit_criteria_menu()->dict: # Function by name
     "All criteria that give one number a unit"
     return {n:f for n,f in menu_of(__name__).items() if getattr(f, 'per_unit', False)}
@@ -270,7 +275,7 @@ def scores_of(self:Units,
         res.setdefault(p.group, []).append((p, by_name(f, [p.name], **row)[p.name]))
     return {g:_together(as_pool(per.pool), vs, self.sizes[g]) for g,vs in res.items()}
 
-# %% ../nbs/04_units.ipynb #611cb7e2
+# %% ../nbs/04_units.ipynb #cf8fbdcd
 def row_units(w):
     "The weights of one output each"
     return torch.arange(len(w)).view([-1]+[1]*(w.ndim-1)).expand(w.shape)
@@ -295,7 +300,7 @@ def block_units(
 
 element_units = {'rows':row_units, 'kernels':kernel_units}
 
-# %% ../nbs/04_units.ipynb #8d311964
+# %% ../nbs/04_units.ipynb #f2fe023c
 def units_within(
     weights:dict, # Weights that compete, by name
     f # `'rows'`, `'kernels'`, or a function from a weight to the number of a unit for each of its elements
@@ -307,7 +312,8 @@ def units_within(
                          f"the number of a unit for each element, such as block_units(8, 8); got {f!r}")
     ids = {n:_numbered(n, g(w.detach()), w.shape) for n,w in weights.items() if w.ndim>1}
     kind = f if isinstance(f, str) else getattr(f, '__name__', repr(f))
-    return Units({n:int(i.max())+1 for n,i in ids.items()}, [Part(n, n, None, i) for n,i in ids.items()], weights, kind=kind)
+    return Units({n:int(i.max())+1 for n,i in ids.items()}, [Part(n, n, None, i) for n,i in ids.items()], weights,
+                 kind=kind)
 
 def _numbered(n, ids, shape):
     "Numbers from 0 without gaps, in the order of what `ids` says"
