@@ -30,6 +30,9 @@ from .journal import *
 from .rounds import *
 from .supermask import *
 from .transfer import *
+from .convert import *
+from .deploy import *
+from .report import *
 from .analysis import *
 from .data import *
 from .nets import *
@@ -42,4 +45,5 @@ from .presets import *
 from .sweeps import *
 from .plots import *
 from .pictures import *
+from .speed import *
 __all__ = [n for n in dir() if n[0]!='_']
