@@ -1058,6 +1058,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_lottery.report.decisions': ('report.html#decisions', 'fastai_lottery/report.py'),
                                        'fastai_lottery.report.dense_of': ('report.html#dense_of', 'fastai_lottery/report.py'),
                                        'fastai_lottery.report.dense_ways': ('report.html#dense_ways', 'fastai_lottery/report.py'),
+                                       'fastai_lottery.report.fails': ('report.html#fails', 'fastai_lottery/report.py'),
                                        'fastai_lottery.report.gpu_ways': ('report.html#gpu_ways', 'fastai_lottery/report.py'),
                                        'fastai_lottery.report.in_place': ('report.html#in_place', 'fastai_lottery/report.py'),
                                        'fastai_lottery.report.judge': ('report.html#judge', 'fastai_lottery/report.py'),

@@ -144,10 +144,10 @@ def normaliser(learn):
     raise ValueError("`normalize=True` needs fastai's `Normalize` as the last batch transform of the DataLoaders, to take it into the "
                      f"graph; they have {has}. Leave `normalize` out: the file then takes inputs as the batch transforms leave them")
 
-def norms_of(tfm, xb):
-    "Mean and deviation for each of the inputs `xb` that `tfm` changes, and None for the others"
-    def of(x): return None if tfm(x, split_idx=1) is x else (plain(tfm.mean), plain(tfm.std))
-    return [of(x) for x in tensors(xb)]
+def norms_of(learn, tfm, b):
+    "Mean and deviation for each input in the batch `b` that `tfm` changes, and None for the others: it goes by their types"
+    def of(x): return None if tfm is None or tfm(x, split_idx=1) is x else (plain(tfm.mean), plain(tfm.std))
+    return [of(x) for x in tensors(tuple(b[:getattr(learn.dls, 'n_inp', max(1, len(b)-1))]))]
 
 def activation_of(learn, act):
     "What stands behind the net: nothing, the loss function's activation, or a function of one's own"
@@ -276,6 +276,7 @@ def write(self:Graph,
         for name,f in _exporters.items():
             if (why := _try(self, f, file, tol)) is None: return Path(file)
             whys.append(f'{name}: {why}')
+            Path(file).unlink(missing_ok=True)
     raise ValueError(f"this net cannot be written as ONNX. {'; '.join(whys)}. What a net does must not depend on the values of its inputs "
                      "or on the number of rows, and has to be the same each time; `tol` says how far the file may be from it")
 
@@ -303,8 +304,8 @@ def find_graph(
     "What of a Learner is written, as its data show. Raises `ValueError` where there are none, or no `Normalize`, or no activation"
     act,tfm = activation_of(learn, act),normaliser(learn) if normalize else None
     with hushed(), same_rng(), torch.no_grad():
-        xbs = inputs_of(learn, train_rows(learn, 3*_size(learn.dls.train))[:3])
-        norms = [None]*len(tensors(xbs[0])) if tfm is None else norms_of(tfm, xbs[0])
+        bs = train_rows(learn, 3*_size(learn.dls.train))[:3]
+        norms,xbs = norms_of(learn, tfm, bs[0]),inputs_of(learn, bs)
         args = tree_map(lambda o: plain(o) if isinstance(o, torch.Tensor) else o, xbs[0])
         net = Net(copied(learn.model if model is None else model), args, norms, act).eval()
         batches = [raw_inputs(xb, norms) for xb in xbs]

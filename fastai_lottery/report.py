@@ -192,18 +192,27 @@ def _ms(f, n):
     for _ in range(n): f()
     return 1000*(time.perf_counter()-t)/n
 
+def fails(w, f):
+    "Is there something that `f`, which runs `w`, cannot do? Then its note says so, and it is left out"
+    try: f()
+    except Exception as e:
+        w.run,w.note = None,root_of(e)
+        return True
+
+# %% ../nbs/24_report.ipynb #630c406c
 @torch.inference_mode()
 def take_times(ways, sizes, repeats, threads):
     "Milliseconds of each way for so many rows, in `seen`: median, least and most"
     for k in sizes:
-        fs = [(w,lambda w=w,xs=w.prepare(rows(w.graph.batches[0], k)): w.run(xs)) for w in ways]
+        fs = [(w,lambda w=w,xs=w.prepare(rows(w.graph.batches[0], k)): w.run(xs)) for w in ways if w.run]
+        fs = [(w,f) for w,f in fs if not fails(w, f)]
         ns = [max(1, math.ceil(5/max(min(_ms(f, 1) for _ in range(3)), 1e-3))) for _,f in fs]
-        for w in ways: w.times[k] = []
+        for w,_ in fs: w.times[k] = []
         for _ in range(repeats):
             for (w,f),n in zip(fs, ns):
                 w.times[k].append(_ms(f, n))
                 if threads>1: time.sleep(.002)    # threads of a pool go on for a while, looking for work
-        for w in ways:
+        for w,_ in fs:
             t = pd.Series(w.times[k])
             w.seen.update({f'ms_{k}':t.median(), f'ms_{k}_lo':t.min(), f'ms_{k}_hi':t.max()})
 
@@ -261,10 +270,11 @@ def compare(learn, w, outs, eager):
 def judge(learn, ways, dl):
     "Figures of all ways that are of trained nets, in `seen`"
     eager = {}
-    for w in ways:
-        if not w.judge: continue
+    def one(w):
         figures,outs = judged(learn, w, dl)
         w.seen.update(figures, **compare(learn, w, outs, eager.setdefault(w.net, outs)))
+    for w in ways:
+        if w.judge and w.run: fails(w, lambda: one(w))
 
 # %% ../nbs/24_report.ipynb #9e42f442
 def measure(w):
