@@ -1,4 +1,4 @@
-"A resnet18 on small images in each way that it can be served, one thread: eager, channels_last, ONNX, int8, and with zeros in it"
+"A resnet18 on small images in each way that it can be served, one thread"
 import time
 import torch
 from fastai.basics import CrossEntropyLossFlat,accuracy,set_seed

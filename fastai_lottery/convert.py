@@ -29,8 +29,8 @@ def needed(*names):
     "Modules of the extra `deploy`, by name. Raises `ImportError` that says what to install"
     try: return [importlib.import_module(o) for o in names]
     except ImportError as e:
-        raise ImportError(f"this needs {' and '.join(names)}, and {e.name or e} is missing: pip install 'fastai_lottery[deploy]'",
-                          name=e.name) from e
+        what = f"this needs {' and '.join(names)}, and {e.name or e} is missing"
+        raise ImportError(f"{what}: pip install 'fastai_lottery[deploy]'", name=e.name) from e
 
 @contextmanager
 def hushed():
@@ -60,13 +60,15 @@ def as_validated(ds):
 def _size(dl): return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None) or 1
 
 def train_rows(learn, n):
-    "Batches of at least `n` rows of training data, where there are so many, in an order of its own; of validation where there are none"
+    "Batches of at least `n` rows of training data, if it has so many, in an order of their own; else of validation data"
     dl = learn.dls.train
     if len(dl):
         with as_validated(getattr(dl, 'dataset', None)): return train_batches(learn, math.ceil(n/_size(dl)))
-    if not has_valid(learn): raise ValueError("a net is written by the way its inputs take through it, and this Learner has no data, as "
-                                              "one that was exported: write the file before `learn.export`, or give it `learn.dls`")
-    with same_rng(): return [learn._set_device(b) for b,_ in zip(learn.dls.valid, range(math.ceil(n/_size(learn.dls.valid))))]
+    if has_valid(learn):
+        dl = learn.dls.valid
+        with same_rng(): return [learn._set_device(b) for b,_ in zip(dl, range(math.ceil(n/_size(dl))))]
+    raise ValueError("a net is written by the way that inputs take through it, and this Learner has no data, as one "
+                     "that was exported: write the file before `learn.export`, or give it `learn.dls`")
 
 # %% ../nbs/24_convert.ipynb #0150c3b1
 def inputs_of(learn, batches):
@@ -104,7 +106,8 @@ def _leaf_names(tree, base):
 
 def input_names(model, args):
     "Names of the inputs, after the parameters of the model's `forward`"
-    ps = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    ps = inspect.signature(model.forward).parameters.values()
+    ps = [p.name for p in ps if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if len(ps)<len(args): ps = [f'input_{i}' for i in range(len(args))] if len(args)>1 else ['input']
     return unique([n for p,a in zip(ps, args) for n in _leaf_names(a, p)])
 
@@ -141,11 +144,11 @@ def normaliser(learn):
     fs = list(getattr(getattr(learn.dls.valid if has_valid(learn) else learn.dls.train, 'after_batch', None), 'fs', ()))
     if fs and isinstance(fs[-1], Normalize): return fs[-1]
     has = ', '.join(type(o).__name__ for o in fs) or 'none'
-    raise ValueError("`normalize=True` needs fastai's `Normalize` as the last batch transform of the DataLoaders, to take it into the "
-                     f"graph; they have {has}. Leave `normalize` out: the file then takes inputs as the batch transforms leave them")
+    raise ValueError("`normalize=True` needs fastai's `Normalize` as the last batch transform of the DataLoaders; they have "
+                     f"{has}. Leave `normalize` out: the file then takes inputs as these leave them")
 
 def norms_of(learn, tfm, b):
-    "Mean and deviation for each input in the batch `b` that `tfm` changes, and None for the others: it goes by their types"
+    "Mean and deviation for each input in the batch `b` that `tfm` changes, going by its type; None for the others"
     def of(x): return None if tfm is None or tfm(x, split_idx=1) is x else (plain(tfm.mean), plain(tfm.std))
     return [of(x) for x in tensors(tuple(b[:getattr(learn.dls, 'n_inp', max(1, len(b)-1))]))]
 
@@ -155,8 +158,9 @@ def activation_of(learn, act):
     if callable(act): return act
     if act is not True: raise ValueError(f"`act` should be True, False or a function of the net's outputs; got {act!r}")
     if (f := getattr(learn.loss_func, 'activation', None)) is not None: return f
-    raise ValueError(f"`act=True` asks for the loss function's activation, and {name_of(learn.loss_func)!r} has none: take one of "
-                     "fastai's, such as CrossEntropyLossFlat(), or give the function, such as act=partial(torch.softmax, dim=-1)")
+    name = name_of(learn.loss_func)
+    raise ValueError(f"`act=True` asks for the loss function's activation, and {name!r} has none: take one of fastai's, such "
+                     "as CrossEntropyLossFlat(), or give a function, as in act=partial(torch.softmax, dim=-1)")
 
 # %% ../nbs/24_convert.ipynb #a6997965
 def rows(ts, k):
@@ -174,7 +178,7 @@ def _apart(a, b):
     return math.inf if math.isnan(d) else d
 
 def difference(want, got):
-    "Largest difference of several tensors, relative to the largest value of each; infinite where shapes or numbers of them differ"
+    "Largest difference of several tensors, relative to the largest value of each; infinite where their shapes differ"
     return max(map(_apart, want, got), default=0.) if len(want)==len(got) else math.inf
 
 # %% ../nbs/24_convert.ipynb #0ba68a29
@@ -194,9 +198,8 @@ class OnnxFile:
 # %% ../nbs/24_convert.ipynb #5d0046ae
 def _exported(g):
     free = [dict.fromkeys(sorted(a), torch.export.Dim.DYNAMIC) for a in g.axes]
-    p = torch.onnx.export(g.net, g.example, input_names=g.names, output_names=g.outs, dynamic_shapes=(tuple(free),), dynamo=True,
-                          verbose=False)
-    return p.model_proto
+    how = dict(input_names=g.names, output_names=g.outs, dynamic_shapes=(tuple(free),), dynamo=True, verbose=False)
+    return torch.onnx.export(g.net, g.example, **how).model_proto
 
 def _traced(g):
     [onnx],f = needed('onnx'),io.BytesIO()
@@ -220,7 +223,8 @@ def tidy_(proto, names):
     for v in [*ios, *proto.graph.value_info]:
         for d in v.type.tensor_type.shape.dim:
             if first and d.dim_param: d.dim_param = re.sub(rf'\b{re.escape(first)}\b', 'batch', d.dim_param)
-    for o in [proto, proto.graph, *proto.graph.node, *ios, *proto.graph.value_info, *proto.graph.initializer]: _forget(o)
+    inner = proto.graph
+    for o in [proto, inner, *inner.node, *ios, *inner.value_info, *inner.initializer]: _forget(o)
     return proto
 
 def _forget(o):
@@ -234,8 +238,8 @@ def save_proto(proto, file):
     "Write a model as one file; where it is too large for that, with its weights in a second one, `.data`"
     [onnx] = needed('onnx')
     n = sum(len(o.raw_data) for o in proto.graph.initializer)
-    if n<most_bytes: onnx.save_model(proto, str(file))
-    else: onnx.save_model(proto, str(file), save_as_external_data=True, location=f'{Path(file).name}.data', size_threshold=1024)
+    beside = dict(save_as_external_data=True, location=f'{Path(file).name}.data', size_threshold=1024)
+    onnx.save_model(proto, str(file), **(beside if n>=most_bytes else {}))
     return Path(file)
 
 # %% ../nbs/24_convert.ipynb #3c7098f9
@@ -263,26 +267,27 @@ def _try(g, export, file, tol):
         save_proto(tidy_(export(g), g.names), file)
         d,k = g.worst(file)
     except Exception as e: return root_of(e)    # exporters and the runtime raise anything
-    return None if d<=tol else f"its file differs from the net by {d:.2g} of the largest output with {k} row{'s' if k>1 else ''}"
+    if d>tol: return f"its file differs from the net by {d:.2g} of the largest output with {k} row{'s'*(k>1)}"
 
 @patch
 def write(self:Graph,
     file, # Where to
     tol:float=1e-4 # How far the file's outputs may be from the net's, relative to the largest one
 )->Path: # `file`
-    "Write the file, and compare it with the net. Raises `ValueError` where they differ, or where neither exporter can write it"
+    "Write the file, and compare it with the net. Raises `ValueError` where they differ, or no exporter can write it"
     whys = []
     with hushed(), same_rng(), torch.no_grad():
         for name,f in _exporters.items():
             if (why := _try(self, f, file, tol)) is None: return Path(file)
             whys.append(f'{name}: {why}')
             Path(file).unlink(missing_ok=True)
-    raise ValueError(f"this net cannot be written as ONNX. {'; '.join(whys)}. What a net does must not depend on the values of its inputs "
-                     "or on the number of rows, and has to be the same each time; `tol` says how far the file may be from it")
+    raise ValueError(f"this net cannot be written as ONNX. {'; '.join(whys)}. What a net does must not depend on the values "
+                     "of its inputs or on the number of rows, and has to be the same each time; `tol` says how far a file "
+                     "may be from it")
 
 # %% ../nbs/24_convert.ipynb #619fdd41
 def _varying(batches):
-    "Of each input the axes whose size is not the same in all batches, and the first, unless it has no row for each item"
+    "Of each input the axes whose size is not the same in all batches, and the first, where that is the rows"
     ns,res = [len(b[0]) for b in batches],[]
     for ts in zip(*batches):
         shapes = [tuple(t.shape) for t in ts]
@@ -301,7 +306,7 @@ def find_graph(
     normalize=False, # The batch transform's normalisation before it?
     model=None # Another model with the same inputs
 )->Graph: # To be written
-    "What of a Learner is written, as its data show. Raises `ValueError` where there are none, or no `Normalize`, or no activation"
+    "What of a Learner is written, as its data show. Raises `ValueError` where there are none, or not what was asked for"
     act,tfm = activation_of(learn, act),normaliser(learn) if normalize else None
     with hushed(), same_rng(), torch.no_grad():
         bs = train_rows(learn, 3*_size(learn.dls.train))[:3]
@@ -311,8 +316,8 @@ def find_graph(
         batches = [raw_inputs(xb, norms) for xb in xbs]
         names = input_names(net.model, args)
         outs = _leaf_names(net.whole(*batches[0]), 'output')
-    if not outs: raise ValueError("the net's outputs hold no tensor that a file could give: it should return tensors, tuples or dicts")
-    return Graph(net, batches, names, unique(outs, names), _varying(batches), norms)
+    if outs: return Graph(net, batches, names, unique(outs, names), _varying(batches), norms)
+    raise ValueError("the net's outputs hold no tensor: to be written, it should return tensors, tuples or dicts")
 
 # %% ../nbs/24_convert.ipynb #8c6787be
 def _jsonable(o):
@@ -328,7 +333,8 @@ def label_of(learn, act, normalize, quantize):
     try: norm = normaliser(learn)
     except ValueError: norm = None
     res = dict(vocab=getattr(learn.dls, 'vocab', None), activation=name_of(act) if act else None, quantize=quantize)
-    if norm is not None: res['normalize'] = dict(mean=norm.mean.flatten(), std=norm.std.flatten(), in_graph=bool(normalize))
+    if norm is not None:
+        res['normalize'] = dict(mean=norm.mean.flatten(), std=norm.std.flatten(), in_graph=bool(normalize))
     ds = getattr(learn.dls, 'train_ds', None)
     res.update({k:getattr(ds, k, None) for k in ('cat_names','cont_names','classes')})    # of a table
     return {k:json.dumps(_jsonable(v), ensure_ascii=False) for k,v in res.items() if v is not None}

@@ -19,7 +19,7 @@ from .files import atomic,own_path
 from .signals import train_batches
 from .convert import *
 from .convert import OnnxFile,copied,find_graph,hushed,inputs_of,label_of,most_bytes,needed,raw_inputs,rows,save_proto
-from .convert import train_rows
+from .convert import root_of,train_rows
 
 # %% ../nbs/24_deploy.ipynb #bfcd0c78
 def _has_vnni():
@@ -34,8 +34,9 @@ def int8_types():
     "Types that this machine's processor is fast with, as arguments of ONNX Runtime's quantisation"
     [q] = needed('onnxruntime.quantization')
     arm = platform.machine().lower() in ('arm64','aarch64')
-    act = q.QuantType.QInt8 if arm else q.QuantType.QUInt8
-    return dict(activation_type=act, weight_type=q.QuantType.QInt8, per_channel=True, reduce_range=not arm and not _has_vnni())
+    signed,unsigned = q.QuantType.QInt8,q.QuantType.QUInt8
+    res = dict(activation_type=signed if arm else unsigned, weight_type=signed, per_channel=True)
+    return dict(res, reduce_range=not arm and not _has_vnni())
 
 # %% ../nbs/24_deploy.ipynb #cda1d9e0
 class Rows:
@@ -62,7 +63,7 @@ def to_calibrate(learn, calibrate, norms):
     if not isinstance(calibrate, int):
         with same_rng(): bs = [learn._set_device(b) for b in calibrate]
     elif not len(learn.dls.train):
-        raise ValueError("static int8 is calibrated on training data, of which this Learner has none: give a DataLoader, `calibrate=dl`")
+        raise ValueError("static int8 is calibrated on training data, of which this Learner has none: give `calibrate=dl`")
     else:
         check_whole('calibrate', calibrate, 1)
         bs = train_rows(learn, calibrate)
@@ -95,16 +96,16 @@ def dynamic_int8(file, batches, names):
     q.quantize_dynamic(str(_prepared(file)), str(new), op_types_to_quantize=_by_products, weight_type=t['weight_type'],
                        per_channel=t['per_channel'], reduce_range=t['reduce_range'])
     if re.search('Integer|Dynamic|Dequantize', ' '.join(o.op_type for o in onnx.load(str(new)).graph.node)): return new
-    raise ValueError("there is nothing for quantize='dynamic' in this net: it is for matrix products, and convolutions are slower so than "
-                     "in float32. Use quantize='static'")
+    raise ValueError("there is nothing for quantize='dynamic' in this net: it is for matrix products; convolutions are "
+                     "slower so than in float32. Use quantize='static'")
 
 quantisers = dict(static=static_int8, dynamic=dynamic_int8)
 
 # %% ../nbs/24_deploy.ipynb #3bbc3126
 def check_quantize(o):
     if o is None or o in quantisers: return
-    raise ValueError("`quantize` should be None for float32, 'static' for int8 calibrated on training data, or 'dynamic' for int8 in "
-                     f"matrix products; got {o!r}")
+    raise ValueError("`quantize` should be None for float32, 'static' for int8 calibrated on training data, or 'dynamic' "
+                     f"for int8 in matrix products; got {o!r}")
 
 def check_runs(g, file, what):
     "Raises `ValueError` where the int8 `file` gives other shapes than the net, or no finite numbers"
@@ -112,8 +113,8 @@ def check_runs(g, file, what):
     for xs in (rows(g.batches[0], k) for k in (1,3)):
         for got,want in zip(served(xs), g.net(*xs)):
             if got.shape==want.shape and (got.isfinite()|~want.isfinite()).all(): continue
-            raise ValueError(f"the int8 file ({what}) gives {tuple(got.shape)} for {len(xs[0])} rows, or numbers that are not finite; "
-                             f"the net gives {tuple(want.shape)}. Keep float32")
+            raise ValueError(f"the int8 file ({what}) gives {tuple(got.shape)} for {len(xs[0])} rows, or what is not "
+                             f"finite; the net gives {tuple(want.shape)}. Keep float32")
 
 # %% ../nbs/24_deploy.ipynb #dd2f523c
 def quantised(
@@ -123,12 +124,12 @@ def quantised(
     quantize, # 'static' or 'dynamic'
     calibrate=256 # Rows of training data, or a loader
 )->Path: # The int8 file, in the same folder
-    "The file in int8, after it has run with one row and with more. Raises `ValueError` where it cannot be made, or gives no numbers"
+    "The file in int8, after it has run with one row and with more. Raises `ValueError` where it cannot be made"
     with hushed(), same_rng(), torch.no_grad():
         batches = to_calibrate(learn, calibrate, g.norms) if quantize=='static' else []
         try: new = quantisers[quantize](file, batches, OnnxFile(file, g.names).names)
         except ValueError: raise
-        except Exception as e: raise ValueError(f"this net cannot be had in int8 ({quantize}): {type(e).__name__}: {e}") from e
+        except Exception as e: raise ValueError(f"this net cannot be had in int8 ({quantize}): {root_of(e)}") from e
         check_runs(g, new, quantize)
     return new
 
@@ -165,7 +166,7 @@ def sparse_copy(model):
     "A copy with sparse weights, where torch can multiply by them. Raises `ValueError` where that is nowhere"
     m = copied(model)
     twins = {n:t for n,o in m.named_modules() if (t := _sparse_twin(o)) is not None}
-    if not twins: raise ValueError('no layer is an nn.Linear or an nn.Conv2d, which are the ones that torch can do with sparse weights')
+    if not twins: raise ValueError('no layer is an nn.Linear or an nn.Conv2d, which torch can do with sparse weights')
     for n,t in twins.items():
         where,_,name = n.rpartition('.')
         setattr(m.get_submodule(where), name, t)
@@ -189,16 +190,16 @@ def _keep(file, path, label):
 @patch
 def to_onnx(self:Learner,
     path, # File to write; `.onnx` is added where it is missing
-    act=False, # With the loss function's activation behind the net? Or a function of its outputs, such as `partial(torch.softmax, dim=-1)`
-    normalize:bool=False, # With the batch transform `Normalize` in the graph, which then takes inputs as they come before it?
-    quantize:str=None, # None for float32; 'static' for int8, the one to try first; 'dynamic' for int8 in matrix products alone
+    act=False, # With the loss function's activation? Or a function of the outputs, such as `torch.sigmoid`
+    normalize:bool=False, # With the batch transform `Normalize` in the graph, which then takes what comes before it?
+    quantize:str=None, # None for float32; 'static' for int8, to be tried first; 'dynamic': in matrix products alone
     calibrate=256, # Rows of training data that 'static' looks at, or a `DataLoader` of its own
     tol:float=1e-4 # How far the float32 outputs may be from the net's, relative to the largest one
 )->Path: # The file written
-    """Write the net, in evaluation mode, as an ONNX file for any number of rows, with the vocab in its metadata: one file, up to 2 GB.
-    Before it is kept, it is compared with the net at several numbers of rows, one among them. Nothing of the Learner changes.
-    Raises `ValueError` where the file and the net differ, and says by how much, or where the net cannot be written;
-    `ImportError` where the extra `deploy` is missing"""
+    """Write the net, in evaluation mode, as an ONNX file for any number of rows, with the vocab in its metadata: one file,
+    up to 2 GB. Before it is kept, it is compared with the net at several numbers of rows, one among them. Nothing of the
+    Learner changes. Raises `ValueError` where the file and the net differ, and says by how much, or where the net cannot be
+    written; `ImportError` where the extra `deploy` is missing"""
     needed('onnx', 'onnxscript', 'onnxruntime')
     check_quantize(quantize)
     path,g = onnx_path(path),find_graph(self, act, normalize)

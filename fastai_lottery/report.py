@@ -66,7 +66,7 @@ def weight_bytes(m): return sum(t.numel()*t.element_size() for t in m.state_dict
 def _last(ts): return [t.contiguous(memory_format=torch.channels_last) if t.ndim==4 else t for t in ts]
 
 def _channels_last(g):
-    if not any(t.ndim==4 for t in g.batches[0]): raise ValueError('no input has four axes, which is what this memory format is for')
+    if all(t.ndim!=4 for t in g.batches[0]): raise ValueError('no input has four axes, and this format is for them')
     m = copied(g.net).to(memory_format=torch.channels_last)
     return lambda ts: m(*ts)
 
@@ -84,7 +84,7 @@ def trained_ways(learn, net, g, d, threads, calibrate, judge):
     res = [way_of(net, 'eager', lambda: _eager(g), g, judge=judge),
            way_of(net, 'channels_last', lambda: _channels_last(g), g, judge=judge, prepare=_last),
            way_of(net, 'ONNX', onnx, g, judge=judge)]
-    return res+[way_of(net, f'ONNX int8, {how}', lambda how=how: int8(how), g, judge=judge) for how in ('static','dynamic')]
+    return res+[way_of(net, f'ONNX int8, {o}', lambda o=o: int8(o), g, judge=judge) for o in ('static','dynamic')]
 
 # %% ../nbs/24_report.ipynb #5e48abb4
 def _torch_sparse(g):
@@ -121,7 +121,7 @@ def two_of_four(g):
     "The net with two of four weights in a row at 0, in the layers where that can be multiplied"
     m = copied(g.net)
     scores = {n+'.weight':o.weight.detach().abs() for n,o in _fitting(m).items()}
-    if not scores: raise ValueError('no nn.Linear has a multiple of 32 outputs and of 64 inputs, which is what 2:4 of torch takes')
+    if not scores: raise ValueError('no nn.Linear has a multiple of 32 outputs and of 64 inputs, as 2:4 takes it')
     return replace(g, net=make_masks(scores, Masks.ones(scores), .5, n_of_m(2,4)).apply_(m))
 
 def _half(g, sparse=False):
@@ -134,7 +134,7 @@ def gpu_ways(g):
     "2:4, and the net without it; a reason, where the hardware is not there"
     way,kw = 'CUDA, float16',dict(judge=False, prepare=_gpu)
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()<(8,0):
-        return [Way('2:4 zeros', way, note='this machine has no NVIDIA GPU of compute capability 8.0 or higher, which 2:4 needs')]
+        return [Way('2:4 zeros', way, note='this machine has no NVIDIA GPU of compute capability 8.0, which 2:4 needs')]
     base = way_of('net', way, lambda: _half(g), g, **kw)
     try: z = two_of_four(g)
     except ValueError as e: return [base, Way('2:4 zeros', way, note=str(e))]
@@ -156,7 +156,7 @@ def dense_of(learn, dense):
     "The dense model, whether it is trained, and a note; None for the model where there is none"
     if isinstance(dense, Learner): return dense.model,True,''
     if isinstance(dense, nn.Module): return dense,True,''
-    if dense is not None: raise TypeError(f"`dense` should be a Learner or a model, trained; got {type(dense).__name__}")
+    if dense is not None: raise TypeError(f"`dense` should be a Learner or a model; got {type(dense).__name__}")
     lot = next(iter(learn._grab_cbs(LotteryCallback)), None)
     if lot is None or lot.w_i is None and not lot.rounds: return None,False,''
     try: weights,trained = trained_of(lot, 0)[2],True
@@ -164,10 +164,10 @@ def dense_of(learn, dense):
     try: return load_(copied(learn.model), weights),trained,'' if trained else _gone
     except (RuntimeError,KeyError):
         mb = sum(t.numel()*t.element_size() for t in weights.values() if torch.is_tensor(t))/1e6
-        return None,False,f"its weights take {mb:.4g} MB and do not fit the net that the Learner holds now: give the dense one, `dense=`"
+        return None,False,f"its weights, {mb:.4g} MB, do not fit the net that is here now: give the dense one, `dense=`"
 
-_gone = ("the trained weights of the dense round are gone, so these are its size and time alone: keep='all' or path= keeps them, "
-         "or give `dense=`")
+_gone = ("the trained weights of the dense round are gone, so these are its size and time alone: keep='all' or path= keeps "
+         "them, or give `dense=`")
 
 def dense_ways(learn, g, dense, *args):
     "Ways of the dense net, if there is one"
@@ -262,7 +262,8 @@ def compare(learn, w, outs, eager):
     tree,res = w.graph.net.whole(*w.graph.example),dict(agreement=float('nan'), difference=float('nan'))
     if not outs: return res
     res['difference'] = max(map(difference, eager, outs))
-    both = [(decisions(learn.loss_func, filled(tree, a)), decisions(learn.loss_func, filled(tree, b))) for a,b in zip(eager, outs)]
+    def decided_by(ts): return decisions(learn.loss_func, filled(tree, ts))
+    both = [(decided_by(a), decided_by(b)) for a,b in zip(eager, outs)]
     if any(a is None or b is None for a,b in both): return res
     same,n = sum(int((a==b).sum()) for a,b in both),sum(a.numel() for a,_ in both)
     return {**res, 'agreement':same/max(n, 1)}
@@ -297,8 +298,8 @@ def _costs(w, eager, by):
     col = by.get('monitor')
     new,old = (o.seen.get(col) for o in (w,eager))
     if any(not isinstance(v, (int,float)) or math.isnan(v) for v in (new,old)): return
-    point = .01 if is_fraction(col) else .01*abs(old)
-    if worse_by(new, old, col, by['better'].startswith('lower'))>point: yield f'its {col} is {new:.4g}, that of the eager net {old:.4g}'
+    point,lower = .01 if is_fraction(col) else .01*abs(old),by['better'].startswith('lower')
+    if worse_by(new, old, col, lower)>point: yield f'its {col} is {new:.4g}, that of the eager net {old:.4g}'
 
 def warn_of(ways, by):
     "Notes for int8 that is slower than float32, or costs more than a point; the same as warnings"
@@ -307,7 +308,8 @@ def warn_of(ways, by):
         if 'int8' not in way: continue
         if not (said := [*_slower(w, has[net,'ONNX']), *_costs(w, has[net,'eager'], by)]): continue
         w.note = '; '.join([*filter(None, [w.note]), *said])
-        warnings.warn(f"{way} of {'the dense net' if net=='dense' else 'this net'} does not pay: {'; '.join(said)}", stacklevel=3)
+        whose = 'the dense net' if net=='dense' else 'this net'
+        warnings.warn(f"{way} of {whose} does not pay: {'; '.join(said)}", stacklevel=3)
 
 # %% ../nbs/24_report.ipynb #61bdc242
 def _table(learn, ways, sizes, threads):
@@ -334,16 +336,17 @@ def deploy_report(self:Learner,
     dl=None, # Data to judge by, the validation set by default
     sparsity:float=.9, # Fraction of single weights at 0, for the rows which show what that brings
     calibrate=256 # Rows of training data for int8, or a `DataLoader`
-)->pd.DataFrame: # A row a net and way: parameters, multiply-adds for one row, MB (10⁶ bytes), ms, figures; `note` says what is missing
-    """Size, time and figures of the net in each way that it can be served on this machine's CPU, measured; beside it the dense net, and
-    what single zeros bring. Nothing of the Learner changes. It warns where int8 is slower or costs more than a point. Raises
-    `ImportError` where the extra `deploy` is missing, `ValueError` where the Learner has no data"""
+)->pd.DataFrame: # A row a net and way: parameters, multiply-adds of a row, MB (10⁶ bytes), ms, figures; `note`
+    """Size, time and figures of the net in each way that it can be served on this machine's CPU, measured; beside it the
+    dense net, and what single zeros bring. `note` says what is missing, and why. Nothing of the Learner changes. It warns
+    where int8 is slower or costs more than a point. Raises `ImportError` where the extra `deploy` is missing, `ValueError` where the Learner has no data"""
     needed('onnx', 'onnxscript', 'onnxruntime')
     sizes,threads = _checked(batches, repeats, threads, sparsity)
     with tempfile.TemporaryDirectory() as d, hushed(), same_rng(), torch.no_grad(), on_threads(threads):
         g,d = find_graph(self),Path(d)
         ways = [*trained_ways(self, 'net', g, d/'net', threads, calibrate, True),
-                *dense_ways(self, g, dense, d/'dense', threads, calibrate), *zeros_ways(g, sparsity, d/'zeros', threads)]
+                *dense_ways(self, g, dense, d/'dense', threads, calibrate),
+                *zeros_ways(g, sparsity, d/'zeros', threads)]
         runs = [w for w in ways if w.run is not None]
         for w in ways: measure(w)
         take_times(runs, sizes, repeats, threads)

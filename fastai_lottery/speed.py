@@ -17,7 +17,8 @@ def _points(reports, way, cols):
     res = {}
     for n,t in reports.items():
         for net,name in (('dense','dense'),('net',str(n))):
-            if (net,way) in t.index and t.loc[(net,way),cols].notna().all(): res.setdefault(name, tuple(t.loc[(net,way),cols]))
+            if (net,way) not in t.index: continue
+            if (v := t.loc[(net,way),cols]).notna().all(): res.setdefault(name, tuple(v))
     return res
 
 def _checked(reports, cols):
@@ -36,7 +37,7 @@ def plot_speed(
     rows:int=1, # Number of rows whose time is drawn, one of the report's `batches`
     ax=None # Axes; new ones by default
 ): # The axes
-    "A figure against latency: a line for each way to serve a net, a point for each net. Raises `ValueError` for a column that is not there"
+    "A figure against latency: a line for each way to serve a net, a point for each net. Raises `ValueError` for no such column"
     cols,k = [f'ms_{rows}',col],scale_of(col)
     ts,i = _checked(reports, cols),0
     ax = new_axes(ax)
@@ -44,7 +45,8 @@ def plot_speed(
         if not (ps := _points(ts, way, cols)): continue
         (c,mark,ls),i = line_style(i),i+1
         ax.plot([x for x,_ in ps.values()], [k*y for _,y in ps.values()], ls=ls, color=c, marker=mark, ms=5, label=way)
-        for n,(x,y) in ps.items(): ax.annotate(n, (x, k*y), textcoords='offset points', xytext=(4,4), fontsize=8, color=c)
+        beside = dict(textcoords='offset points', xytext=(4,4), fontsize=8, color=c)
+        for n,(x,y) in ps.items(): ax.annotate(n, (x, k*y), **beside)
     ax.set_xscale('log')
     ax.set(xlabel=f"time for {rows} row{'s'*(rows>1)} (ms)", ylabel=words_of(col))
     add_legend(ax)
