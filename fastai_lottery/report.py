@@ -339,7 +339,8 @@ def deploy_report(self:Learner,
 )->pd.DataFrame: # A row a net and way: parameters, multiply-adds of a row, MB (10⁶ bytes), ms, figures; `note`
     """Size, time and figures of the net in each way that it can be served on this machine's CPU, measured; beside it the
     dense net, and what single zeros bring. `note` says what is missing, and why. Nothing of the Learner changes. It warns
-    where int8 is slower or costs more than a point. Raises `ImportError` where the extra `deploy` is missing, `ValueError` where the Learner has no data"""
+    where int8 is slower or costs more than a point. Raises `ImportError` where the extra `deploy` is missing, `ValueError`
+    where the Learner has no data"""
     needed('onnx', 'onnxscript', 'onnxruntime')
     sizes,threads = _checked(batches, repeats, threads, sparsity)
     with tempfile.TemporaryDirectory() as d, hushed(), same_rng(), torch.no_grad(), on_threads(threads):

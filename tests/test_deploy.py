@@ -397,6 +397,10 @@ def played():
 quick = dict(batches=(1,4), repeats=3, threads=1)
 ways = ['eager','channels_last','ONNX','ONNX int8, static','ONNX int8, dynamic']
 
+def in_order(df, k):
+    mid,lo,hi = (df[f'ms_{k}{o}'] for o in ('','_lo','_hi'))
+    return ((0<lo) & (lo<=mid) & (mid<=hi)).all()
+
 @extra
 def test_a_report(played):
     learn = played
@@ -410,14 +414,11 @@ def test_a_report(played):
     assert (run.params==n).all() and (run.madds==8*27*36+16).all() and (df.threads==1).all()
     alive = sum(int((p!=0).sum()) for p in learn.model.parameters())
     assert df.loc[('net','ONNX'),'nonzero']==alive<df.loc[('dense','ONNX'),'nonzero']
-    for k in (1,4):
-        mid,lo,hi = (run[f'ms_{k}{o}'] for o in ('','_lo','_hi'))
-        assert ((0<lo) & (lo<=mid) & (mid<=hi)).all()
+    assert all(in_order(run, k) for k in (1,4))
     loss,acc = learn.validate()
     assert df.loc[('net','ONNX'),['valid_loss','accuracy']].tolist()==pytest.approx([loss,acc], rel=1e-4)
-    dense = learn.lottery.rounds[0]
-    want = [dense['valid_loss'],dense['accuracy']]
-    assert df.loc[('dense','ONNX'),['valid_loss','accuracy']].tolist()==pytest.approx(want, rel=1e-4)
+    first,both = learn.lottery.rounds[0],['valid_loss','accuracy']
+    assert df.loc[('dense','ONNX'),both].tolist()==pytest.approx([first[o] for o in both], rel=1e-4)
     assert (df.loc[['net','dense']].difference.xs('ONNX', level='way')<1e-5).all()
     assert 0<df.loc[('net',ways[3]),'difference']<.2 and df.loc['90 % zeros'].accuracy.isna().all()
     assert learn.lottery.masks.density==.5 and leaks(learn)==0
