@@ -308,6 +308,8 @@ def test_normalisation_in_the_graph(how, tmp_path):
     learn = learner(image_net, images(tfms=[Shift(),norm]))
     pixels = torch.stack([x for x,_ in learn.dls.valid_ds]).as_subclass(torch.Tensor)
     want,near = learn.get_preds()[0],1e-5 if how is None else .1
+    xs = torch.cat([b[0] for b in find_graph(learn, True, True).batches])
+    assert -1e-6<float(xs.min()) and float(xs.max())<1+1e-6, 'what it is traced and calibrated with are pixels'
     file = learn.to_onnx(tmp_path/'n', act=True, normalize=True, quantize=how)
     assert difference([want], served(file, [pixels]))<near
     said = dict(mean=pytest.approx([.5,.4,.3]), std=pytest.approx([.2,.3,.1]), in_graph=True)
