@@ -35,6 +35,9 @@ from .rounds import *
 from .supermask import *
 from .transfer import *
 from .shrink import *
+from .convert import *
+from .deploy import *
+from .report import *
 from .analysis import *
 from .data import *
 from .nets import *
@@ -47,4 +50,5 @@ from .presets import *
 from .sweeps import *
 from .plots import *
 from .pictures import *
+from .speed import *
 __all__ = [n for n in dir() if n[0]!='_']

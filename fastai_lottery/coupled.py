@@ -9,7 +9,6 @@ __all__ = ['channel_units']
 from collections import defaultdict
 import torch
 from torch import nn
-from fastcore.basics import patch
 from .core import *
 from .masks import *
 from .units import *

@@ -14,7 +14,7 @@ from .core import *
 from .masks import *
 from .units import *
 from .coupled import *
-from .channels import Conv,Norm,as_called,copy_of,attentions,fit_heads_,is_conv1d,is_grouped,is_maker,outputs
+from .channels import Conv,Norm,as_called,copy_of,attentions,fit_heads_,is_conv1d,is_maker,outputs
 
 # %% ../nbs/09_removal.ipynb #f1dc926d
 @patch

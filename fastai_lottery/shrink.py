@@ -19,7 +19,7 @@ from .files import *
 from .coupled import *
 from .channels import Conv,Norm,as_called,copy_of,is_maker,outputs
 from .removal import *
-from .removal import Readers,apart,cut,doubled,remove_,stirred,tol_of
+from .removal import apart,cut,doubled,remove_
 from .tickets import *
 from .model import *
 from .model import hypers_now

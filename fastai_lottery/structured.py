@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sizes_after']
 
-# %% ../nbs/10_structured.ipynb #61e9c7f6
+# %% ../nbs/10_structured.ipynb #fbc9e88c
 import torch
 from torch import nn
 from fastcore.basics import patch
@@ -25,7 +25,7 @@ from .removal import only_of
 from .signals import *
 from .signals import tried,train_batches
 
-# %% ../nbs/10_structured.ipynb #d95f1855
+# %% ../nbs/10_structured.ipynb #86745bf4
 @patch
 def inputs_now(self:Known, n=2):
     "Inputs of the model for the first `n` items of a training batch, on its device"
@@ -44,7 +44,7 @@ def own_units(self:Known):
     if self._found is None or self._found[0] is not m: self._found = m,of_rank0(lambda: _units_of(self, m))
     return self._found[1]
 
-# %% ../nbs/10_structured.ipynb #7085b795
+# %% ../nbs/10_structured.ipynb #de5317d2
 def _units_of(lot, m):
     ws = named_weights(m, lot.names())
     if lot.units!='channels': return units_within(ws, lot.units)
@@ -61,7 +61,7 @@ def _that_compete(units, ws):
     why = {g:f'coupled to {n}, which does not compete' for g,n in out.items()}
     return only_of(units, set(units.sizes)-set(out), why) if out else units
 
-# %% ../nbs/10_structured.ipynb #507cda0c
+# %% ../nbs/10_structured.ipynb #8e044060
 @patch
 def all_kept(self:Known):
     "Masks that keep everything that competes"
@@ -86,7 +86,7 @@ def check_unit_setting(units):
     if units in ('weights','channels',*element_units) or callable(units): return
     units_within({}, units)
 
-# %% ../nbs/10_structured.ipynb #49803299
+# %% ../nbs/10_structured.ipynb #00addc1a
 def _free(lot, units):
     "Groups of which no weight is frozen"
     ws = named_weights(lot.net())
@@ -105,7 +105,7 @@ def cut_down(at, amount, met):
         else: lo = a
     return new
 
-# %% ../nbs/10_structured.ipynb #c7bf8061
+# %% ../nbs/10_structured.ipynb #3c6c7bdc
 def one_more_unit(lot, f, amount, scope, gen, least, per):
     "Masks after one more prune of units by the criterion `f`; `least`: how many units stay, or a function of units, is that enough?"
     units,per = lot.masks.units,per or PerUnit()
@@ -124,7 +124,7 @@ def one_more_unit(lot, f, amount, scope, gen, least, per):
     if callable(least): return units.masks(cut_down(at, amount, least))
     return units.masks(at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old)))
 
-# %% ../nbs/10_structured.ipynb #6f80dd5e
+# %% ../nbs/10_structured.ipynb #a028a379
 def sizes_after(
     model:nn.Module, # A model; it is not changed
     units:Units, # Its units
@@ -136,7 +136,7 @@ def sizes_after(
     n = int(flops(small.eval(), xb).flops['total'])//2//max(1, len(xb[0] if isinstance(xb, tuple) else xb))
     return dict(units=Masks(alive).n_kept, params=sum(p.numel() for p in small.parameters()), macs=n)
 
-# %% ../nbs/10_structured.ipynb #34f4a6de
+# %% ../nbs/10_structured.ipynb #b93f0699
 @patch
 def unit_sizes(self:Known, alive=None):
     "What would be left of the model; `{}` where single weights compete, the number of units where nothing can be taken out for them"

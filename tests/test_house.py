@@ -274,11 +274,12 @@ def imported(tree):
             names = [f'{m}.{a.name}' for a in o.names] if m==lib else [m]
         yield from ((o.lineno, n.split('.')[1]) for n in names if n.startswith(lib+'.'))
 
-# The second storey's rooms are leaves: they do not import each other, but for these, where one is made of the other
+# The second storey's rooms are leaves: they do not import each other, but for these, where one is made of the other, and for rooms of
+# one number, which are one leaf
 leaves = {24:{23}, 28:{26}}
 def allowed(n, k):
     "May floor `n` import floor `k`? Smaller numbers alone, and of the second storey none on it but for `leaves`"
-    return k<n and not (n//10==k//10==2 and int(k) not in leaves.get(int(n),()))
+    return k<n and not (n//10==k//10==2 and int(k) not in {int(n), *leaves.get(int(n),())})
 
 def wrong_floor(tree, mod, kind, floors):
     "Imports from the same floor or above; a lesson may import the room that it is about"
@@ -356,6 +357,7 @@ def test_few_rooms_share_a_number(): assert floors and not crowded()
 def test_rooms_of_one_number_stand_in_the_order_of_the_listing():
     fs = floors_of(['18_journal','18_display','19_rounds'])
     assert fs['display']<fs['journal']<fs['rounds'] and allowed(fs['journal'], fs['display']) and not allowed(fs['display'], fs['journal'])
+    assert allowed(24.1, 24) and not allowed(24, 24.1) and not allowed(25.1, 24)    # leaves of one number are one
 def test_exceptions_are_needed(): assert not needless()
 
 # --- each rule, broken once
