@@ -3,6 +3,10 @@ import os
 os.environ.setdefault('MPLBACKEND', 'Agg')      # no window, whatever the machine has
 import pytest
 
+# Files stay in the system's memory: whether they were on the disk would show where the machine itself goes down, which no test
+# can bring about. That they are flushed before they take their place, `test_traps_keeping.py` sees
+os.fsync = lambda fd: None
+
 def pytest_collection_modifyitems(items):
     "Tests that need a GPU say so, and say why they did not run"
     if not any('cuda' in o.keywords for o in items): return
