@@ -20,7 +20,8 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
-from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written,rows_of,short_hash
+from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written
+from .files import rows_of,short_hash
 from .callback import *
 from .identity import say
 from .labels import checked_rounds,round_cols,round_weights,rounds_table
