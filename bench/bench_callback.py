@@ -3,7 +3,7 @@ from copy import deepcopy
 import torch.nn.utils.prune as tp
 from torch import nn
 from fastai.optimizer import Adam
-from fastai.vision.models import resnet18
+from torchvision.models.resnet import BasicBlock,ResNet
 from fasterai.core.criteria import large_final
 from fasterai.core.schedule import one_shot
 from fasterai.sparse.sparsify_callback import SparsifyCallback
@@ -48,9 +48,11 @@ def bench_lenet():
     def make(cb): return learner(dls, lenet_300_100(), cbs=cb)
     compare('LeNet-300-100, batch 60, fused Adam: a training step', make, nn.Linear, 25)
 
+def resnet18(): return ResNet(BasicBlock, [sized(2,1)]*4, num_classes=10)
+
 def bench_resnet18():
     size,bs = sized((64,32), (32,2))
     dls = images(bs*4, (3,size,size), bs=bs, valid=bs)
     for name,opt in (('fused Adam',fused_adam),("fastai's Adam",Adam)):
-        def make(cb): return learner(dls, resnet18(num_classes=10), opt_func=opt, cbs=cb)
+        def make(cb): return learner(dls, resnet18(), opt_func=opt, cbs=cb)
         compare(f'resnet18, {size}×{size}, batch {bs}, {name}: a training step', make, nn.Conv2d, 7)

@@ -20,7 +20,8 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
-from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written,short_hash
+from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written
+from .files import rows_of,short_hash
 from .callback import *
 from .identity import say
 from .labels import checked_rounds,round_cols,round_weights,rounds_table
@@ -150,7 +151,7 @@ def _same_made(f, rows, fs):
 def _play_table(f, fs, todo, play, rounds):
     "Play what the table `f` lacks: `todo` are numbers of `rounds` and names in `fs`, `play` gives the rows of one of them"
     marks = [mark_of(o.row) for o in rounds]
-    rows = read_rows(f, drop=(), marks=marks).to_dict('records') if f.exists() else []
+    rows = rows_of(read_rows(f, drop=(), marks=marks)) if f.exists() else []
     have = {(o['round'],o['arm']) for o in rows}
     _same_made(f, rows, fs)
     for k,a in todo:
@@ -185,9 +186,9 @@ def play_seed(
     return read_replicate(out)
 
 # %% ../nbs/33_experiments.ipynb #c41efbe7
-def _arm_rounds(d, ticket):
-    "The rounds in folder `d`, with their arm"
-    df = checked_rounds(d)
+def _arm_rounds(d, ticket, df=None):
+    "The rounds in folder `d`, whose `rounds_table` may be given, with their arm"
+    df = checked_rounds(d, df)
     if len(df): df.insert(0, 'arm', ['dense' if r==0 else ticket for r in df['round']])
     return df
 
@@ -199,10 +200,11 @@ def read_replicate(
     dirs = {f.parent for o in ('rounds.csv','round_00') for f in out.glob(f'*/{o}')}
     others = [_arm_rounds(d, d.name)[1:] for d in sorted(dirs)]    # their dense round is the same
     if not (f := out/'measures.csv').exists(): read_written(f)    # was there one?
-    controls = read_written(out/'controls.csv', *round_cols, marks=_marks(out))
-    return pd.concat([_arm_rounds(out, 'ticket'), controls, *others], ignore_index=True)
+    rounds = rounds_table(out)
+    controls = read_written(out/'controls.csv', *round_cols, marks=_marks(rounds))
+    return pd.concat([_arm_rounds(out, 'ticket', rounds), controls, *others], ignore_index=True)
 
-def _marks(d): return [mark_of(o) for o in rounds_table(d).to_dict('records')]
+def _marks(df): return [mark_of(o) for o in rows_of(df)]
 
 # %% ../nbs/33_experiments.ipynb #8d24b8de
 def _of_seeds(out, read, missing):
@@ -221,5 +223,5 @@ def measured(
     out # Folder of a `play`
 )->pd.DataFrame: # One row a figure or set of figures, with `arm`, `round` and `seed`
     "What the measures of the replicates in `out` showed. Raises `FileNotFoundError` where there is nothing"
-    return _of_seeds(out, lambda d: read_written(d/'measures.csv', marks=_marks(d)),
+    return _of_seeds(out, lambda d: read_written(d/'measures.csv', marks=_marks(rounds_table(d))),
                      f"no measures in {str(out)!r}: it should be the folder of a `lottery run` whose preset has some")

@@ -170,13 +170,17 @@ _exact = {} if int(pd.__version__.split('.')[0])>=3 else dict(float_precision='r
 _whole = 'round kept prunable trial'.split()
 _number = 'density seconds iterations es_iteration iteration of'.split()
 
+def _none_of_ours(v, whole):
+    "Which numbers in the array `v` are none that we write? Empty places are"
+    with np.errstate(invalid='ignore'): return (v==v)&~((v>=0)&(v<1e18)&((v%1==0)|(not whole)))
+
 def _check_columns(df, need):
     "Has a table the columns `need`, and numbers where we write numbers?"
     if miss := [c for c in need if c not in df]: raise ValueError(f"it has no column {miss[0]!r}")
     for c in [c for c in df if c in (*_whole,*_number) and len(df)]:
-        if df[c].dtype.kind not in 'iuf': raise ValueError(f"its column {c!r} should hold numbers; got {df[c].iloc[0]!r}")
-        bad = df[c].notna()&~((df[c]>=0)&(df[c]<1e18)&((df[c]%1==0)|(c not in _whole)))
-        if bad.any(): raise ValueError(f"its column {c!r} holds {df[c][bad].iloc[0]!r}")
+        if (col := df[c]).dtype.kind not in 'iuf': raise ValueError(f"its column {c!r} should hold numbers; got {col.iloc[0]!r}")
+        bad = _none_of_ours(v := col.to_numpy(), c in _whole)
+        if bad.any(): raise ValueError(f"its column {c!r} holds {v[bad][0]!r}")
     for c in ('round','arm'):
         if c in need and df[c].isna().any(): raise ValueError(f"its column {c!r} is empty in a line")
 
@@ -190,6 +194,10 @@ def read_table(f, need=()):
     except (ValueError,OverflowError,UnicodeDecodeError) as e: raise ValueError(f"{str(f)!r} is damaged: {shown(e)}") from None
 
 # %% ../nbs/06_files.ipynb #7f6d440b
+def rows_of(df):
+    "The rows of a table as dicts: pandas' `to_dict('records')`, which looks at each value"
+    return [dict(zip(df, o)) for o in zip(*(df[c].tolist() for c in df))]
+
 def short_hash(text): return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 def _as_read(v):
@@ -256,8 +264,9 @@ def _check_marks(f, rows, marks):
 def read_rows(f, *need, drop=('made','of','at'), marks=None):
     "The rows that `append_rows` wrote. Raises `ValueError` for one that is not what was written, or that lacks its fellows"
     df = read_table(f, ('arm','round',*need))
-    if 'digest' in df: _check_rows(f, df.to_dict('records'))
-    if marks is not None: _check_marks(f, df.to_dict('records'), marks)
+    rows = rows_of(df) if 'digest' in df or marks is not None else []
+    if 'digest' in df: _check_rows(f, rows)
+    if marks is not None: _check_marks(f, rows, marks)
     return df.drop(columns=['digest',*drop], errors='ignore')
 
 def read_written(f, *need, marks=None):

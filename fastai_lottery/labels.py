@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/16_labels.ipynb #aefabe8c
 import json
 from dataclasses import dataclass
+from functools import cache,partial
 from pathlib import Path
 import pandas as pd
 from torch import nn
@@ -15,7 +16,7 @@ from fastcore.basics import patch
 from .core import *
 from .resets import state
 from .files import *
-from .files import digest_in,mark_of,numbered,read_label,read_table,short_hash
+from .files import digest_in,mark_of,numbered,read_label,read_table,rows_of,short_hash
 from .tickets import *
 from .tickets import kind_of
 
@@ -84,17 +85,22 @@ def check_row(f, i, row, meta):
                      f"{elsewhere}")
 
 # %% ../nbs/16_labels.ipynb #d21a7105
-def checked_rounds(d):
+def checked_rounds(
+    d, # Folder of a run
+    df=None # Its `rounds_table`, where that was read
+): # That table
     "`rounds.csv` of the run in `d`, each line checked against the ticket, where that is there"
-    f,df = Path(d)/'rounds.csv',rounds_table(d)
-    for i,row in enumerate(df.to_dict('records')):
-        if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): check_row(f, i, row, _label_of(t))
+    f,init,df = Path(d)/'rounds.csv',cache(partial(_init_in, Path(d))),rounds_table(d) if df is None else df
+    for i,row in enumerate(rows_of(df)):
+        if (t := f.parent/f'round_{i:02d}'/'ticket.safetensors').exists(): check_row(f, i, row, _label_of(t, init))
     return df
 
-def _label_of(t):
-    "The label of the ticket `t`, which is of the initial weights that lie in the run's folder"
-    meta,init = read_label(t),t.parent.parent/'init.safetensors'
-    if isinstance(of := meta.get('of'), dict) and init.exists(): check_of(t, of, dict(init=digest_in(init)))
+def _init_in(d): return digest_in(f) if (f := d/'init.safetensors').exists() else None
+
+def _label_of(t, init):
+    "The label of the ticket `t`, which is of the initial weights that lie in the run's folder, whose digest `init()` gives"
+    meta = read_label(t)
+    if isinstance(of := meta.get('of'), dict) and init() is not None: check_of(t, of, dict(init=init()))
     return meta
 
 # %% ../nbs/16_labels.ipynb #1a783659

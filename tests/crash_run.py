@@ -282,6 +282,7 @@ def end(pid, secs=None):
 def server():
     "Lines of JSON in, lines of JSON out"
     torch.set_num_threads(1)
+    os.fsync = lambda fd: None    # see conftest.py
     torch.optim.Adam([nn.Parameter(torch.ones(1))], fused=True)    # imports more
     answer = os.fdopen(os.dup(1), 'w', buffering=1)
     os.dup2(2, 1)

@@ -120,12 +120,12 @@ def log_of(learn):
     f = learn.path/'history.csv'
     return pd.read_csv(f).drop(columns='time').to_csv() if f.exists() else None
 
-def killed(new, at, fit='one_cycle'):
-    "The Learner that `new` makes goes on where another was killed"
-    Kill.at = at
-    try:
-        with pytest.raises(SystemExit): play(new(), fit)
-    finally: Kill.at = None
+def killed(new, *ats, fit='one_cycle'):
+    "The Learner that `new` makes goes on where another was killed, or several of them, one after another"
+    for Kill.at in ats:
+        try:
+            with pytest.raises(SystemExit): play(new(), fit)
+        finally: Kill.at = None
     play(learn := new(), fit)
     return learn
 
@@ -136,9 +136,8 @@ kills = (0,1,1),1,(2,2,0)    # round, epoch, batch; or between two rounds
 def test_a_lottery_with_a_callback_goes_on_after_a_kill(case, late, fit, tmp_path):
     play(whole := made(case, tmp_path/'whole', late), fit)
     assert leaks(whole)==0
-    for i,at in enumerate(kills):
-        learn = killed(lambda: made(case, tmp_path/str(i), late), at, fit)
-        assert shown(learn)==shown(whole) and log_of(learn)==log_of(whole), at
+    learn = killed(lambda: made(case, tmp_path/'killed', late), *kills, fit=fit)
+    assert shown(learn)==shown(whole) and log_of(learn)==log_of(whole)
 
 def making(cb, path):
     def new(n):
@@ -400,8 +399,7 @@ def test_a_point_that_lies_behind_a_kill(short, fit, late, tmp_path):
     "In a later fit, or on the border of two epochs"
     case = 'ShortEpochCallback' if short else 'nothing'
     play(whole := made(case, tmp_path/'whole', late), fit)
-    for i,at in enumerate(((0,1,1),(0,2,0))):
-        assert shown(killed(lambda: made(case, tmp_path/str(i), late), at, fit))==shown(whole), at
+    assert shown(killed(lambda: made(case, tmp_path/'killed', late), (0,1,1), (0,2,0), fit=fit))==shown(whole)
 
 def test_a_search_for_the_rate_within_a_training(tmp_path):
     "fastai's `lr_find` ends by `CancelFitException`; its fit is no part of a training, and no line of a log"

@@ -272,7 +272,7 @@ def use_replicate(d):
     if rc and str(d) not in err: raise TypeError(err)
     play_seed(lab, 0, d/'seed_00')
 
-@pytest.mark.parametrize('first', range(0, 60, 20))
+@pytest.mark.parametrize('first', range(0, 40, 20))
 def test_wrong_content_in_a_replicate(first, played, tmp_path):
     bad = []
     for n in range(first, first+20):

@@ -1,5 +1,5 @@
 "Where things are written, by whom, and in which encoding"
-import os,shutil,subprocess,sys,threading
+import contextlib,io,os,runpy,shutil,subprocess,sys,threading
 from pathlib import Path
 import pytest,torch
 from nets import *
@@ -83,19 +83,33 @@ def test_files_of_others_are_left_alone(tmp_path):
 
 hold = '''import sys
 from fastai_lottery.files import locked
-try:
-    with locked(sys.argv[1]): print('got it')
-except RuntimeError as e: print('refused:', e)'''
+for _ in sys.stdin:
+    try:
+        with locked(sys.argv[1]): print('got it', flush=True)
+    except RuntimeError as e: print('refused:', e, flush=True)'''
+
+@contextlib.contextmanager
+def other(path):
+    "A function that lets another process try to lock the folder, and gives what it says"
+    args = [sys.executable, '-W', 'ignore', '-c', hold, str(path)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(root)))
+    with subprocess.Popen(args, text=True, bufsize=1, **pipes) as p:
+        def tries():
+            p.stdin.write('\n')
+            return p.stdout.readline()
+        try: yield tries
+        finally: p.kill()
 
 def test_a_lock_outlives_what_is_done_beside_it(tmp_path):
     path = tmp_path/'run'
-    with locked(path):
-        shutil.copytree(path, tmp_path/'copy')
-        (path/'.run.lock').read_text()
-        assert 'refused' in ran('-c', hold, path).stdout
-        (path/'.run.lock').unlink()
-        assert 'refused' in ran('-c', hold, path).stdout
-    assert 'got it' in ran('-c', hold, path).stdout
+    with other(path) as tries:
+        with locked(path):
+            shutil.copytree(path, tmp_path/'copy')
+            (path/'.run.lock').read_text()
+            assert 'refused' in tries()
+            (path/'.run.lock').unlink()
+            assert 'refused' in tries()
+        assert 'got it' in tries()
 
 def test_two_threads_do_not_both_get_in(tmp_path):
     got = []
@@ -122,12 +136,16 @@ learn = learner(metrics=[güte])
 learn.fit_lottery(1, rounds={n}, eval_every=2, path='run')
 print(len(learn.lottery.rounds), list(learn.lottery.report())[5])'''
 
-def test_a_metric_with_an_umlaut_in_every_locale(tmp_path):
+def test_a_metric_with_an_umlaut_in_every_locale(tmp_path, monkeypatch, capsys):
     narrow = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONIOENCODING='ascii:replace')
-    for n,env in enumerate([narrow, dict(PYTHONUTF8='1')]):
-        (tmp_path/'a.py').write_text(uml.format(tests=str(root/'tests'), n=n), encoding='utf-8')
-        done = ran('a.py', cwd=tmp_path, **env)
-        assert done.returncode==0, done.stderr
+    def write(n): (tmp_path/'a.py').write_text(uml.format(tests=str(root/'tests'), n=n), encoding='utf-8')
+    write(0)
+    done = ran('a.py', cwd=tmp_path, **narrow)
+    assert done.returncode==0, done.stderr
+    write(1)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path('a.py', run_name='__main__')    # goes on in the encoding of this process
+    assert capsys.readouterr().out.split()[0]=='2'
     assert 'güte' in (tmp_path/'run'/'rounds.csv').read_text(encoding='utf-8')
     assert b'\r' not in (tmp_path/'run'/'rounds.csv').read_bytes()
 
@@ -175,13 +193,20 @@ def test_a_report_where_nobody_can_write_is_shown(out, capsys):
     assert 'Test accuracy' in said and said.count('could not be written:')==2
     for n in ('lottery.png','results.csv'): (out/n).rmdir()
 
-@pytest.mark.parametrize('enc', ['ascii','latin-1','cp1252'])
-def test_output_in_any_encoding(out, enc):
-    run = "import sys; from fastai_lottery.cli import main; sys.exit(main(sys.argv[1:]))"
-    for args in (['list'], ['report', out]):
-        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', run, *map(str, args)], capture_output=True,
-                              env=dict(os.environ, PYTHONPATH=str(root), PYTHONIOENCODING=enc))
-        assert done.returncode==0 and len(done.stdout)>500, done.stderr
+def test_output_in_a_terminal_of_ascii(out):
+    run = "import sys; from fastai_lottery.cli import main; sys.exit(main(['list']) or main(['report', sys.argv[1]]))"
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', run, str(out)], capture_output=True,
+                          env=dict(os.environ, PYTHONPATH=str(root), PYTHONIOENCODING='ascii'))
+    assert done.returncode==0 and len(done.stdout)>1000 and b'Test accuracy' in done.stdout, done.stderr
+
+@pytest.mark.parametrize('enc', ['latin-1','cp1252'])
+def test_output_in_any_encoding(out, enc, monkeypatch):
+    from fastai_lottery.cli import main
+    for args in (['list'], ['report', str(out)]):
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(said := io.BytesIO(), encoding=enc))
+        assert main(args)==0
+        sys.stdout.flush()
+        assert len(said.getvalue())>500
 
 def test_each_wrong_place_is_one_line(tmp_path, monkeypatch, capsys):
     from fastai_lottery.cli import main
