@@ -39,13 +39,16 @@ from .convert import *
 from .deploy import *
 from .report import *
 from .analysis import *
+from .regularise import *
 from .data import *
 from .nets import *
 from .arms import *
+from .retrained import *
 from .experiments import *
 from .claims import *
 from .lenets import *
 from .lenet_masks import *
+from .rethinking import *
 from .presets import *
 from .sweeps import *
 from .plots import *

@@ -220,7 +220,7 @@ def _obey(name, argv):
         print('\nstopped; finished rounds are kept, and the same command goes on after them', file=sys.stderr)
         return 130
     except BrokenPipeError: return 1
-    except (ValueError,TypeError,OSError,FloatingPointError,RuntimeError) as e:
+    except (ValueError,TypeError,OSError,FloatingPointError,RuntimeError,ImportError) as e:
         print(shown(f'\nlottery: {e}'), file=sys.stderr)
         return 1
     return 0

@@ -108,7 +108,9 @@ def table_of(ps):
     return pd.DataFrame([row(p) for p in ps]).set_index('preset')
 
 # %% ../nbs/33_experiments.ipynb #ff13ec2e
-_not_of_tickets = 'rounds amount scope criterion to tol stop monitor lower higher hold pool comparable floor round_to'.split()    # settings of a lottery
+# settings of a lottery
+_not_of_tickets = ('rounds amount scope criterion to tol stop monitor lower higher hold '
+                   'pool comparable floor round_to').split()
 
 def _play_main(p, learn, seed, out, data):
     "The lottery of a seed, and what its controls and measures are given"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['norm_scales', 'SlimmingCallback']
 
-# %% ../nbs/29_regularise.ipynb #f412c61b
+# %% ../nbs/29_regularise.ipynb #a8db90c9
 import torch
 from torch import nn
 from fastai.callback.core import Callback
@@ -13,7 +13,7 @@ from fastai.callback.fp16 import MixedPrecision
 from .core import *
 from .callback import *
 
-# %% ../nbs/29_regularise.ipynb #301ad0dd
+# %% ../nbs/29_regularise.ipynb #ed8d0b30
 def norm_scales(
     model:nn.Module # A model
 )->list: # Parameters, each once
@@ -25,7 +25,7 @@ def _check_l1(l1):
     if isinstance(l1, bool) or not isinstance(l1, (int,float)) or not 0<=l1<float('inf'):
         raise ValueError(f"`l1` should be a number of at least 0, such as 1e-4; got {l1!r}")
 
-# %% ../nbs/29_regularise.ipynb #6a9e501f
+# %% ../nbs/29_regularise.ipynb #94ccfa7a
 class SlimmingCallback(Callback):
     "An L1 penalty on the scales of batch norms, as its subgradient: network slimming (1708.06519)"
     order = MixedPrecision.order+.5    # behind what takes a gradient's scaling off, before what clips

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/36_rethinking.ipynb #aacc3b89
+# %% ../nbs/36_rethinking.ipynb #7f1b38e1
 from dataclasses import replace
 from functools import partial
 from torch import nn
@@ -21,7 +21,7 @@ from fastai_lottery.experiments import *
 from fastai_lottery.claims import claims_for
 from fastai_lottery.lenets import on_digits,in_seconds
 
-# %% ../nbs/36_rethinking.ipynb #c456c720
+# %% ../nbs/36_rethinking.ipynb #57b1a06f
 rethinking = []
 fan_out = partial(kaiming_, mode='fan_out')    # code of 1810.05270, structured pruning
 
@@ -29,74 +29,79 @@ def small_conv(*widths, n_in=1, n_out=10):
     "3×3 convolutions of so many channels, each with batch norm, pools behind pairs, and a linear layer on channel means"
     layers = []
     for k,(i,o) in enumerate(zip((n_in,*widths), widths), 1):
-        layers += [(f'conv{k}',nn.Conv2d(i, o, 3, padding=1, bias=False)), (f'bn{k}',nn.BatchNorm2d(o)), (f'relu{k}',nn.ReLU())]
+        conv = nn.Conv2d(i, o, 3, padding=1, bias=False)
+        layers += [(f'conv{k}',conv), (f'bn{k}',nn.BatchNorm2d(o)), (f'relu{k}',nn.ReLU())]
         if not k%2: layers.append((f'pool{k//2}',nn.MaxPool2d(2)))
-    return Net([*layers, ('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten()), ('fc',nn.Linear(widths[-1], n_out))], fan_out)
+    head = [('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten()), ('fc',nn.Linear(widths[-1], n_out))]
+    return Net([*layers, *head], fan_out)
 
-# %% ../nbs/36_rethinking.ipynb #1e257c6f
+# %% ../nbs/36_rethinking.ipynb #0246424c
 def resnet_56():
     "The CIFAR ResNet of 56 layers: 27 blocks, of 16, 32 and 64 channels"
     ch = [16]*10+[32]*9+[64]*9
     blocks = [BasicBlock(a, b, 1 if a==b else 2) for a,b in zip(ch, ch[1:])]
-    return Net([('conv1',nn.Conv2d(3, 16, 3, padding=1, bias=False)), ('bn1',nn.BatchNorm2d(16)), ('relu1',nn.ReLU()),
-                ('blocks',nn.Sequential(*blocks)), ('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten()),
-                ('fc',nn.Linear(64, 10))], fan_out)
+    first = [('conv1',nn.Conv2d(3, 16, 3, padding=1, bias=False)), ('bn1',nn.BatchNorm2d(16)), ('relu1',nn.ReLU())]
+    head = [('pool',nn.AdaptiveAvgPool2d(1)), ('flat',nn.Flatten()), ('fc',nn.Linear(64, 10))]
+    return Net([*first, ('blocks',nn.Sequential(*blocks)), *head], fan_out)
 
-# %% ../nbs/36_rethinking.ipynb #1f61888a
+# %% ../nbs/36_rethinking.ipynb #75bf03d0
 def _arms(n_fine=None, **how):
     "The trainings beside a ticket of channels; `n_fine`: epochs of fine-tuning"
     fine = partial(fine_tuned, n_epoch=n_fine, **how) if n_fine or how else fine_tuned
     own = {f.__name__:partial(f, **how) if how else f for f in (relr,scratch_e,scratch_b)}
-    return dict(random=dict(mask=shuffle_mask), one_shot=partial(rewound, **how) if how else rewound, fine_tuned=fine, **own)
+    once = partial(rewound, **how) if how else rewound
+    return dict(random=dict(mask=shuffle_mask), one_shot=once, fine_tuned=fine, **own)
 
-# %% ../nbs/36_rethinking.ipynb #7f577855
+# %% ../nbs/36_rethinking.ipynb #1ffbdaf3
 rethinking.append(Preset(
     'rethinking-digits',
-    about="A small conv net with batch norm on scikit-learn's 8×8 digits without 30, 50 and 70 % of each layer's channels, by the L1 norm "
-          'of filters: fine-tuned, trained on under the whole schedule, from scratch, rewound; the rate falls to a tenth after 2/3 of '
-          '400 iterations',
-    source='1810.05270, section 4 (L1-norm based filter pruning), on smaller images; 2003.02389 (learning-rate rewinding)',
+    about="A small conv net with batch norm on scikit-learn's 8×8 digits without 30, 50 and 70 % of each "
+          "layer's channels, by the L1 norm of filters: fine-tuned, trained on under the whole schedule, "
+          'from scratch, rewound; the rate falls to a tenth after 2/3 of 400 iterations',
+    source='1810.05270, section 4 (L1-norm based filter pruning), on smaller images; 2003.02389 (LR rewinding)',
     cost='about three minutes a seed on one CPU core; needs the extra `deploy`',
     data=on_digits['data'],
     model=partial(small_conv, 10, 10, 20, 20),
-    settings=dict(n_epoch=20, rounds=3, amount=.3, to=.3, criterion='filter_l1', scope='local', fit=Learner.fit_drops, lr=.05,
-                  drops=(2/3,), wd=1e-4, eval_every=20),
+    settings=dict(n_epoch=20, rounds=3, amount=.3, to=.3, criterion='filter_l1', scope='local',
+                  fit=Learner.fit_drops, lr=.05, drops=(2/3,), wd=1e-4, eval_every=20),
     levels=(1,2,3),
     replicates=8,
     opt_func=sgd,
     controls=_arms(),
     cb=dict(units='channels')))
 
-# %% ../nbs/36_rethinking.ipynb #b1964eac
+# %% ../nbs/36_rethinking.ipynb #8788ec07
 @claims_for('rethinking-digits', 'rethinking-cifar10')
 def _primary(f):
     return {'Scratch-B and fine-tuning': [
-        f.beats('half of the channels: from scratch, with as much compute, beats fine-tuning', 'as good or better (larger nets)',
-                'scratch_b',2, 'fine_tuned',2, col='test_accuracy')]}
+        f.beats('half of the channels: from scratch, with as much compute, beats fine-tuning',
+                'as good or better (larger nets)', 'scratch_b',2, 'fine_tuned',2, col='test_accuracy')]}
 
-# %% ../nbs/36_rethinking.ipynb #7129aa5d
+# %% ../nbs/36_rethinking.ipynb #b840b090
 rethinking.append(replace(
     rethinking[0], name='rethinking-cifar10',
-    about="A small conv net with batch norm on 10,000 images of CIFAR-10 without 30, 50 and 70 % of each layer's channels, by the L1 norm of "
-          'filters; as rethinking-digits',
-    source='1810.05270, section 4 (L1-norm based filter pruning), with a smaller net, fewer images and epochs',
-    cost='22 trainings a seed of 2,340 iterations, one arm of them about two, four and ten times as long; not measured; needs the extra `deploy`',
+    about="A small conv net with batch norm on 10,000 images of CIFAR-10 without 30, 50 and 70 % of each "
+          "layer's channels, by the L1 norm of filters; as rethinking-digits",
+    source='1810.05270, section 4 (L1-norm based filter pruning), a smaller net, fewer images and epochs',
+    cost='19 trainings a seed of 2,340 iterations, and three that are about two, four and ten times as long; '
+         'not measured; needs the extra `deploy`',
     data=partial(cifar10, bs=64, n_train=10_000, augment=True),
     model=partial(small_conv, 20, 20, 40, 40, 80, 80, n_in=3),
     settings={**rethinking[0].settings, 'n_epoch':15, 'eval_every':156, 'lr':.1},
     replicates=3))
 
-# %% ../nbs/36_rethinking.ipynb #31706323
-_paper = dict(data=partial(cifar10, bs=64, augment=True), opt_func=sgd, levels=(1,), replicates=5, cb=dict(units='channels'),
-              cost='7 trainings a seed of 112,480 iterations, one of them longer by what pruning saves, and one of 28,120; '
-                   'made for a GPU, where it is not measured; needs the extra `deploy`')
+# %% ../nbs/36_rethinking.ipynb #c4ecd6ee
+_paper_cost = ('6 trainings a seed of 112,480 iterations, one that is longer by what pruning saves, and one of '
+               '28,120; made for a GPU, where it is not measured; needs the extra `deploy`')
+_paper = dict(data=partial(cifar10, bs=64, augment=True), opt_func=sgd, levels=(1,), replicates=5,
+              cb=dict(units='channels'), cost=_paper_cost)
 _paper_s = dict(n_epoch=160, rounds=1, fit=Learner.fit_drops, lr=.1, drops=(.5,.75), wd=1e-4, eval_every=703)
 
 def _l1(amount, rates):
     "Settings of a prune by the L1 norm of filters, at `rates` times `amount`, other layers left alone"
     return dict(_paper_s, criterion='filter_l1', scope={**rates, '*':0}, amount=amount)
 
-# %% ../nbs/36_rethinking.ipynb #75e8f0d0
+# %% ../nbs/36_rethinking.ipynb #2edca4dd
 _all_conv = {f'conv{k}':1 for k in (1,*range(8, 14))}
 
 rethinking.append(Preset(
@@ -108,7 +113,7 @@ rethinking.append(Preset(
     controls=_arms(40),
     **_paper))
 
-# %% ../nbs/36_rethinking.ipynb #ef641a0b
+# %% ../nbs/36_rethinking.ipynb #d201aae6
 def _first_convs(shares, skip):
     "Rates of the first convolutions of the blocks, by stage, but for the layers `skip`"
     top = max(shares)
@@ -118,15 +123,15 @@ _res_56 = dict(A=((.1,.1,.1),(16,20,38,54)), B=((.6,.3,.1),(16,18,20,34,38,54)))
 
 rethinking += [Preset(
     f'l1-resnet-56-{v.lower()}',
-    about=f'ResNet-56 on CIFAR-10 without {" / ".join(f"{100*s:.0f}" for s in shares)} % of the channels within the blocks of its three '
-          f'stages (ResNet-56-{v})',
+    about=f'ResNet-56 on CIFAR-10 without {" / ".join(f"{100*s:.0f}" for s in shares)} % of the channels '
+          f'within the blocks of its three stages (ResNet-56-{v})',
     source='1608.08710, section 4.2; 1810.05270, section 4, and its code',
     model=resnet_56,
     settings=_l1(max(shares), _first_convs(shares, skip)),
     controls=_arms(40),
     **_paper) for v,(shares,skip) in _res_56.items()]
 
-# %% ../nbs/36_rethinking.ipynb #123bbde5
+# %% ../nbs/36_rethinking.ipynb #8190a766
 def _halved(m):
     "Convolutions by outputs, linear layers from N(0, .01²), and scales of norms at ½ (code of 1708.06519)"
     fan_out(m)
@@ -143,10 +148,11 @@ def _slim(amount, l1):
     return dict(_paper_s, criterion='bn_scale', scope='global', amount=amount, comparable=False, floor=0,
                 cbs=SlimmingCallback(l1, dense_only=True))
 
-# %% ../nbs/36_rethinking.ipynb #5f191825
+# %% ../nbs/36_rethinking.ipynb #bb801fc6
 rethinking += [Preset(
     f'slimming-{name}',
-    about=f'{net_name} on CIFAR-10, slimmed: a penalty of {l1:g} on the scales of norms, then {100*share:.0f} % of the channels gone',
+    about=f'{net_name} on CIFAR-10, slimmed: a penalty of {l1:g} on the scales of norms, then '
+          f'{100*share:.0f} % of the channels gone',
     source=f'1708.06519; 1810.05270, section 4, and its code{more}',
     model=partial(_slimmed, net),
     settings=_slim(share, l1),
@@ -155,5 +161,5 @@ rethinking += [Preset(
         ('vgg-19','VGG-19',partial(vgg, 19, init=fan_out),.7,1e-4,''),
         ('resnet-56','ResNet-56',resnet_56,.4,1e-5,' (there of 164 layers)')]]
 
-# %% ../nbs/36_rethinking.ipynb #d0de8263
+# %% ../nbs/36_rethinking.ipynb #e09c7047
 rethinking.append(in_seconds(rethinking[0]))

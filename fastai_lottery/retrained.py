@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['one_shot_units', 'inherited', 'fine_tuned', 'relr', 'rewound', 'from_scratch', 'epochs_for', 'scratch_e', 'scratch_b']
 
-# %% ../nbs/32_retrained.ipynb #8cad3d04
+# %% ../nbs/32_retrained.ipynb #8c1289ca
 from copy import deepcopy
 from dataclasses import replace
 import torch
@@ -20,33 +20,36 @@ from .tickets import *
 from .fits import *
 from .arms import *
 
-# %% ../nbs/32_retrained.ipynb #0b0306ef
+# %% ../nbs/32_retrained.ipynb #fd466db0
 def _units(run):
     "The units of a run's net. Raises `ValueError` where single weights compete"
     units = run.learn.lottery.own_units()
     if units is not None and run.learn.lottery.units=='channels': return units
-    raise ValueError(f"these arms are small nets, and units={run.learn.lottery.units!r} makes none: LotteryCallback(units='channels')")
+    raise ValueError(f"these arms are small nets, and units={run.learn.lottery.units!r} makes none: "
+                     "LotteryCallback(units='channels')")
 
 def _scores(run, units, criterion):
     "Scores of units in the dense net, by group"
     f,w = as_criterion(criterion),run.trained(0)
     if more := [o for o in needs(f) if o!='w_f']:
-        raise ValueError(f"`criterion` should go by the trained weights, `w_f`, alone, such as 'filter_l1'; {criterion!r} needs {more[0]!r}")
+        raise ValueError(f"`criterion` should go by the trained weights alone, as 'filter_l1' does; {criterion!r} needs "
+                         f"{more[0]!r}")
     return units.scores_of(f, PerUnit(), dict(w_f={n:w[n] for n in units.read_by(f)}))
 
+# %% ../nbs/32_retrained.ipynb #1beaaf24
 def one_shot_units(
     run:Run, # A played lottery of channels
     k:int, # Round of which as many units stay in each layer
     criterion='filter_l1' # What matters: function of `w_f`, or its name
 )->Ticket: # From the start of the dense net
-    "The best units of the dense net, as many in each layer as round `k` kept. Raises `ValueError` where single weights compete"
+    "The best units of the dense net, as many in each layer as round `k` kept. Raises `ValueError` where there are no channels"
     units,t = _units(run),run.ticket(k)
     alive,scores = units.alive(t.masks),_scores(run, units, criterion)
     new = masks_like(Masks({g:alive[g] for g in scores}), scores)
     meta = {**t.meta, 'how':'one-shot', 'rewind_to':'init'}
     return Ticket(units.masks({**alive, **new}), run.rounds[0].start, meta)
 
-# %% ../nbs/32_retrained.ipynb #dfb184ae
+# %% ../nbs/32_retrained.ipynb #548b71bc
 def inherited(
     run:Run, # A played lottery of channels
     k:int, # Round of which as many units stay in each layer
@@ -67,6 +70,7 @@ def fine_tuned(
     n = run.settings['n_epoch'] if n_epoch is None else n_epoch
     return run.fit(inherited(run, k, criterion), n_epoch=n, fit=last_lr(_fit_of(run)), reset='rewind')
 
+# %% ../nbs/32_retrained.ipynb #f5b8123a
 def relr(
     run:Run, # A played lottery of channels
     k:int, # Round of which as many units stay in each layer
@@ -83,7 +87,7 @@ def rewound(
     "The same units from the dense net's own start: a ticket found in one prune (1803.03635)"
     return run.fit(one_shot_units(run, k, criterion), reset='rewind')
 
-# %% ../nbs/32_retrained.ipynb #9d252306
+# %% ../nbs/32_retrained.ipynb #ecff2eaf
 def _laid(
     large, # A state
     small, # The state of what is left of it
@@ -109,9 +113,10 @@ def from_scratch(
     small = without(model, units, alive)
     gen = generator(run.seed, 'scratch', ticket.meta.get('round', 0))
     new = fresh(small, gen, lot.init, state(small), units.scored)
-    return replace(ticket, weights=_laid(run.rounds[0].start, new, units.cuts(alive)), meta={**ticket.meta, 'how':'from scratch'})
+    start = _laid(run.rounds[0].start, new, units.cuts(alive))
+    return replace(ticket, weights=start, meta={**ticket.meta, 'how':'from scratch'})
 
-# %% ../nbs/32_retrained.ipynb #0d3ba4f8
+# %% ../nbs/32_retrained.ipynb #6c696952
 def epochs_for(
     run:Run, # A played lottery of channels
     k:int # Round that says how small the net is

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from .files import *
 from .files import own_path,atomic_text,read_json
+from .channels import need_deploy
 from .experiments import *
 from .experiments import n_trainings,with_settings
 from .presets import *
@@ -111,12 +112,13 @@ def play(
     **change # `rounds=`, `epochs=`: other than the preset's
 ): # Iterator of `(finished, planned)` trainings, as they end
     """Play all replicates of a preset in processes of their own. Stopped and called again, it goes on.
-    Raises `ValueError` for wrong settings at once"""
+    Raises `ValueError` for wrong settings at once, and `ImportError` for a package of an extra that the preset needs"""
     _check_script()
     p = with_settings(preset(name), **change)
     n,epochs = p.replicates if replicates is None else replicates,p.settings['n_epoch']
     _check_at_least(replicates=(n,1), jobs=(1 if jobs is None else jobs,1), rounds=(p.settings['rounds'],0), epochs=(epochs,1))
     out,about = own_path(out, 'out'),dict(preset=name, epochs=epochs)
     _check_folder(out, about)
-    p.data(path=data, seed=0)    # missing files are told before any process starts
+    if p.cb.get('units')=='channels': need_deploy(f'the preset {name!r}')    # what is missing is told before any process starts
+    p.data(path=data, seed=0)
     return _play(p, out, n, jobs, data, change, dict(about, replicates=n))
