@@ -39,7 +39,7 @@ class SlimmingCallback(Callback):
     def before_fit(self):
         "Raises `ValueError` where there is nothing to slim"
         if not norm_scales(self.learn.model):
-            raise ValueError("SlimmingCallback goes by the scales of batch norms, and this model has none: leave it out")
+            raise ValueError("SlimmingCallback goes by scales of batch norms, and this model has none: leave it out")
     def _is_on(self):
         if not self.dense_only: return True
         return all(o.masks is None or o.masks.n_kept==o.masks.numel for o in self.learn._grab_cbs(LotteryCallback))

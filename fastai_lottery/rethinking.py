@@ -26,7 +26,7 @@ rethinking = []
 fan_out = partial(kaiming_, mode='fan_out')    # code of 1810.05270, structured pruning
 
 def small_conv(*widths, n_in=1, n_out=10):
-    "3×3 convolutions of so many channels, each with batch norm, pools behind pairs, and a linear layer on channel means"
+    "3×3 convolutions of so many channels with batch norm, pools behind pairs, and a linear layer on channel means"
     layers = []
     for k,(i,o) in enumerate(zip((n_in,*widths), widths), 1):
         conv = nn.Conv2d(i, o, 3, padding=1, bias=False)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['one_shot_units', 'inherited', 'fine_tuned', 'relr', 'rewound', 'from_scratch', 'epochs_for', 'scratch_e', 'scratch_b']
 
-# %% ../nbs/32_retrained.ipynb #8c1289ca
+# %% ../nbs/32_retrained.ipynb #66c04984
 from copy import deepcopy
 from dataclasses import replace
 import torch
@@ -20,7 +20,7 @@ from .tickets import *
 from .fits import *
 from .arms import *
 
-# %% ../nbs/32_retrained.ipynb #fd466db0
+# %% ../nbs/32_retrained.ipynb #393480ed
 def _units(run):
     "The units of a run's net. Raises `ValueError` where single weights compete"
     units = run.learn.lottery.own_units()
@@ -32,24 +32,25 @@ def _scores(run, units, criterion):
     "Scores of units in the dense net, by group"
     f,w = as_criterion(criterion),run.trained(0)
     if more := [o for o in needs(f) if o!='w_f']:
-        raise ValueError(f"`criterion` should go by the trained weights alone, as 'filter_l1' does; {criterion!r} needs "
+        raise ValueError(f"`criterion` should go by trained weights alone, as 'filter_l1' does; {criterion!r} needs "
                          f"{more[0]!r}")
     return units.scores_of(f, PerUnit(), dict(w_f={n:w[n] for n in units.read_by(f)}))
 
-# %% ../nbs/32_retrained.ipynb #1beaaf24
+# %% ../nbs/32_retrained.ipynb #b4e53179
 def one_shot_units(
     run:Run, # A played lottery of channels
     k:int, # Round of which as many units stay in each layer
     criterion='filter_l1' # What matters: function of `w_f`, or its name
 )->Ticket: # From the start of the dense net
-    "The best units of the dense net, as many in each layer as round `k` kept. Raises `ValueError` where there are no channels"
+    """The best units of the dense net, as many in each layer as round `k` kept. Raises `ValueError` where there are no
+    channels, and for a criterion that goes by more than `w_f`"""
     units,t = _units(run),run.ticket(k)
     alive,scores = units.alive(t.masks),_scores(run, units, criterion)
     new = masks_like(Masks({g:alive[g] for g in scores}), scores)
     meta = {**t.meta, 'how':'one-shot', 'rewind_to':'init'}
     return Ticket(units.masks({**alive, **new}), run.rounds[0].start, meta)
 
-# %% ../nbs/32_retrained.ipynb #548b71bc
+# %% ../nbs/32_retrained.ipynb #bec3d771
 def inherited(
     run:Run, # A played lottery of channels
     k:int, # Round of which as many units stay in each layer
@@ -70,7 +71,7 @@ def fine_tuned(
     n = run.settings['n_epoch'] if n_epoch is None else n_epoch
     return run.fit(inherited(run, k, criterion), n_epoch=n, fit=last_lr(_fit_of(run)), reset='rewind')
 
-# %% ../nbs/32_retrained.ipynb #f5b8123a
+# %% ../nbs/32_retrained.ipynb #e789fbf3
 def relr(
     run:Run, # A played lottery of channels
     k:int, # Round of which as many units stay in each layer
@@ -87,7 +88,7 @@ def rewound(
     "The same units from the dense net's own start: a ticket found in one prune (1803.03635)"
     return run.fit(one_shot_units(run, k, criterion), reset='rewind')
 
-# %% ../nbs/32_retrained.ipynb #ecff2eaf
+# %% ../nbs/32_retrained.ipynb #b72fb3e5
 def _laid(
     large, # A state
     small, # The state of what is left of it
@@ -116,12 +117,13 @@ def from_scratch(
     start = _laid(run.rounds[0].start, new, units.cuts(alive))
     return replace(ticket, weights=start, meta={**ticket.meta, 'how':'from scratch'})
 
-# %% ../nbs/32_retrained.ipynb #6c696952
+# %% ../nbs/32_retrained.ipynb #1cec0282
 def epochs_for(
     run:Run, # A played lottery of channels
     k:int # Round that says how small the net is
 )->int:
     "Epochs in which the small net of round `k` costs as many multiply-adds as the dense one in its own"
+    _units(run)    # or nothing counts multiply-adds
     row = run.rounds[k].row
     return max(1, int(run.settings['n_epoch']*row['macs_dense']/row['macs']))
 
