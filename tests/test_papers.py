@@ -26,7 +26,7 @@ def owner(f):
     return max((n for n in presets if f.stem==n or f.stem.startswith(n+'-')), key=len, default=None)
 
 def test_there_are_pages():
-    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits']
+    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits','06_rethinking']
 
 # --- what a page names
 
@@ -158,8 +158,9 @@ def all_trainings(p):
 def synthetic(p, seeds, arms=None):
     "Results and measures of a preset as they might come out"
     rng = np.random.default_rng(0)
+    sizes = dict(units=30, units_dense=60, macs=4e4, macs_dense=1e5) if p.cb.get('units')=='channels' else {}
     def row(s, a, k):
-        return {**dict.fromkeys(cols, 1), 'arm':a, 'round':k, 'seed':s, 'density':.8**k, 'prunable':266200,
+        return {**dict.fromkeys(cols, 1), **sizes, 'arm':a, 'round':k, 'seed':s, 'density':.8**k, 'prunable':266200,
                               'es_test_accuracy':.9+.01*rng.random(), 'es_iteration':rng.integers(1, 600)}
     df = pd.DataFrame([row(s, a, k) for s in range(seeds) for a,k in all_trainings(p) if arms is None or a in arms])
     done = [(s,k,a) for s in range(seeds) for k,a in p.todo()[1]]
