@@ -105,6 +105,7 @@ def start_over(learn, lot, told=False):
     if lot.b_i: load_outside_(learn, lot.b_i)
     lot.w_k,lot.b_k = (None,{}) if lot.rewind_to.n else (lot.w_i,lot.b_i)
     lot.rounds,lot.n_pruned,lot.trained,lot.fitted,lot.place,lot.passed,lot.small = L(),0,{},(),None,[0,0],None
+    lot.large = None
     lot.remember()
     lot.fresh_opt()
 
