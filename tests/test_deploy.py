@@ -508,13 +508,14 @@ def test_wrong_settings_of_a_report(kw, monkeypatch):
 
 @extra
 @pytest.mark.slow
-@pytest.mark.parametrize('room', ['convert','deploy','report'])
-def test_lessons_that_need_the_extra_run(room):
+@pytest.mark.parametrize('path', [*[rooms[o] for o in 'coupled structured shrink convert deploy report'.split()],
+                                  'nbs/tutorials/11_production.ipynb'])
+def test_lessons_that_need_the_extra_run(path):
     "The cells that `nbdev-test` leaves out"
     import nbformat
     from nbclient import NotebookClient
-    nb = nbformat.read(root/rooms[room], 4)
-    NotebookClient(nb, timeout=600, resources={'metadata':{'path':str(root/'nbs')}}).execute()
+    nb = nbformat.read(root/path, 4)
+    NotebookClient(nb, timeout=600, resources={'metadata':{'path':str((root/path).parent)}}).execute()
 
 @pytest.mark.cuda
 @extra
