@@ -18,6 +18,7 @@ from .statistics import *
 from .signals import *
 from .callback import *
 from .trust import *
+from .carried import *
 from .checkpoints import *
 from .looks import *
 from .fits import *

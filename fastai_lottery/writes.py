@@ -17,7 +17,8 @@ from .files import atomic_text,read_label,short_hash
 from .tickets import *
 from .tickets import is_whole
 from .checkpoints import *
-from .checkpoints import callback_state,put_from_file,same_plain,with_states
+from .carried import callback_state,put_from_file
+from .checkpoints import same_plain,with_states
 from .trust import fits_here
 from .fits import *
 from .fits import place_of

@@ -279,3 +279,46 @@ def test_wrong_content_in_a_replicate(first, played, tmp_path):
         f,says = spoilt(played, tmp_path/f'run_{n}', n)
         bad.append(tried(use_replicate, tmp_path/f'run_{n}', f, f'{says} [{n}]'))
     assert not any(bad), '\n'.join(filter(None, bad))
+
+# Found by `bench_hostile.py`
+def set_at(o, v, *at):
+    for k in at[:-1]: o = o[k]
+    if v is Gone: del o[at[-1]]
+    else: o[at[-1]] = v
+
+def cb_at(d, name): return next(i for i,(n,_) in enumerate(d['learn']['cbs']) if n==name)
+
+found = dict(
+    nested=lambda d: set_at(d, deep(60), 'learn', 'opt', 'state', 4, 'grad_avg'),
+    shape=lambda d: set_at(d, torch.empty(0), 'learn', 'opt', 'state', 1, 'grad_avg'),
+    step=lambda d: set_at(d, math.nan, 'learn', 'opt', 'state', 3, 'step'),
+    fewer=lambda d: set_at(d, Gone, 'learn', 'opt', 'state', 5), no_dict=lambda d: set_at(d, [1], 'learn', 'opt', 'state', 3),
+    value=lambda d: set_at(d, ['a'], 'learn', 'cbs', cb_at(d, 'Recorder'), 1, 'values', 0, '#L', 0),
+    rate=lambda d: set_at(d, '', 'learn', 'cbs', cb_at(d, 'Recorder'), 1, 'lrs', 0),
+    best=lambda d: set_at(d, {'a':1}, 'learn', 'cbs', cb_at(d, 'Watch'), 1, 'best'),
+    smoothing=lambda d: [o.update(label_smoothing=3) for o in d['learn']['params']['modules'] if 'label_smoothing' in o],
+    axis=lambda d: [o.update(axis=1.5) for o in d['learn']['params']['modules'] if 'axis' in o])
+
+@pytest.mark.parametrize('change', found.values(), ids=found)
+def test_a_checkpoint_of_wrong_content(change, run, tmp_path):
+    "What is noticed only when it is used is told with the file's name as well"
+    d = shutil.copytree(run, tmp_path/'run')
+    ckpt = read_checkpoint(f := d/'epoch.ckpt')
+    change(ckpt)
+    write_checkpoint(f, ckpt)
+    with pytest.raises(ValueError, match='epoch.ckpt'): go_on(d)
+
+def test_what_callbacks_carried_of_wrong_content(run, tmp_path):
+    d = shutil.copytree(run, tmp_path/'run')
+    (d/'epoch.ckpt').unlink()
+    ckpt = read_checkpoint(f := d/'round_01'/'callbacks.ckpt')
+    ckpt['cbs'][[n for n,_ in ckpt['cbs']].index('Count')][1]['n'] = ''
+    write_checkpoint(f, ckpt)
+    with pytest.raises(ValueError, match='Count.n is of another kind.*callbacks.ckpt'): go_on(d)
+
+@pytest.mark.parametrize('k,v', [('eps',None), ('wd',''), ('mom',None), ('sqr_mom',[.9])])
+def test_hyper_parameters_of_another_kind_in_a_ticket(k, v, run, tmp_path):
+    ts,meta = load_tensors(f := shutil.copytree(run, tmp_path/'run')/'round_01'/'ticket.safetensors')
+    for o in meta['place']['hypers']: o[k] = v
+    save_tensors(f, ts, meta)
+    with pytest.raises(ValueError, match='hyper-parameters|label says'): train(tmp_path/'run')
