@@ -137,7 +137,7 @@ def _in_place(is_one, put):
 _of_others = 'fastai fastcore fastai_lottery torch torchvision numpy pandas'.split()
 
 @lru_cache(None)
-def _is_installed(name):
+def is_installed(name):
     "Is the module `name` Python's, or that of an installed package?"
     if name=='__main__': return False
     if name.split('.')[0] in {*sys.stdlib_module_names, *_of_others}: return True
@@ -145,12 +145,12 @@ def _is_installed(name):
     return bool({'site-packages','dist-packages'}&set(Path(f).parts))
 
 @lru_cache(None)
-def _is_own(c):
+def is_own(c):
     "Is `c` a class of one's own?"
     silent = object,Namespace,SimpleNamespace
-    return c is not object and all(b in silent or b.__module__ in ('abc','typing') or not _is_installed(b.__module__) for b in c.__mro__)
+    return c is not object and all(b in silent or b.__module__ in ('abc','typing') or not is_installed(b.__module__) for b in c.__mro__)
 
-def _has_attributes(o): return isinstance(o, Metric) or not isinstance(o, type) and _is_own(type(o)) and not isinstance(o, Enum)
+def _has_attributes(o): return isinstance(o, Metric) or not isinstance(o, type) and is_own(type(o)) and not isinstance(o, Enum)
 
 # %% ../nbs/12_carried.ipynb #fec749e9
 def _is_array(o):
