@@ -507,6 +507,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_lottery.files._holder': ('files.html#_holder', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._in_use': ('files.html#_in_use', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._is_deep': ('files.html#_is_deep', 'fastai_lottery/files.py'),
+                                      'fastai_lottery.files._is_name': ('files.html#_is_name', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._no_link': ('files.html#_no_link', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._no_room': ('files.html#_no_room', 'fastai_lottery/files.py'),
                                       'fastai_lottery.files._take': ('files.html#_take', 'fastai_lottery/files.py'),

@@ -245,6 +245,7 @@ def _attributes(o):
     has = held_by(o) if hasattr(o, '__dict__') or hasattr(o, '__slots__') else {}
     return {**has, **has.get('_buffers', {})}
 
+# %% ../nbs/15_identity.ipynb #737a612e
 def _functions_of(c):
     "Functions that one's own classes among `c` and those that it inherits from have, in their source"
     own = [f for b in c.__mro__ if not is_installed(b.__module__) for f in vars(b).values()]

@@ -8,7 +8,9 @@ from wrong import *
 from fastai.callback.core import GatherPredsCallback
 from fastai_lottery.checkpoints import callback_state,put_from_file,read_checkpoint,write_checkpoint
 from fastai_lottery.cli import main
-from fastai_lottery.files import locked,shown,read_label
+from safetensors.torch import save_file
+from fastai_lottery.files import digest_of,locked,shown,read_label
+from fastai_lottery.sweeps import play
 from fastai_lottery.trust import texts_in
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
@@ -184,11 +186,48 @@ def test_a_lock_that_is_a_link(how, tmp_path):
     with pytest.raises(OSError, match='cannot write .*run.lock'), locked(tmp_path): pass
     assert (tmp_path/'mine').read_text()=='important'
 
-def test_a_pipe_in_place_of_a_file(tmp_path):
+@pytest.mark.parametrize('f', ['chance/round_00','chance/round_00/weights.safetensors','chance/init.safetensors','chance'])
+def test_a_lottery_beside_another_writes_through_no_link(f, played, tmp_path):
+    "A lottery whose dense round is that of another gets a copy of it"
+    d,mine = shutil.copytree(played, tmp_path/'run')/'seed_00',tmp_path/'mine'
+    shutil.rmtree(d/'chance')
+    (mine if '.' not in f else tmp_path).mkdir(exist_ok=True)
+    if '.' in f: mine.write_text('important')
+    (d/f).parent.mkdir(parents=True, exist_ok=True)
+    (d/f).symlink_to(mine)
+    with contextlib.nullcontext() if '.' in f else pytest.raises(OSError, match='is a link to another folder'):
+        assert len(play_seed(lab, 0, d))==len(play_seed(lab, 0, played/'seed_00'))
+    assert mine.read_text()=='important' if '.' in f else not list(mine.iterdir())
+
+def test_a_seed_that_is_a_link(tmp_path):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'seed_01').symlink_to(tmp_path/'mine')
+    with pytest.raises(OSError, match='seed_01.* is a link to another folder'):
+        for _ in play('one-shot-tiny', tmp_path/'run', replicates=2, jobs=1): pass
+    assert not list((tmp_path/'mine').iterdir())
+
+@pytest.mark.parametrize('make', [os.mkdir, getattr(os, 'mkfifo', os.mkdir)])
+def test_a_lock_that_is_no_file(make, tmp_path):
+    "Who asked a pipe who has the lock waited for ever"
+    make(tmp_path/'.run.lock')
+    with pytest.raises(OSError, match='cannot write .*run.lock.*it is no file'), locked(tmp_path): pass
+
+def test_a_table_of_a_replicate_that_is_no_file(played, tmp_path):
+    "Of a folder that somebody sent, with a device or a pipe in it"
+    for i,f in enumerate('play.json seed_00/rounds.csv seed_00/tables.json seed_00/round_00/ticket.safetensors seed_00/measures.csv'.split()):
+        d = shutil.copytree(played, tmp_path/f'run_{i}')
+        (d/f).unlink()
+        (d/f).symlink_to(os.devnull)
+        rc,out,err = report(d)
+        assert rc==1 and 'it is no file' in err and f in err
+
+def test_a_pipe_in_place_of_a_file(run, tmp_path):
     "Nobody waits for what never comes"
     if not hasattr(os, 'mkfifo'): pytest.skip('no pipes here')
-    for f in ('run.json','epoch.ckpt','rounds.csv','init.safetensors'):
-        d = stopped(tmp_path/f)
+    in_rounds = 'ticket.safetensors weights.safetensors curve.csv callbacks.ckpt'.split()
+    for i,f in enumerate(['run.json','epoch.ckpt','rounds.csv','init.safetensors',*(f'round_01/{o}' for o in in_rounds),'round_00/place.ckpt']):
+        d = shutil.copytree(run, tmp_path/f'run_{i}')
         (d/f).unlink()
         os.mkfifo(d/f)
         with pytest.raises(ValueError, match='it is no file|is missing or damaged'): go_on(d)
@@ -219,6 +258,13 @@ def test_names_of_tensors_are_shown_escaped(tmp_path):
     assert shown('ä ☃\u00a0\t\x1b\u202e')=='ä ☃\u00a0\\t\\x1b\\u202e'
 
 # --- wrong content
+
+@pytest.mark.parametrize('head', [{}, dict(meta='[]'), dict(meta='{"a":'+'9'*5000+'}'), dict(meta='{"a":NaN}x')])
+def test_a_file_of_tensors_without_a_label(head, tmp_path):
+    "Its digest is right"
+    ts = dict(w=torch.ones(2))
+    save_file(ts, tmp_path/'t.safetensors', dict(head, format='fastai_lottery ticket 1', sha256=digest_of(ts, head.get('meta', ''))))
+    with pytest.raises(ValueError, match='the label of .*t.safetensors.* is damaged'): load_tensors(tmp_path/'t')
 
 right = lambda: (dict(w=torch.ones(2,3).bool()),dict(w=torch.ones(2,3)))
 said = dict(names=['w'], kept=6, prunable=6, density=1.)

@@ -37,12 +37,27 @@ def test_a_change_of_folder_in_a_callback_does_not_split_a_run(tmp_path, monkeyp
     learner(cbs=[LotteryCallback(), Wanders()]).fit_lottery(1, rounds=1, path='run')
     assert (tmp_path/'run'/'round_01').exists() and not list((tmp_path/'elsewhere').iterdir())
 
-@pytest.mark.parametrize('path,exc', [('',ValueError), (' ',ValueError), (7,TypeError)])
+class As:
+    "A path of its own kind"
+    def __init__(self, path): self.path = path
+    def __fspath__(self): return self.path
+    def __repr__(self): return f'As({self.path!r})'
+
+none = [('',ValueError), (' ',ValueError), (7,TypeError), ('a\0b',ValueError), ('\ud800',ValueError), (b'x',TypeError), (As(b'x'),TypeError),
+        (As(''),ValueError)]
+@pytest.mark.parametrize('path,exc', none, ids=repr)
 def test_a_path_that_is_none(path, exc, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for f in (lambda: own_path(path), lambda: learner().fit_lottery(1, path=path), lambda: Ticket.load(path)):
         with pytest.raises(exc, match='should (name|be)'): f()
     assert not list(tmp_path.iterdir())
+
+def test_a_home_folder_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no such home folder; '\./~nobody-here/x'"): learner().fit_lottery(1, rounds=0, path='~nobody-here/x')
+    assert not list(tmp_path.iterdir())
+    assert own_path('./~nobody-here')==tmp_path/'~nobody-here' and own_path(As('x'))==tmp_path/'x'
+    with pytest.raises(ValueError, match='should name a file'): Ticket.load('/')
 
 # --- the folder of a run
 
