@@ -1427,6 +1427,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_lottery.verbs.Verbs.__getattr__': ('verbs.html#verbs.__getattr__', 'fastai_lottery/verbs.py'),
                                       'fastai_lottery.verbs.rooms_of': ('verbs.html#rooms_of', 'fastai_lottery/verbs.py')},
             'fastai_lottery.writes': { 'fastai_lottery.writes.Folder._carried': ('writes.html#folder._carried', 'fastai_lottery/writes.py'),
+                                       'fastai_lottery.writes.Folder._check_own': ( 'writes.html#folder._check_own',
+                                                                                    'fastai_lottery/writes.py'),
                                        'fastai_lottery.writes.Folder._checked': ('writes.html#folder._checked', 'fastai_lottery/writes.py'),
                                        'fastai_lottery.writes.Folder._put_on': ('writes.html#folder._put_on', 'fastai_lottery/writes.py'),
                                        'fastai_lottery.writes.Folder.carry': ('writes.html#folder.carry', 'fastai_lottery/writes.py'),

@@ -20,7 +20,8 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
-from .files import own_path,append_rows,plain_file,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written,short_hash
+from .files import own_path,append_rows,plain_file,atomic_text,count_rows,mark_of,numbered
+from .files import read_rows,read_table,read_written,short_hash
 from .callback import *
 from .identity import say
 from .labels import checked_rounds,round_cols,round_weights,rounds_table
@@ -210,6 +211,7 @@ def _marks(d): return [mark_of(o) for o in rounds_table(d).to_dict('records')]
 # %% ../nbs/33_experiments.ipynb #8d24b8de
 def _of_seeds(out, read, missing):
     "What `read` finds in the folder of each seed, in one table"
+    out = own_path(out, 'out')
     dfs = [df.assign(seed=i) for i,d in numbered(out, 'seed').items() if len(df := read(d))]
     if not dfs: raise FileNotFoundError(missing)
     return pd.concat(dfs, ignore_index=True)

@@ -86,6 +86,7 @@ def _bytecode(c):
     documented = c.co_name[0]!='<' and len(c.co_consts)>0 and isinstance(c.co_consts[0], str)
     return c.co_code,c.co_names,[_const(x) for x in c.co_consts[documented:]]
 
+# %% ../nbs/15_identity.ipynb #ca6040e6
 def codes_in(c): return [c, *sum((codes_in(o) for o in c.co_consts if hasattr(o, 'co_code')), [])]
 
 @lru_cache(64)
@@ -99,7 +100,8 @@ def _is_compiled_from(c):
 
 # %% ../nbs/15_identity.ipynb #9af94a1f
 _values = (int,float,str,bool,tuple,type(None))
-_mutable = (list,dict,set,frozenset,deque,L,partial,np.ndarray,np.generic,torch.Tensor,Number,bytes,bytearray,range,Enum)
+_mutable = (list,dict,set,frozenset,deque,L,partial,np.ndarray,np.generic,torch.Tensor,Number,bytes,bytearray,range,
+            Enum)
 _seen_first = WeakKeyDictionary()    # of functions that were said: what they read and may change
 
 def _is_own_function(v): return hasattr(getattr(v, '__wrapped__', v), '__code__') and not is_installed(v.__module__ or '')
@@ -127,7 +129,7 @@ def _is_changed(v):
 def _closes_over(f): return [v for v in _cells(f).values() if isinstance(v, _values) or hasattr(v,'__code__') and v is not f]
 
 def _also_reads(f):
-    "What tells `f` from another beside its code and the plain values that it closes over: as it was when `f` was first said"
+    "What tells `f` from another beside its code and plain values in it: as it was when `f` was first said"
     more = {k:v for k,v in _cells(f).items() if _is_changed(v) and not isinstance(v, _values)}
     fixed = {k:v for k,v in _globals(f).items() if not _is_changed(v) or isinstance(v, _values)}
     if f not in _seen_first: _seen_first[f] = {k:say(v) for k,v in {**_globals(f), **more}.items() if k not in fixed}
@@ -165,6 +167,7 @@ def _once(o, how):
         if not at.depth: said.clear()
     return res
 
+# %% ../nbs/15_identity.ipynb #a8ac7e37
 def _say_known(f):
     "A function of ours by its name; and one of yours that it was made of"
     own = [say(v) for v in _cells(f).values() if _is_own_function(v)]

@@ -21,8 +21,8 @@ from .files import shown
 
 # %% ../nbs/11_trust.ipynb #b80a7cbe
 _many_of = (list,tuple,L,set,frozenset,deque)
-_by_kind = dict(figure='#array #complex', some='#stack #L #set #frozenset #tuple #deque #texts #places', named='#items #part',
-                itself='#rng #vars #state', bytes='#bytes', range='#range', choice='#enum')
+_by_kind = dict(figure='#array #complex', some='#stack #L #set #frozenset #tuple #deque #texts #places',
+                named='#items #part', itself='#rng #vars #state', bytes='#bytes', range='#range', choice='#enum')
 _tags = {**{tag:kind for kind,tags in _by_kind.items() for tag in tags.split()}, '#like':None}
 _kinds = [(type(None),None), (Enum,'choice'), (str,'text'), ((bool,int,float,complex,np.generic,torch.Tensor),'figure'),
           (_many_of,'some'), ((bytes,bytearray),'bytes'), (range,'range')]
@@ -167,8 +167,9 @@ def _same_names(a, b):
     return all(x.keys()==y.keys() and same_kinds(x, y) for x,y in zip(a, b))
 
 def same_kinds(a, b):
-    "Are the values of the dict `a` of the kinds that those of `b` are, as far as `b` has some? Nothing is what any other may become"
-    return all(kind_of_plain(v)==kind_of_plain(b[k]) for k,v in a.items() if k!='params' and b.get(k) is not None)
+    "Are the values of the dict `a` of the kinds that those of `b` are, as far as `b` has some?"
+    def kind(v): return 'switch' if isinstance(v, bool) else kind_of_plain(v)
+    return all(kind(v)==kind(b[k]) for k,v in a.items() if k!='params' and b.get(k) is not None)
 
 # %% ../nbs/11_trust.ipynb #f37fc2de
 def _moments(states, params):
@@ -182,7 +183,7 @@ def _moments(states, params):
         for k,v in o.items(): res.setdefault(k, []).append((v,params[i].shape))
     return res
 
-def _is_nan(v): return isinstance(v, float) and v!=v or torch.is_tensor(v) and v.ndim==0 and bool(v.isnan())
+def _is_nan(v): return bool(v.isnan().any()) if torch.is_tensor(v) else isinstance(v, float) and v!=v
 
 def check_moments(states, params):
     "Raise `ValueError` where a moment is no number, or has not the shape that the others have"

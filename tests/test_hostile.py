@@ -215,7 +215,8 @@ def test_a_lock_that_is_no_file(make, tmp_path):
 
 def test_a_table_of_a_replicate_that_is_no_file(played, tmp_path):
     "Of a folder that somebody sent, with a device or a pipe in it"
-    for i,f in enumerate('play.json seed_00/rounds.csv seed_00/tables.json seed_00/round_00/ticket.safetensors seed_00/measures.csv'.split()):
+    for i,f in enumerate('play.json rounds.csv tables.json round_00/ticket.safetensors measures.csv'.split()):
+        f = f if i==0 else f'seed_00/{f}'
         d = shutil.copytree(played, tmp_path/f'run_{i}')
         (d/f).unlink()
         (d/f).symlink_to(os.devnull)
@@ -225,8 +226,8 @@ def test_a_table_of_a_replicate_that_is_no_file(played, tmp_path):
 def test_a_pipe_in_place_of_a_file(run, tmp_path):
     "Nobody waits for what never comes"
     if not hasattr(os, 'mkfifo'): pytest.skip('no pipes here')
-    in_rounds = 'ticket.safetensors weights.safetensors curve.csv callbacks.ckpt'.split()
-    for i,f in enumerate(['run.json','epoch.ckpt','rounds.csv','init.safetensors',*(f'round_01/{o}' for o in in_rounds),'round_00/place.ckpt']):
+    in_rounds = [f'round_01/{o}' for o in 'ticket.safetensors weights.safetensors curve.csv callbacks.ckpt'.split()]
+    for i,f in enumerate([*'run.json epoch.ckpt rounds.csv init.safetensors round_00/place.ckpt'.split(), *in_rounds]):
         d = shutil.copytree(run, tmp_path/f'run_{i}')
         (d/f).unlink()
         os.mkfifo(d/f)
@@ -337,6 +338,7 @@ def cb_at(d, name): return next(i for i,(n,_) in enumerate(d['learn']['cbs']) if
 found = dict(
     nested=lambda d: set_at(d, deep(60), 'learn', 'opt', 'state', 4, 'grad_avg'),
     shape=lambda d: set_at(d, torch.empty(0), 'learn', 'opt', 'state', 1, 'grad_avg'),
+    nan=lambda d: d['learn']['opt']['state'][3]['sqr_avg'].fill_(math.nan),
     step=lambda d: set_at(d, math.nan, 'learn', 'opt', 'state', 3, 'step'),
     fewer=lambda d: set_at(d, Gone, 'learn', 'opt', 'state', 5), no_dict=lambda d: set_at(d, [1], 'learn', 'opt', 'state', 3),
     value=lambda d: set_at(d, ['a'], 'learn', 'cbs', cb_at(d, 'Recorder'), 1, 'values', 0, '#L', 0),
@@ -362,7 +364,7 @@ def test_what_callbacks_carried_of_wrong_content(run, tmp_path):
     write_checkpoint(f, ckpt)
     with pytest.raises(ValueError, match='Count.n is of another kind.*callbacks.ckpt'): go_on(d)
 
-@pytest.mark.parametrize('k,v', [('eps',None), ('wd',''), ('mom',None), ('sqr_mom',[.9])])
+@pytest.mark.parametrize('k,v', [('eps',None), ('wd',''), ('mom',None), ('mom',True), ('sqr_mom',[.9])])
 def test_hyper_parameters_of_another_kind_in_a_ticket(k, v, run, tmp_path):
     ts,meta = load_tensors(f := shutil.copytree(run, tmp_path/'run')/'round_01'/'ticket.safetensors')
     for o in meta['place']['hypers']: o[k] = v
