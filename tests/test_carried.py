@@ -1,4 +1,4 @@
-"What a callback holds of its own goes on with a run that was stopped: plain data, what is nearly plain, and objects of one's own"
+"What a callback holds goes on with a run that was stopped: plain data, what is nearly plain, objects of one's own"
 import collections,contextlib,enum,types
 from dataclasses import dataclass
 import pytest
@@ -48,13 +48,15 @@ held = dict(
     mixed=(lambda: {'a':0,'f':print}, lambda o: more_in(o, 'a'), lambda o: o['a']),
     pair=(lambda: Pair(0, 1), lambda o: o._replace(n=o.n+1), lambda o: o.n),
     keys=(lambda: {(1,2):0,.5:1,None:2}, lambda o: more_in(o, (1,2)), lambda o: o[1,2]),
-    frozen=(frozenset, lambda o: o|{len(o)}, len), bytes_=(bytes, lambda o: o+b'\xff', len), array=(bytearray, lambda o: o+b'a', len),
+    frozen=(frozenset, lambda o: o|{len(o)}, len), bytes_=(bytes, lambda o: o+b'\xff', len),
+    array=(bytearray, lambda o: o+b'a', len),
     complex_=(complex, lambda o: o+1j, lambda o: o.imag), range_=(lambda: range(0), lambda o: range(len(o)+1), len),
     choice=(lambda: Color.A, following, lambda o: o.value), level=(lambda: Level.A, following, lambda o: o.value),
     number=(Number, lambda o: Number(o+1), float), word=(Word, lambda o: Word(o+'a'), len),
     texts=(lambda: np.array(['']), lambda o: np.array([o[0]+'a']), lambda o: len(o[0])),
     big=(lambda: np.zeros(1,'>i8'), lambda o: (o+1).astype('int64'), lambda o: o[0]),
-    counter=(collections.Counter, lambda o: more_in(o, 'a'), lambda o: o['a']), long=(lambda: 10**40, lambda o: o+1, lambda o: o-10**40))
+    counter=(collections.Counter, lambda o: more_in(o, 'a'), lambda o: o['a']),
+    long=(lambda: 10**40, lambda o: o+1, lambda o: o-10**40))
 
 class Holds(Callback):
     "Moves the loss by what it holds"
@@ -115,7 +117,8 @@ def test_texts_of_files_in_what_is_nearly_plain():
         for use in (lambda: len(cb.a), lambda: len(cb.b), lambda: len(cb.c), lambda: len(cb.d.phase)):
             with pytest.raises(NotPutBack, match='is text that could name a file'): use()
 
-bad = dict(like='a', enum='Z', tuple=3, complex='x', range=[1], items=[1], bytes=3, part=3, places=(1,{7:1}), vars=3, set=[[1]],
+bad = dict(like='a', enum='Z', tuple=3, complex='x', range=[1], items=[1], bytes=3, part=3, places=(1,{7:1}),
+           vars=3, set=[[1]],
            stack=1, array=1, deque=[1], frozenset=2, L=1, texts={})
 @pytest.mark.parametrize('tag', bad)
 def test_wrong_content_under_a_tag_is_one_error(tag):

@@ -118,10 +118,13 @@ def cached(w_f): return w_f
 @lru_cache
 def cached_(w_f): return -w_f
 
-values = dict(lists=([1],[2]), dicts=({'a':1},{'a':2}), sets=({1,2},{1,3}), tensors=(torch.ones(2),torch.zeros(2)), bytes_=(b'a',b'b'),
-              complex_=(1j,2j), ranges=(range(3),range(4)), fractions=(Fraction(1,2),Fraction(1,3)), deques=(deque([1]),deque([2])),
+values = dict(lists=([1],[2]), dicts=({'a':1},{'a':2}), sets=({1,2},{1,3}),
+              tensors=(torch.ones(2),torch.zeros(2)), bytes_=(b'a',b'b'),
+              complex_=(1j,2j), ranges=(range(3),range(4)),
+              fractions=(Fraction(1,2),Fraction(1,3)), deques=(deque([1]),deque([2])),
               sparse=(torch.eye(2).to_sparse(),torch.zeros(2,2).to_sparse()), numbers=(np.float32(1),np.float32(2)),
-              objects=(Scorer(1),Scorer(2)), held=(Scorer(1, ['a']),Scorer(1, ['b'])), code=(Scorer(1),Other(1)), slots=(Rates(1),Rates(2)),
+              objects=(Scorer(1),Scorer(2)), held=(Scorer(1, ['a']),Scorer(1, ['b'])),
+              code=(Scorer(1),Other(1)), slots=(Rates(1),Rates(2)),
               slotted=(Rates(1, [1]),Rates(1, [2])), methods=(Scorer(1).score,Scorer(2).score), caches=(cached,cached_))
 
 @pytest.mark.parametrize('a,b', values.values(), ids=values)
