@@ -10,7 +10,7 @@ import random,sys
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable
-from contextlib import contextmanager,suppress
+from contextlib import contextmanager,nullcontext,suppress
 from contextvars import ContextVar
 from enum import Enum
 from functools import lru_cache,partial
@@ -31,11 +31,25 @@ from .trust import Keep,NotHere,Unknown,check_word,held_by,kind_of_plain,may_say
 class NotPlain(Exception): "Something that no file holds"
 _scalars = {int,float,bool,str,type(None)}
 
+_way = ContextVar('way', default=())    # things that hold what is looked at
+
+@contextmanager
+def _on_the_way(o):
+    "While active, `o` is looked at. Raises `NotPlain` where it holds itself, or is nested too deep for a file"
+    way = _way.get()
+    if len(way)>50 or any(o is p for p in way): raise NotPlain('a thing that holds itself')
+    token = _way.set((*way, o))
+    try: yield
+    finally: _way.reset(token)
+
 def as_plain(o):
     "`o` as tensors and plain data. Raises `NotPlain`"
     if torch.is_tensor(o): return _plain_tensor(o)
     if type(o) in _scalars: return o
     if isinstance(o, np.generic): return _plain_scalar(o)
+    with _on_the_way(o): return _plain_thing(o)
+
+def _plain_thing(o):
     if type(o) is tuple: return tuple(map(as_plain, o))
     if isinstance(o, dict): return _plain_dict(o)
     for tag,kind in _kinds.items():
@@ -43,6 +57,7 @@ def as_plain(o):
     if isinstance(o, list): return _plain_list(o)
     raise NotPlain(type(o).__name__)
 
+# %% ../nbs/12_carried.ipynb #2386ee9a
 def _plain_tensor(o):
     if o.layout!=torch.strided: raise NotPlain(f'tensor of layout {o.layout}')
     return o.detach().as_subclass(torch.Tensor)
@@ -74,7 +89,7 @@ def plain_of(d):
     return res
 
 # %% ../nbs/12_carried.ipynb #42234286
-# Whose state is written: modules that have a place of their own, and objects on the way
+# Modules that have a place of their own, where the state of a callback is written
 _within = ContextVar('within', default=None)
 
 def _plain_dict(o):
@@ -87,18 +102,18 @@ def _plain_dict(o):
     return {'#part':res}
 
 # %% ../nbs/12_carried.ipynb #737b3077
-def _part_of(v, mods):
-    "Is `v` one of the modules `mods`, or a collection of some?"
-    return v in mods if isinstance(v, nn.Module) else isinstance(v, (list,tuple,L)) and len(v)>0 and all(_part_of(o, mods) for o in v)
+def _part_of(v, mods, n=9):
+    "Is `v` one of the modules `mods`, or a collection of some, of others to the depth `n`?"
+    if isinstance(v, nn.Module): return v in mods
+    return n>0 and isinstance(v, (list,tuple,L)) and len(v)>0 and all(_part_of(o, mods, n-1) for o in v)
 
 @contextmanager
 def _inside(o, mods):
     "While active, the state of `o` is written"
-    was = _within.get() or (set(),())
-    if any(o is p for p in was[1]): raise NotPlain('a thing within itself')
-    token = _within.set((was[0]|mods,(*was[1],o)))
-    try: yield _within.get()[0]
-    finally: _within.reset(token)
+    token = _within.set((_within.get() or set())|mods)
+    with nullcontext() if any(o is p for p in _way.get()[-1:]) else _on_the_way(o):
+        try: yield _within.get()
+        finally: _within.reset(token)
 
 def callback_state(cb, learn=None):
     "What a callback holds, as plain data; what is no plain data is left out, and so are parts of the net of its Learner"

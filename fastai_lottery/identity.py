@@ -273,9 +273,9 @@ _plain = (int,float,str,bool,Enum,Distribution,np.ndarray,np.generic,torch.Tenso
 _moving = 'learn run order best new_best wait impr idx'.split()    # what fastai's own change
 _first_seen = WeakKeyDictionary()
 
-def _is_plain(v):
-    if isinstance(v, (list,tuple)): return all(map(_is_plain, v))
-    if isinstance(v, dict): return all(map(_is_plain, v.values()))
+def _is_plain(v, n=50):
+    if isinstance(v, (list,tuple,dict)):
+        return n>0 and all(_is_plain(o, n-1) for o in (v.values() if isinstance(v, dict) else v))    # one may hold itself
     return v is None or isinstance(v, _plain)
 
 def _numbers(cb):

@@ -1,5 +1,5 @@
 "What a callback holds goes on with a run that was stopped: plain data, what is nearly plain, objects of one's own"
-import collections,contextlib,enum,types
+import collections,contextlib,enum,os,queue,threading,types,weakref
 from dataclasses import dataclass
 import pytest
 from wrong import *
@@ -87,10 +87,30 @@ def test_what_no_file_holds_is_left_as_it_is():
     cb = Holds('own')
     cb.logs,cb.data,cb.set,cb.some = [print],{'f':print},{print,1},L(1,print)
     assert not {'logs','data','set','some','step','learn'}&callback_state(cb).keys()
+    cb.knot,cb.ring,cb.depth = {'n':1},[],deep(900)
+    cb.knot.update(me=cb.knot, you=cb.knot)
+    cb.ring += [cb.ring,cb.ring]
+    assert callback_state(cb)['knot']=={'#part':{'n':1}} and not {'ring','depth'}&callback_state(cb).keys()
     sparse = torch.eye(2).to_sparse()
     cb.sparse = sparse
     put_callback_state(cb, callback_state(cb))
     assert cb.sparse is sparse and cb.has.back is cb.has
+
+def test_a_callback_of_odd_things_goes_on(tmp_path):
+    "Handles, locks, threads, generators, what holds itself: they stay, and what counts goes on"
+    class Odd(Holds):
+        def __init__(self):
+            super().__init__('own')
+            self.file,self.lock,self.thread = open(tmp_path/'x', 'w'),threading.Lock(),threading.current_thread()
+            self.iter,self.gen,self.module,self.type,self.ref = iter([1]),(o for o in 'ab'),os,Path,weakref.ref(self)
+            self.me,self.view,self.error,self.queue,self.path = [self],memoryview(b'ab'),ValueError('x'),queue.Queue(),tmp_path
+            self.knot = {}
+            self.knot['me'] = self.knot
+        @property
+        def prop(self): raise RuntimeError('nobody asked')
+    whole = play(tmp_path/'whole', Odd())
+    with contextlib.suppress(KeyboardInterrupt): play(tmp_path/'run', Odd(), 1)
+    assert play(tmp_path/'run', Odd()).equals(whole)
 
 def test_a_word_that_was_given_and_moved_is_not_lost_in_silence(tmp_path):
     class Phased(Callback):
