@@ -49,6 +49,7 @@ def as_plain(o):
     if isinstance(o, np.generic): return _plain_scalar(o)
     with _on_the_way(o): return _plain_thing(o)
 
+# %% ../nbs/12_carried.ipynb #25fadcbe
 def _plain_thing(o):
     if type(o) is tuple: return tuple(map(as_plain, o))
     if isinstance(o, dict): return _plain_dict(o)
