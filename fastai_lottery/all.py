@@ -22,6 +22,7 @@ from .signals import *
 from .structured import *
 from .callback import *
 from .trust import *
+from .carried import *
 from .checkpoints import *
 from .looks import *
 from .fits import *

@@ -19,13 +19,20 @@ from safetensors import safe_open,SafetensorError
 from safetensors.torch import save
 
 # %% ../nbs/06_files.ipynb #e1824120
+def _is_name(s):
+    "Does the system take `s` for a name?"
+    try: return b'\0' not in os.fsencode(s)
+    except UnicodeEncodeError: return False
+
 def own_path(path, name='path'):
     "A person's path, absolute and with `~` expanded. Raises `ValueError` for an empty one, `TypeError` for what is none"
-    if not isinstance(path, (str,os.PathLike)):
+    if not isinstance(path, (str,os.PathLike)) or not isinstance(s := os.fspath(path), str):
         raise TypeError(f"`{name}` should be a path, such as 'runs/first'; got {path!r}")
-    if not os.fspath(path).strip():
-        raise ValueError(f"`{name}` should name a file or folder, such as 'runs/first'; got {os.fspath(path)!r}")
-    return Path(os.path.abspath(os.path.expanduser(path)))
+    if not s.strip() or not _is_name(s):
+        raise ValueError(f"`{name}` should name a file or folder, such as 'runs/first'; got {s!r}")
+    if (full := os.path.expanduser(s))==s and s[0]=='~':
+        raise ValueError(f"`{name}` is {s!r}, and there is no such home folder; './{s}' is one of that name here")
+    return Path(os.path.abspath(full))
 
 class Here:
     "A folder as it is now"
@@ -114,7 +121,11 @@ def digest_of(tensors, meta):
         h.update(_bytes(tensors[n]))
     return h.hexdigest()
 
-def tensor_file(path): return (p := own_path(path)).with_name(p.name+('' if p.suffix=='.safetensors' else '.safetensors'))
+def tensor_file(path):
+    "The file of tensors that somebody means by `path`"
+    p = own_path(path)
+    if not p.name: raise ValueError(f"`path` should name a file, such as 'runs/first'; got {str(p)!r}")
+    return p.with_name(p.name+('' if p.suffix=='.safetensors' else '.safetensors'))
 
 # %% ../nbs/06_files.ipynb #84e83023
 def save_tensors(
@@ -149,7 +160,7 @@ def load_tensors(
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {kind!r}")
     if head.get('sha256')!=digest_of(ts, head.get('meta','')):
         raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
-    try: return ts,parsed(head['meta'])
+    try: return ts,parsed(head.get('meta', ''))
     except ValueError as e: raise ValueError(f"the label of {str(path)!r} is damaged: {e}") from None
 
 # %% ../nbs/06_files.ipynb #40c7beaf
@@ -157,12 +168,16 @@ def read_label(f):
     "The plain data in a file of tensors, whose size is checked, and the digest not"
     f = tensor_file(f)
     try:
+        plain_file(f)
         with safe_open(f, 'pt') as o: return parsed(o.metadata()['meta'])
     except (*_unreadable,TypeError,KeyError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {shown(e)}") from None
 
 def digest_in(f):
     "The digest that a file of tensors carries, as text to be compared"
-    with safe_open(tensor_file(f), 'pt') as o: return str((o.metadata() or {}).get('sha256'))[:16]
+    try:
+        plain_file(f := tensor_file(f))
+        with safe_open(f, 'pt') as o: return str((o.metadata() or {}).get('sha256'))[:16]
+    except _unreadable as e: raise ValueError(f"{str(f)!r} is missing or damaged: {shown(e)}") from None
 
 # %% ../nbs/06_files.ipynb #0b980447
 _exact = {} if int(pd.__version__.split('.')[0])>=3 else dict(float_precision='round_trip')    # pandas 3 always reads what it wrote
@@ -300,6 +315,7 @@ def _holder(f):
 def _no_link(f):
     "A lock that is a link, or another name of a file, is none of ours, and who writes there writes elsewhere"
     if f.is_symlink() or f.is_file() and f.stat().st_nlink>1: raise OSError(errno.EMLINK, "it is a link to another file")
+    if f.exists() and not f.is_file(): raise OSError(errno.EEXIST, "it is no file")    # who reads from a pipe waits
 
 def _write_own(f, s):
     "Write text into the lock's file, and through no link; on a full disk nobody learns our number"

@@ -86,7 +86,7 @@ def _own_words(rounds):
     def own(e): return str(e.args[0]).split('\n\t')[-1]
     try: yield
     except ValueError as e:
-        if '\n\t' in str(e): raise ValueError(own(e)) from None
+        if '\n\t' in str(e): raise (type(e) if isinstance(e, RuntimeError) else ValueError)(own(e)) from None
         raise
     except FloatingPointError as e:
         n = len(rounds())

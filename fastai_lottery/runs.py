@@ -70,7 +70,7 @@ class Folder:
     @alone
     def _clear(self):
         "Take away what a kill has left: our own temporary files, in this folder and those of its rounds"
-        for d in (self.path, *numbered(self.path, 'round').values()):
+        for d in (self.path, *(o for o in numbered(self.path, 'round').values() if not o.is_symlink())):
             for f in d.glob('.*'+leftover): f.unlink(missing_ok=True)
     @alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
@@ -302,7 +302,9 @@ def _agree(self:Folder, f, i, row, d, t):
 @patch
 def _curve(self:Folder, f, meta):
     "The curve in `f`, which the round's ticket knows by its digest"
-    try: text = f.read_text(encoding='utf-8')
+    try:
+        plain_file(f)
+        text = f.read_text(encoding='utf-8')
     except (OSError,ValueError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {e}. {elsewhere}") from None
     if meta.get('curve', short_hash(text))!=short_hash(text):
         raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {elsewhere}")

@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../nbs/17_writes.ipynb #a1af7604
+import errno
 from copy import deepcopy
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -17,7 +18,8 @@ from .files import atomic_text,read_label,short_hash
 from .tickets import *
 from .tickets import is_whole
 from .checkpoints import *
-from .checkpoints import callback_state,put_from_file,same_plain,with_states
+from .carried import callback_state,put_from_file
+from .checkpoints import same_plain,with_states
 from .trust import fits_here
 from .fits import *
 from .fits import place_of
@@ -69,13 +71,23 @@ def check_own(d):
     if d.is_symlink(): raise OSError(f"{str(d)!r} is a link to another folder, and a run writes in its own: remove the link")
 
 @patch
+def _check_own(self:Folder, d, n):
+    "Raise `OSError` where the folder, or one of its first `n` rounds, is gone, and where that of a round, `d`, is a link"
+    self.here.check()
+    check_own(d)
+    gone = [d for i in range(0 if self.arm else n) if not (d := self.round(i)).is_dir()]
+    if not gone: return
+    raise OSError(errno.ENOENT, f"{str(gone[0])!r} was removed or renamed while the run went on: put it back, and go on. "
+                  "The rounds in memory are kept, see learn.lottery.rounds")
+
+# %% ../nbs/17_writes.ipynb #6686225c
+@patch
 @alone
 def write(self:Folder, learn, rounds, cbs=()):
     "Write the last of `rounds`, and what the callbacks of the Learner and `cbs` carry over rounds"
     r = rounds[-1]
     d,t,curve = self.round(0 if self.arm else r['round']),r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
-    self.here.check()
-    check_own(d)
+    self._check_own(d, r['round'])
     if curve:
         atomic_text(d/'curve.csv', curve)
         t.meta['curve'] = short_hash(curve)
