@@ -208,6 +208,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_lottery.channels._with_grad': ('channels.html#_with_grad', 'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels.as_called': ('channels.html#as_called', 'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels.attentions': ('channels.html#attentions', 'fastai_lottery/channels.py'),
+                                         'fastai_lottery.channels.bounded': ('channels.html#bounded', 'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels.copy_of': ('channels.html#copy_of', 'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels.fit_heads_': ('channels.html#fit_heads_', 'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels.heads_of': ('channels.html#heads_of', 'fastai_lottery/channels.py'),
