@@ -20,6 +20,7 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
+from .tickets import starts
 from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written,short_hash
 from .callback import *
 from .identity import say
@@ -123,7 +124,8 @@ def _share_dense(a, b):
     if (b/'rounds.csv').exists(): return
     b.mkdir(parents=True, exist_ok=True)
     shutil.copytree(a/'round_00', b/'round_00', dirs_exist_ok=True)
-    shutil.copy(a/'init.safetensors', b/'init.safetensors')
+    for f in starts:
+        if (a/f).exists(): shutil.copy(a/f, b/f)
     atomic_text(b/'rounds.csv', read_table(a/'rounds.csv', round_cols)[:1].to_csv(index=False))
 
 def _play_lottery(p, name, seed, out, data, device):
