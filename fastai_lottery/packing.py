@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/07_packing.ipynb #d66d1679
+# %% ../nbs/07_packing.ipynb #0ecf72ce
 import math,zlib
 from pathlib import Path
 import numpy as np,torch
@@ -16,23 +16,32 @@ from .files import *
 from .digests import Digest,copied,formats,pieces
 from .files import TooLarge,check_digest,opened,parsed,tensor_file
 
-# %% ../nbs/07_packing.ipynb #8c7943b6
+# %% ../nbs/07_packing.ipynb #1549cf87
 _levels = 2    # the third would gain less than its own bytes
+_piece = 2**18    # bytes or weights that are looked at together: their places stay in the processor's cache
 
 def bits_of(masks):
     "Masks as bits, one layer after the other, each beginning with a byte of its own"
     return np.concatenate([np.packbits(m.cpu().numpy().ravel()) for m in masks.values()] or [np.zeros(0, np.uint8)])
 
+def n_ones(m): return int(np.count_nonzero(m.cpu().numpy()))    # far faster than torch's sums of bools
+
+def _pieces(n): return range(0, n, _piece)
+
+def _not_zero(b):
+    "The bytes that are not 0"
+    return np.concatenate([b[:0], *[b[i:i+_piece].take(np.flatnonzero(b[i:i+_piece])) for i in _pieces(len(b))]])
+
 def packed_bits(bits):
     "Bytes without their zeros, after the places of the others, packed in the same way"
     parts = []
     for _ in range(_levels):
-        parts.append(bits[bits!=0])
+        parts.append(_not_zero(bits))
         bits = np.packbits(bits!=0)
     z = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
     return b''.join([o for part in (bits,*parts[::-1]) for o in (z.compress(part), z.flush(zlib.Z_SYNC_FLUSH))]+[z.flush()])
 
-# %% ../nbs/07_packing.ipynb #22bd6b60
+# %% ../nbs/07_packing.ipynb #4bf9f630
 class _Stream:
     "A stream of `zlib`, of which just as many bytes are unpacked as somebody asks for"
     def __init__(self, b): self.z,self.rest = zlib.decompressobj(),b
@@ -56,13 +65,15 @@ def dense_bits(b, n):
     for size in sizes[-2::-1]:
         at = np.unpackbits(bits).view(bool)
         if at[size:].any(): raise ValueError("the packed masks have bits where there is no weight")
-        bits = np.zeros(size, np.uint8)
-        bits[at[:size]] = new = stream.take(int(np.count_nonzero(at)))
+        bits,new,k = np.zeros(size, np.uint8),stream.take(int(np.count_nonzero(at))),0
+        for i in _pieces(size):
+            to = np.flatnonzero(at[i:i+_piece])
+            bits[i:i+_piece][to],k = new[k:k+len(to)],k+len(to)
         if not new.all(): raise ValueError("the packed masks have bits where there is no weight")
     stream.end()
     return bits
 
-# %% ../nbs/07_packing.ipynb #8d603c31
+# %% ../nbs/07_packing.ipynb #404fd181
 def masks_id(masks):
     "What tells these masks from others, in whatever order they stand"
     return Masks({n:masks[n] for n in sorted(masks)}).hash()
@@ -78,15 +89,15 @@ def unpacked_masks(b, shapes):
         masks[n] = torch.from_numpy(one[:k]).view(shapes[n])
     return Masks(masks),kept
 
-# %% ../nbs/07_packing.ipynb #9262e730
-_wide,_piece = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64},2**18
+# %% ../nbs/07_packing.ipynb #4979b8a3
+_wide = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 
 def _flat(t): return t.detach().cpu().contiguous().view(-1)
 def _raw(t): return _flat(t).view(_wide[t.element_size()]).numpy()    # numpy knows no bfloat16
 
 def _places(m, of=True):
     "Places in a flat mask, piece by piece: where the piece begins, and which of it are `of`"
-    for i in range(0, len(m), _piece): yield i,np.flatnonzero(m[i:i+_piece] if of else ~m[i:i+_piece])
+    for i in _pieces(len(m)): yield i,np.flatnonzero(m[i:i+_piece] if of else ~m[i:i+_piece])
 
 class Picked:
     "The values of a tensor where a mask is `of`, to be written: a flat tensor that is never there as a whole"
@@ -94,19 +105,27 @@ class Picked:
         self.t,self.m,self.of,self.dtype = _raw(t),_flat(mask).numpy(),of,t.dtype
         k = int(np.count_nonzero(self.m))
         self.shape = (k if of else len(self.m)-k,)
+        self.small = [] if 2*self.shape[0]<=len(self.m) else None    # they are asked for twice, by the digest and by the file
     def pieces(self):
-        for i,at in _places(self.m, self.of): yield self.t[i:i+_piece].take(at).view(np.uint8)
+        if self.small: yield from self.small
+        else:
+            for i,at in _places(self.m, self.of):
+                b = self.t[i:i+_piece].take(at).view(np.uint8)
+                if self.small is not None: self.small.append(b)
+                yield b
 
-def scattered(t, mask, values, of=True, see=None):
-    "Put the flat tensor `values` where `mask` is `of` in the contiguous tensor `t`; `see` each piece of bytes that was read"
-    to,v,k = t.view(-1).view(_wide[t.element_size()]).numpy(),values.view(_wide[t.element_size()]).numpy(),0
+def scattered(t, mask, values, of=True, see=None, fill=None):
+    """Put the flat tensor `values` where `mask` is `of` in the contiguous tensor `t`, and the one value in `fill` everywhere else;
+    `see` each piece of bytes that was read"""
+    to,v,k = _raw(t),_raw(values),0
     for i,at in _places(_flat(mask).numpy(), of):
         new = v[k:k+len(at)].copy()    # once: who else writes to the file changes nothing between the look and the use
         if see: see(new.view(np.uint8))
+        if fill is not None: to[i:i+_piece] = _raw(fill)
         to[i:i+_piece][at],k = new,k+len(at)
     return t
 
-# %% ../nbs/07_packing.ipynb #489fa29a
+# %% ../nbs/07_packing.ipynb #cdbc26a7
 def only_kept(t, mask, held=None):
     "Is `t` where it is pruned bit for bit what it is held at, by default 0?"
     a,h = _raw(t),None if held is None else _raw(held.to(t.dtype))
@@ -118,10 +137,10 @@ def only_kept(t, mask, held=None):
 def least_bytes(masks, width=4):
     "The entropy of the masks, each layer for itself, and the survivors' values at `width` bytes, in bytes: less is not possible"
     def bits(k, n): return sum(-c*math.log2(c/n) for c in (k,n-k) if c)
-    ks = {n:int(np.count_nonzero(m.cpu().numpy())) for n,m in masks.items()}
+    ks = {n:n_ones(m) for n,m in masks.items()}
     return sum(bits(ks[n], m.numel())/8+width*ks[n] for n,m in masks.items())
 
-# %% ../nbs/07_packing.ipynb #1d9f3492
+# %% ../nbs/07_packing.ipynb #06dae539
 def part_of(tensors, part):
     "Tensors of the part, by the names of weights"
     return {n.removeprefix(part+'/'):t for n,t in tensors.items() if n.startswith(part+'/')}
@@ -161,7 +180,7 @@ def save_packed(
         packed.update(shapes=[list(m.shape) for m in masks.values()])
     return save_tensors(path, res, {**meta, 'packed':packed})
 
-# %% ../nbs/07_packing.ipynb #08531684
+# %% ../nbs/07_packing.ipynb #e8f4d322
 def _are(ok, v): return isinstance(v, list) and all(map(ok, v))
 def _is_text(v): return isinstance(v, str)
 def _is_shape(v): return _are(lambda o: type(o) is int and 0<o<2**48, v)
@@ -191,7 +210,7 @@ class Plan:
         t = self.stored[n]
         if t.dim()!=1 or not t.is_floating_point(): raise ValueError(f"the packed {n!r} is {tuple(t.shape)} of {t.dtype}")
 
-# %% ../nbs/07_packing.ipynb #052ab0db
+# %% ../nbs/07_packing.ipynb #1715a65e
 def _size(n): return f'{n/2**30:,.1f} GiB' if n>=2**28 else f'{n/2**20:,.1f} MiB'
 
 @patch
@@ -213,14 +232,17 @@ def check_counts(self:Plan, masks, ns):
         want = k if n in self.kept else m.numel()-k
         if len(self.stored[n])!=want: raise ValueError(f"{n!r} has {len(self.stored[n])} values, and its mask {want} places for them")
 
-# %% ../nbs/07_packing.ipynb #bc244e0f
+# %% ../nbs/07_packing.ipynb #db6cea7c
 def _blank(n, t, mask, res, held):
-    "What the survivors' values `t` of the tensor `n` are put into: trained weights are 0 or held where they are pruned, others unknown"
+    """What the values `t` of the tensor `n` are put into, and what is everywhere else: trained weights are 0 or held where they are pruned,
+    and of others nothing is known there"""
     part,_,name = n.partition('/')
     h = {**(held or {}), **part_of(res, 'held')}.get(name) if part=='trained' else None
-    if h is None: return torch.full(mask.shape, 0. if part in ('trained','held') else math.nan, dtype=t.dtype)
+    if h is None:
+        fill = 0. if part in ('trained','held') else math.nan
+        return torch.empty(mask.shape, dtype=t.dtype),torch.full((1,), fill, dtype=t.dtype)
     if (h.shape,h.dtype)!=(mask.shape,t.dtype): raise ValueError(f"{name!r} is held at {tuple(h.shape)} of {h.dtype}")
-    return h.clone(memory_format=torch.contiguous_format).masked_fill_(mask, 0)
+    return h.clone(memory_format=torch.contiguous_format),None
 
 @patch
 def read(self:Plan, masks, digest, held=None, b=None):
@@ -232,7 +254,8 @@ def read(self:Plan, masks, digest, held=None, b=None):
         if n=='masks' and b is not None: digest.add(b)
         elif n in self.kept or n in self.pruned:
             m = masks[_weight(n)]
-            res[n] = scattered(_blank(n, t, m, res, held), m, t, n in self.kept, digest.add)
+            to,fill = _blank(n, t, m, res, held)
+            res[n] = scattered(to, m, t, n in self.kept, digest.add, fill)
         else:
             res[n] = copied(t)
             for o in pieces(res[n]): digest.add(o)
@@ -243,13 +266,13 @@ def _masks_of(plan):
     b = plan.stored['masks'].numpy().tobytes()
     return b,*unpacked_masks(b, plan.shapes)
 
-# %% ../nbs/07_packing.ipynb #073c93e9
+# %% ../nbs/07_packing.ipynb #4ecf2573
 dense_limit = 2**33    # bytes: 8 GiB
 
 def _unpacked(f, label, limit, masks, held, digest):
     plan = Plan(f, label, masks)
     plan.check_size(limit)
-    if masks is not None: b,ns = None,{n:int(np.count_nonzero(m.numpy())) for n,m in masks.items()}
+    if masks is not None: b,ns = None,{n:n_ones(m) for n,m in masks.items()}
     else: b,masks,ns = _masks_of(plan)
     plan.check_counts(masks, ns)
     return {**({} if b is None else {f'mask/{n}':m for n,m in masks.items()}), **plan.read(masks, digest, held, b)}

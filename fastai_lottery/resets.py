@@ -270,13 +270,15 @@ def check_draw(
                           "The model seems to have been initialised by other means; LotteryCallback(init=...) takes them")
             return
 
-# %% ../nbs/05_resets.ipynb #92b1f168
+# %% ../nbs/05_resets.ipynb #bdf9b371
 _needs_all = ("all starting weights, those of pruned places too, and this ticket holds survivors only: write it by "
               ".save(path, dense=True), and load that file")
 
 def not_known(t):
     "Has a weight places whose value nobody knows?"
-    return t.is_floating_point() and bool((t.float() if t.element_size()==1 else t).isnan().any())
+    if not t.is_floating_point(): return False
+    if t.element_size()==1: t = t.float()    # of which torch knows no sum
+    return bool(t.sum().isnan()) and bool(t.isnan().any())    # the sum is one look through memory; inf-inf is none, too
 
 def check_known(ws, masks, says):
     "Raise `ValueError` where `masks` keep a weight of which no value is known"

@@ -20,7 +20,7 @@ from .digests import digest_of
 from .files import *
 from .files import digest_in,shown,tensor_file
 from .packing import *
-from .packing import Picked,bits_of,dense_limit,load_packed,only_kept,part_of,save_packed
+from .packing import Picked,bits_of,dense_limit,load_packed,n_ones,only_kept,part_of,save_packed
 
 # %% ../nbs/07_tickets.ipynb #94ad829f
 def _short(v):
@@ -59,7 +59,7 @@ class Ticket:
 def _label(self:Ticket):
     "What is measured off the masks"
     m = self.masks
-    kept,n = sum(int(torch.count_nonzero(o)) for o in m.values()),m.numel
+    kept,n = sum(map(n_ones, m.values())),m.numel
     return dict(names=list(m), kept=kept, prunable=n, density=kept/n, mask_hash=m.hash())
 
 @patch
@@ -79,13 +79,13 @@ def digest(self:Ticket,
         ts.update({k:Picked(ts[k], m, of) for n,m in masks.items() if (k := f'{p}/{n}') in ts})
     return digest_of({**ts, 'masks':torch.from_numpy(bits_of(masks))}, repr(list(masks)))[:16]
 
-# %% ../nbs/07_tickets.ipynb #986e2c79
+# %% ../nbs/07_tickets.ipynb #5b4c826a
 @patch
 def _packing(self:Ticket, dense, start):
     "Tensors that the file has, and of which of them only survivors or only pruned places are written"
     ts,held = self._tensors(),self.held or {}
     if start: ts = {n:t for n,t in ts.items() if not n.startswith(('weight/','beside/'))}
-    part = {n:m for n,m in self.masks.items() if not m.all()}
+    part = {n:m for n,m in self.masks.items() if n_ones(m)<m.numel()}
     kept = [] if dense or start else [f'weight/{n}' for n in part]
     kept += [k for n,m in part.items() if (k := f'trained/{n}') in ts and only_kept(ts[k], m, held.get(n))]
     return ts,kept,[f'held/{n}' for n in self.masks if n in held]
@@ -155,7 +155,7 @@ def _check_tensors(masks, ws, held, trained):
         if n not in ws or (v.shape,v.dtype)!=(ws[n].shape,ws[n].dtype):
             raise ValueError(f"{n!r} was trained and is another at the start")
 
-# %% ../nbs/07_tickets.ipynb #f90bb082
+# %% ../nbs/07_tickets.ipynb #5848c9d5
 starts = 'init.safetensors','start.safetensors'
 
 def start_of(folder, digest):

@@ -13,7 +13,7 @@ from fastcore.foundation import L
 from fastai.callback.tracker import TrackerCallback
 from .core import *
 from .resets import state
-from .packing import masks_id,only_kept,save_packed
+from .packing import masks_id,n_ones,only_kept,save_packed
 from .files import *
 from .files import atomic_text,digest_in,read_label,short_hash
 from .tickets import *
@@ -65,7 +65,7 @@ def size_of(self:Folder, r):
     "Bytes of the files of round `r`"
     return sum(f.stat().st_size for f in self.round(r).glob('*'))
 
-# %% ../nbs/17_writes.ipynb #d016002f
+# %% ../nbs/17_writes.ipynb #de9b1f18
 def _same_tensors(a, b):
     return a is b or a.keys()==b.keys() and all(v.dtype==b[n].dtype and torch.equal(v, b[n].to(v.device)) for n,v in a.items())
 
@@ -83,7 +83,7 @@ def _start_of(self:Folder, t):
 @patch
 def _save_trained(self:Folder, d, t, ws, meta):
     "Write the trained weights `ws` of the round whose ticket is `t`"
-    held,part = t.held or {},[n for n,m in t.masks.items() if not m.all()]
+    held,part = t.held or {},[n for n,m in t.masks.items() if n_ones(m)<m.numel()]
     kept = [f'trained/{n}' for n in part if only_kept(ws[n], t.masks[n], held.get(n))]
     if not kept: return save_tensors(d/'weights', ws, meta)
     ts = {f'trained/{n}':v for n,v in ws.items()}
