@@ -1,11 +1,11 @@
-"A ticket's file: its size against the entropy of its masks, and time and memory of a save and a load against safetensors' own"
+"A ticket's file: its size against the entropy of its masks, and time and memory against safetensors' own"
 import os,tempfile
 from pathlib import Path
 from types import SimpleNamespace
 import psutil,torch
 from safetensors.torch import load_file,save_file
 from torchvision.models import resnet18
-from fastai_lottery.all import lenet_300_100,LotteryCallback,Masks,named_weights,prunable,Ticket
+from fastai_lottery.all import lenet_300_100,LotteryCallback,Masks,prunable,Ticket
 from fastai_lottery.packing import least_bytes
 from fastai_lottery.resets import state
 from bench_memory import Peak,ms_of
@@ -42,7 +42,7 @@ class Anonymous(Peak):
         return self
 
 def extra(f, n):
-    "Bytes a weight that `f` takes beside what it gives, pages of the file left out, which the system lends and takes back"
+    "Bytes a weight that `f` takes beside what it gives; pages of the file, which the system lends, are left out"
     p = Anonymous()
     with p: res = f()
     left = p.rss().rss-p.base
@@ -57,11 +57,11 @@ def bench_time_and_memory():
         for density,dense in sized(((.5,False),(.2,False),(.1,False),(.2,True)), ((.2,False),)):
             t,f = Ticket(chance(ws, density, g), ws),f'{d}/t'
             what = f'{n/1e6:g} M weights, {density:.0%} kept'+', all starting weights'*dense
-            show(f'save {what}', interleave({'safetensors':ms_of(lambda: synced(ws, own)), 'Ticket.save':ms_of(lambda: t.save(f, dense=dense))}, 5),
-                 'safetensors')
-            show(f'load {what}', interleave({'safetensors':ms_of(lambda: in_memory(own)), 'Ticket.load':ms_of(lambda: Ticket.load(f))}, 5),
-                 'safetensors')
-            print(f'  extra memory: save {extra(lambda: t.save(f, dense=dense), n):.2f}, load {extra(lambda: Ticket.load(f), n):.2f} bytes a weight')
+            def save(): t.save(f, dense=dense)
+            def load(): return Ticket.load(f)
+            for k,theirs,ours in (('save',lambda: synced(ws, own),save),('load',lambda: in_memory(own),load)):
+                show(f'{k} {what}', interleave({'safetensors':ms_of(theirs), 'Ticket':ms_of(ours)}, 5), 'safetensors')
+                print(f'  extra memory: {extra(ours, n):.2f} bytes a weight')
 
 def sizes(d): return {f.relative_to(d).as_posix():f.stat().st_size for f in sorted(d.rglob('*.safetensors'))}
 
@@ -70,11 +70,12 @@ def bench_folder():
     with tempfile.TemporaryDirectory() as d:
         l,d = learner(images(600, (1,28,28)), lenet_300_100(), cbs=LotteryCallback(rewind_to='2it')),Path(d)
         with l.no_bar(): rs = l.fit_lottery(1, rounds=sized(10, 1), path=d, seed=0)
-        rest = sum(v.numel()*v.element_size() for n,v in state(l.model).items() if n not in named_weights(l.model, rs[0].masks))
-        has = sizes(d)
-        print(f"\nLeNet-300-100 in a folder: init {has['init.safetensors']:,}, start {has['start.safetensors']:,} bytes")
+        has,names = sizes(d),list(rs[0].masks)
+        rest = sum(v.numel()*v.element_size() for n,v in state(l.model).items() if n not in names)
+        start = has['init.safetensors'],has['start.safetensors']
+        print(f"\nLeNet-300-100 in a folder: init and start {start} bytes")
         for r in rs:
             k,least = f"round_{r['round']:02d}/",least_bytes(r.masks)+rest
             got = has[k+'ticket.safetensors']+has[k+'weights.safetensors']
-            print(f"  round {r['round']:>2}, density {r['density']:.3f}: {got:>9,} bytes, × {got/least:.3f} of what is needed; "
-                  f"before {9*r.masks.numel:>9,}")
+            n = 9*r.masks.numel
+            print(f"  round {r['round']:>2}: {r['density']:.1%} {got:>9,} bytes, × {got/least:.3f} of what is needed; was {n:>9,}")

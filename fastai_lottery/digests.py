@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/06_digests.ipynb #c60408e1
+# %% ../nbs/06_digests.ipynb #e0eedf1e
 import hashlib,json,math
 from functools import lru_cache
 import torch
 from safetensors.torch import save
 
-# %% ../nbs/06_digests.ipynb #56e44ff4
+# %% ../nbs/06_digests.ipynb #47ab20f8
 formats = 'fastai_lottery ticket 1','fastai_lottery ticket 2'    # in the second is only what the label's `packed` says
 
 def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -38,7 +38,7 @@ def digest_of(tensors, meta):
         for b in pieces(tensors[n]): d.add(b)
     return str(d)
 
-# %% ../nbs/06_digests.ipynb #d4fd12c1
+# %% ../nbs/06_digests.ipynb #9f1bf669
 @lru_cache(maxsize=None)
 def _kind(dtype):
     "What safetensors calls `dtype`"

@@ -245,6 +245,7 @@ def completed(lot, ticket):
     "`ticket` with all its starting weights, where it holds survivors only and is of the lottery that was played here"
     return ticket if ticket.dense or not of_lottery(lot, ticket) else replace(ticket, weights=lot.rounds[0].start)
 
+# %% ../nbs/18_journal.ipynb #922e26fd
 def _own_action(ticket):
     "The mask-0 action that the ticket was made with"
     hold = ticket.meta.get('hold')

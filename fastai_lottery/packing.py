@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/07_packing.ipynb #0ecf72ce
+# %% ../nbs/07_packing.ipynb #a3cb4cc3
 import math,zlib
 from pathlib import Path
 import numpy as np,torch
@@ -16,7 +16,7 @@ from .files import *
 from .digests import Digest,copied,formats,pieces
 from .files import TooLarge,check_digest,opened,parsed,tensor_file
 
-# %% ../nbs/07_packing.ipynb #1549cf87
+# %% ../nbs/07_packing.ipynb #052131f1
 _levels = 2    # the third would gain less than its own bytes
 _piece = 2**18    # bytes or weights that are looked at together: their places stay in the processor's cache
 
@@ -32,6 +32,7 @@ def _not_zero(b):
     "The bytes that are not 0"
     return np.concatenate([b[:0], *[b[i:i+_piece].take(np.flatnonzero(b[i:i+_piece])) for i in _pieces(len(b))]])
 
+# %% ../nbs/07_packing.ipynb #c44b6527
 def packed_bits(bits):
     "Bytes without their zeros, after the places of the others, packed in the same way"
     parts = []
@@ -39,9 +40,10 @@ def packed_bits(bits):
         parts.append(_not_zero(bits))
         bits = np.packbits(bits!=0)
     z = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_HUFFMAN_ONLY)
-    return b''.join([o for part in (bits,*parts[::-1]) for o in (z.compress(part), z.flush(zlib.Z_SYNC_FLUSH))]+[z.flush()])
+    parts = [o for b in (bits,*parts[::-1]) for o in (z.compress(b),z.flush(zlib.Z_SYNC_FLUSH))]
+    return b''.join([*parts,z.flush()])
 
-# %% ../nbs/07_packing.ipynb #4bf9f630
+# %% ../nbs/07_packing.ipynb #8ec3219c
 class _Stream:
     "A stream of `zlib`, of which just as many bytes are unpacked as somebody asks for"
     def __init__(self, b): self.z,self.rest = zlib.decompressobj(),b
@@ -55,8 +57,10 @@ class _Stream:
     def end(self):
         try: over = self.z.decompress(self.rest, 1)
         except zlib.error: raise ValueError("the packed masks are damaged") from None
-        if over or not self.z.eof or self.z.unused_data: raise ValueError("the packed masks do not end where they should")
+        if over or not self.z.eof or self.z.unused_data:
+            raise ValueError("the packed masks do not end where they should")
 
+# %% ../nbs/07_packing.ipynb #0cb20053
 def dense_bits(b, n):
     "`n` bytes of masks from what `packed_bits` made of them. Raises `ValueError` for a stream of another length"
     stream,sizes = _Stream(b),[n]
@@ -73,7 +77,7 @@ def dense_bits(b, n):
     stream.end()
     return bits
 
-# %% ../nbs/07_packing.ipynb #404fd181
+# %% ../nbs/07_packing.ipynb #be3b1f56
 def masks_id(masks):
     "What tells these masks from others, in whatever order they stand"
     return Masks({n:masks[n] for n in sorted(masks)}).hash()
@@ -89,7 +93,7 @@ def unpacked_masks(b, shapes):
         masks[n] = torch.from_numpy(one[:k]).view(shapes[n])
     return Masks(masks),kept
 
-# %% ../nbs/07_packing.ipynb #4979b8a3
+# %% ../nbs/07_packing.ipynb #bf2916ac
 _wide = {1:torch.uint8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
 
 def _flat(t): return t.detach().cpu().contiguous().view(-1)
@@ -99,13 +103,14 @@ def _places(m, of=True):
     "Places in a flat mask, piece by piece: where the piece begins, and which of it are `of`"
     for i in _pieces(len(m)): yield i,np.flatnonzero(m[i:i+_piece] if of else ~m[i:i+_piece])
 
+# %% ../nbs/07_packing.ipynb #26fa4f20
 class Picked:
     "The values of a tensor where a mask is `of`, to be written: a flat tensor that is never there as a whole"
     def __init__(self, t, mask, of=True):
         self.t,self.m,self.of,self.dtype = _raw(t),_flat(mask).numpy(),of,t.dtype
         k = int(np.count_nonzero(self.m))
         self.shape = (k if of else len(self.m)-k,)
-        self.small = [] if 2*self.shape[0]<=len(self.m) else None    # they are asked for twice, by the digest and by the file
+        self.small = [] if 2*self.shape[0]<=len(self.m) else None    # asked for twice, by the digest and by the file
     def pieces(self):
         if self.small: yield from self.small
         else:
@@ -114,9 +119,10 @@ class Picked:
                 if self.small is not None: self.small.append(b)
                 yield b
 
+# %% ../nbs/07_packing.ipynb #e2f689fc
 def scattered(t, mask, values, of=True, see=None, fill=None):
-    """Put the flat tensor `values` where `mask` is `of` in the contiguous tensor `t`, and the one value in `fill` everywhere else;
-    `see` each piece of bytes that was read"""
+    """Put the flat tensor `values` where `mask` is `of` in the contiguous tensor `t`, and what `fill` holds
+    everywhere else; `see` each piece of bytes that was read"""
     to,v,k = _raw(t),_raw(values),0
     for i,at in _places(_flat(mask).numpy(), of):
         new = v[k:k+len(at)].copy()    # once: who else writes to the file changes nothing between the look and the use
@@ -125,7 +131,7 @@ def scattered(t, mask, values, of=True, see=None, fill=None):
         to[i:i+_piece][at],k = new,k+len(at)
     return t
 
-# %% ../nbs/07_packing.ipynb #cdbc26a7
+# %% ../nbs/07_packing.ipynb #4d3c8f02
 def only_kept(t, mask, held=None):
     "Is `t` where it is pruned bit for bit what it is held at, by default 0?"
     a,h = _raw(t),None if held is None else _raw(held.to(t.dtype))
@@ -135,12 +141,12 @@ def only_kept(t, mask, held=None):
     return True
 
 def least_bytes(masks, width=4):
-    "The entropy of the masks, each layer for itself, and the survivors' values at `width` bytes, in bytes: less is not possible"
+    "Bytes below which no file is: the entropy of the masks, layer by layer, and the survivors' values at `width` bytes"
     def bits(k, n): return sum(-c*math.log2(c/n) for c in (k,n-k) if c)
     ks = {n:n_ones(m) for n,m in masks.items()}
     return sum(bits(ks[n], m.numel())/8+width*ks[n] for n,m in masks.items())
 
-# %% ../nbs/07_packing.ipynb #06dae539
+# %% ../nbs/07_packing.ipynb #191a6a63
 def part_of(tensors, part):
     "Tensors of the part, by the names of weights"
     return {n.removeprefix(part+'/'):t for n,t in tensors.items() if n.startswith(part+'/')}
@@ -149,7 +155,7 @@ def _weight(n): return n.partition('/')[2]
 
 def _kind(n, t): return n.partition('/')[0],t.shape,t.dtype
 
-def _twins(tensors, masks):
+def twins_in(tensors, masks):
     "Tensors without a mask that are bit for bit the same as a masked one of their part, and which that is"
     masked,res = {},{}
     for n,t in tensors.items():
@@ -159,6 +165,7 @@ def _twins(tensors, masks):
         if _weight(n) not in masks and (o := next(same, None)): res[n] = o
     return res
 
+# %% ../nbs/07_packing.ipynb #567392ca
 def save_packed(
     path, # File; `.safetensors` is added where it is missing
     tensors:dict, # Tensor by part and name
@@ -170,7 +177,7 @@ def save_packed(
     **more # What else the label's `packed` says
 )->Path: # The file written
     "Write tensors that masks prune without what the masks say"
-    twins = _twins(tensors, masks)
+    twins = twins_in(tensors, masks)
     res = {n:t for n,t in tensors.items() if n not in twins}
     res.update({n:Picked(res[n], masks[_weight(n)]) for n in kept})
     res.update({n:Picked(res[n], masks[_weight(n)], False) for n in pruned})
@@ -180,7 +187,7 @@ def save_packed(
         packed.update(shapes=[list(m.shape) for m in masks.values()])
     return save_tensors(path, res, {**meta, 'packed':packed})
 
-# %% ../nbs/07_packing.ipynb #e8f4d322
+# %% ../nbs/07_packing.ipynb #2ad0f1e6
 def _are(ok, v): return isinstance(v, list) and all(map(ok, v))
 def _is_text(v): return isinstance(v, str)
 def _is_shape(v): return _are(lambda o: type(o) is int and 0<o<2**48, v)
@@ -188,29 +195,36 @@ def _is_shape(v): return _are(lambda o: type(o) is int and 0<o<2**48, v)
 class Plan:
     "What the label of a packed file says, where that can be"
     def __init__(self, f, label, masks=None):
-        self.f,self.stored,p = f,{n:f.get_tensor(n) for n in f.keys()},label.get('packed')
+        self.stored,self.own,p = {n:f.get_tensor(n) for n in f.keys()},masks is None,label.get('packed')
         if not isinstance(p, dict): raise ValueError("its label does not say what is packed")
         self.kept,self.pruned,self.same = p.get('kept'),p.get('pruned'),p.get('same')
         if not (_are(_is_text, self.kept) and _are(_is_text, self.pruned) and isinstance(self.same, dict)):
             raise ValueError(f"its label says packed={p!r:.80}")
-        self.shapes = self._shapes(label.get('names'), p.get('shapes')) if masks is None else {n:m.shape for n,m in masks.items()}
-        self.own = masks is None
-        if len({*self.kept,*self.pruned})<len(self.kept)+len(self.pruned): raise ValueError("its label names a packed tensor twice")
-        for n in (*self.kept,*self.pruned): self._check(n)
-        for n,o in self.same.items():
-            if n in self.stored or o not in self.stored or n.partition('/')[0]!=o.partition('/')[0]: raise ValueError(f"{n!r} is like {o!r}")
+        if self.own: self.shapes = self._shapes(label.get('names'), p.get('shapes'))
+        else: self.shapes = {n:m.shape for n,m in masks.items()}
+        self.check()
     def _shapes(self, names, shapes):
-        if not _are(_is_text, names) or not _are(_is_shape, shapes) or len({*names})!=len(shapes) or len(names)!=len(shapes):
+        if not _are(_is_text, names) or not _are(_is_shape, shapes) or not len({*names})==len(shapes)==len(names):
             raise ValueError(f"its masks have the names {names!r:.60} and the shapes {shapes!r:.60}")
-        if 'masks' not in self.stored or self.stored['masks'].dtype!=torch.uint8: raise ValueError("it has no masks")
+        m = self.stored.get('masks')
+        if m is None or m.dtype!=torch.uint8 or m.dim()!=1: raise ValueError("it has no masks")
         return dict(zip(names, shapes))
-    def _check(self, n):
-        if n not in self.stored or _weight(n) not in self.shapes:
-            raise ValueError(f"its label says that {n!r} is packed")
-        t = self.stored[n]
-        if t.dim()!=1 or not t.is_floating_point(): raise ValueError(f"the packed {n!r} is {tuple(t.shape)} of {t.dtype}")
 
-# %% ../nbs/07_packing.ipynb #1715a65e
+# %% ../nbs/07_packing.ipynb #a94cbe9c
+@patch
+def check(self:Plan):
+    "Raise `ValueError` where what is packed, or like another, is no such tensor"
+    names = (*self.kept,*self.pruned)
+    if len({*names})<len(names): raise ValueError("its label names a packed tensor twice")
+    for n in names:
+        t = self.stored.get(n)
+        if t is None or _weight(n) not in self.shapes or t.dim()!=1 or not t.is_floating_point():
+            raise ValueError(f"its label says that {n!r} is packed, and it is no such tensor")
+    for n,o in self.same.items():
+        like = isinstance(o, str) and o in self.stored and n.partition('/')[0]==o.partition('/')[0]
+        if n in self.stored or not like: raise ValueError(f"its label says that {n!r} is like {o!r:.60}")
+
+# %% ../nbs/07_packing.ipynb #c14135b5
 def _size(n): return f'{n/2**30:,.1f} GiB' if n>=2**28 else f'{n/2**20:,.1f} MiB'
 
 @patch
@@ -224,18 +238,19 @@ def check_size(self:Plan, limit):
     if total>limit: raise TooLarge(f"it takes {_size(total)} in memory, and that is more than `limit`, {_size(limit)}. "
                                    "If you trust it, give a larger one: Ticket.load(path, limit=...) in bytes, None for no limit")
 
+# %% ../nbs/07_packing.ipynb #9a4f7809
 @patch
 def check_counts(self:Plan, masks, ns):
     "Raise `ValueError` where the counts `ns` of survivors are not those of the values stored"
     for n in (*self.kept,*self.pruned):
         m,k = masks[_weight(n)],ns[_weight(n)]
         want = k if n in self.kept else m.numel()-k
-        if len(self.stored[n])!=want: raise ValueError(f"{n!r} has {len(self.stored[n])} values, and its mask {want} places for them")
+        if (k := len(self.stored[n]))!=want: raise ValueError(f"{n!r} has {k} values, and its mask {want} places for them")
 
-# %% ../nbs/07_packing.ipynb #db6cea7c
+# %% ../nbs/07_packing.ipynb #2f01a76f
 def _blank(n, t, mask, res, held):
-    """What the values `t` of the tensor `n` are put into, and what is everywhere else: trained weights are 0 or held where they are pruned,
-    and of others nothing is known there"""
+    """What the values `t` of the tensor `n` are put into, and what is everywhere else: trained weights are 0 or held
+    where they are pruned, and of others nothing is known there"""
     part,_,name = n.partition('/')
     h = {**(held or {}), **part_of(res, 'held')}.get(name) if part=='trained' else None
     if h is None:
@@ -244,6 +259,7 @@ def _blank(n, t, mask, res, held):
     if (h.shape,h.dtype)!=(mask.shape,t.dtype): raise ValueError(f"{name!r} is held at {tuple(h.shape)} of {h.dtype}")
     return h.clone(memory_format=torch.contiguous_format),None
 
+# %% ../nbs/07_packing.ipynb #7fd80c98
 @patch
 def read(self:Plan, masks, digest, held=None, b=None):
     "All tensors, whole, and each byte of the file into `digest`"
@@ -266,7 +282,7 @@ def _masks_of(plan):
     b = plan.stored['masks'].numpy().tobytes()
     return b,*unpacked_masks(b, plan.shapes)
 
-# %% ../nbs/07_packing.ipynb #4ecf2573
+# %% ../nbs/07_packing.ipynb #a81bb82a
 dense_limit = 2**33    # bytes: 8 GiB
 
 def _unpacked(f, label, limit, masks, held, digest):

@@ -270,7 +270,7 @@ def check_draw(
                           "The model seems to have been initialised by other means; LotteryCallback(init=...) takes them")
             return
 
-# %% ../nbs/05_resets.ipynb #bdf9b371
+# %% ../nbs/05_resets.ipynb #90a62f13
 _needs_all = ("all starting weights, those of pruned places too, and this ticket holds survivors only: write it by "
               ".save(path, dense=True), and load that file")
 
@@ -285,6 +285,7 @@ def check_known(ws, masks, says):
     for n,m in masks.items():
         if not_known(ws[n]) and not_known(ws[n][m.to(ws[n].device)]): raise ValueError(f"{says} {_needs_all}")
 
+# %% ../nbs/05_resets.ipynb #7ba709d9
 def _filled(ws, names, v): return {**ws, **{n:ws[n].nan_to_num(v) for n in names}}
 
 def by_known(
@@ -329,5 +330,6 @@ def reset_state(
 )->dict: # A whole state to start from; masks are not applied yet
     "Prunable weights by `reset`, the rest from the first state that its signature names (`w_k` where it names none)"
     f = pick(reset, resets_menu(), 'reset')
-    new = by_known(f, names, known.get('m') or {n:torch.ones_like(known[base_state(f)][n], dtype=torch.bool) for n in names}, **known)
+    kept = known.get('m') or {n:torch.ones_like(known[base_state(f)][n], dtype=torch.bool) for n in names}
+    new = by_known(f, names, kept, **known)
     return {**known[base_state(f)], **new}

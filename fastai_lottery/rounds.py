@@ -99,7 +99,8 @@ class DroppedWarning(UserWarning): "A new lottery begins without what was there"
 def start_over(learn, lot, told=False):
     "The net as it was before any training that this callback saw: a second lottery knows nothing of the first"
     pruned = lot.masks is not None and lot.masks.n_kept<lot.masks.numel
-    if not told and lot.w_i and lot.masks: check_known(lot.w_i, Masks.ones(lot.masks), "a lottery that begins anew, dense, needs")
+    if not told and lot.w_i and lot.masks:
+        check_known(lot.w_i, Masks.ones(lot.masks), "a lottery that begins anew, dense, needs")
     if not told and (lot.rounds or pruned): _say_dropped(lot)
     learn.unprune()
     if lot.w_i is not None: load_(learn.model, lot.w_i)

@@ -255,6 +255,7 @@ def _ticket(self:Folder, d, model):
     with fits_here(d/'ticket.safetensors'): t.check(model)
     return t
 
+# %% ../nbs/17_runs.ipynb #c6cfaf5a
 @patch
 def _limit(self:Folder, model):
     "A ticket of this net may be as large as it must be"
@@ -266,6 +267,7 @@ def _find(self:Folder, folder, digest):
     if digest not in self.starts: self.starts = {digest:start_of(self.path, digest)}
     return self.starts[digest]
 
+# %% ../nbs/17_runs.ipynb #f7af54b3
 @patch
 def _weights(self:Folder, d, row, model, t):
     ts = self._load(d/'weights', lambda f: round_weights(d, row, t))

@@ -65,13 +65,14 @@ def size_of(self:Folder, r):
     "Bytes of the files of round `r`"
     return sum(f.stat().st_size for f in self.round(r).glob('*'))
 
-# %% ../nbs/17_writes.ipynb #de9b1f18
+# %% ../nbs/17_writes.ipynb #f8bf54b1
 def _same_tensors(a, b):
-    return a is b or a.keys()==b.keys() and all(v.dtype==b[n].dtype and torch.equal(v, b[n].to(v.device)) for n,v in a.items())
+    def same(v, w): return v.dtype==w.dtype and torch.equal(v, w.to(v.device))
+    return a is b or a.keys()==b.keys() and all(same(v, b[n]) for n,v in a.items())
 
 @patch
 def _start_of(self:Folder, t):
-    "Digest of the file in which the starting weights of the ticket `t` lie; none in the folder of one training, which has no such file"
+    "Digest of the file in which the starting weights of `t` lie; none in the folder of one training, which has no such file"
     if self.arm: return None
     w,b = self.begun_at
     if _same_tensors(t.weights, w) and _same_tensors(t.beside or {}, b): return digest_in(self.path/starts[0])

@@ -1,6 +1,6 @@
-"""Tickets and folders that earlier versions wrote, in fixtures, and how each of them goes on: old.zip is of version 0.0.1, dense.zip of
-the last one whose tickets and weights were not packed. `python old_files.py --write fixtures/old.zip` made the first, with
-`--only stopped late held tickets` the other; made anew they would no longer be old."""
+"""Tickets and folders that earlier versions wrote, in fixtures, and how each of them goes on: old.zip is of version
+0.0.1, dense.zip of the last one whose tickets and weights were not packed. `python old_files.py --write fixtures/old.zip`
+made the first, with `--only stopped late held tickets` the other; made anew they would no longer be old."""
 import argparse,json,shutil,subprocess,sys,tempfile,warnings,zipfile
 from functools import partial
 from pathlib import Path

@@ -21,7 +21,8 @@ def old(request, tmp_path):
     of,name = request.param
     return name,old_files.unpack_zip(tmp_path, name, zips[of]),all_written[of]['fixtures'][name]
 
-each = pytest.mark.parametrize('old', [(o,n) for o in zips for n in all_written[o]['fixtures']], indirect=True, ids='-'.join)
+both = [(o,n) for o in zips for n in all_written[o]['fixtures']]
+each = pytest.mark.parametrize('old', both, indirect=True, ids='-'.join)
 def fails(name, diff): pytest.fail(f'{name}: {diff}', pytrace=False)
 
 @each

@@ -1,5 +1,5 @@
 "Traps 19, 20 and 22: keeping nets, tickets and histories"
-import gc,json,os,pickle,shutil,warnings
+import gc,json,math,os,pickle,shutil,warnings
 from copy import deepcopy
 from pathlib import Path
 import pandas as pd,pytest
@@ -268,7 +268,8 @@ def known(t):
 def test_trap_20_a_file_has_the_survivors(ticket, saved, tmp_path):
     "What pruned ones started from is not there, and is no 0; the net that it makes is the same"
     t = Ticket.load(saved)
-    assert ticket.dense and not t.dense and t.masks==ticket.masks and bits(known(t))==bits(known(ticket)) and t.digest()==ticket.digest()
+    assert ticket.dense and not t.dense and t.masks==ticket.masks and t.digest()==ticket.digest()
+    assert bits(known(t))==bits(known(ticket))
     assert all(t.weights[n][~m].isnan().all() for n,m in t.masks.items())
     assert {k:v for k,v in t.meta.items() if k in ticket.meta}==ticket.meta
     assert bits(t.apply_(drop_bn()))==bits(ticket.apply_(drop_bn()))
