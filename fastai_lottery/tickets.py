@@ -67,7 +67,7 @@ def _tensors(self:Ticket):
     parts = dict(weight=self.weights, held=self.held, beside=self.beside, trained=self.trained)
     return {f'{p}/{n}':t for p,d in parts.items() for n,t in (d or {}).items()}
 
-# %% ../nbs/07_tickets.ipynb #9108a77b
+# %% ../nbs/07_tickets.ipynb #c9c57987
 @patch
 def digest(self:Ticket,
     dense:bool=False # As earlier versions told them: with all starting weights, known or not
@@ -82,7 +82,7 @@ def digest(self:Ticket,
         ts.update({k:Picked(ts[k], m, of) for n,m in masks.items() if (k := f'{p}/{n}') in ts})
     return digest_of({**ts, 'masks':torch.from_numpy(bits_of(masks))}, repr(list(masks)))[:16]
 
-# %% ../nbs/07_tickets.ipynb #6e45dd31
+# %% ../nbs/07_tickets.ipynb #5df65450
 @patch
 def _packing(self:Ticket, dense, start):
     "Tensors that the file has, and of which of them only survivors or only pruned places are written"
@@ -93,6 +93,7 @@ def _packing(self:Ticket, dense, start):
     kept += [k for n,m in part.items() if (k := f'trained/{n}') in ts and only_kept(ts[k], m, held.get(n))]
     return ts,kept,[f'held/{n}' for n in self.masks if n in held]
 
+# %% ../nbs/07_tickets.ipynb #b51a39aa
 @patch
 def save(self:Ticket,
     path, # File; `.safetensors` is added where it is missing
@@ -159,7 +160,7 @@ def _check_tensors(masks, ws, held, trained):
         if n not in ws or (v.shape,v.dtype)!=(ws[n].shape,ws[n].dtype):
             raise ValueError(f"{n!r} was trained and is another at the start")
 
-# %% ../nbs/07_tickets.ipynb #1897d99c
+# %% ../nbs/07_tickets.ipynb #1fcec48f
 starts = 'init.safetensors','start.safetensors'
 
 def start_of(folder, digest):
@@ -190,7 +191,7 @@ def load(cls:Ticket,
     one that would take more than `limit`, and one of a run whose starting weights are not beside it"""
     return read_ticket(path, limit)
 
-# %% ../nbs/07_tickets.ipynb #88f4c2e8
+# %% ../nbs/07_tickets.ipynb #f6f4ad10
 def _ticket(ts, meta):
     masks,weights,*more = (part_of(ts, o) for o in ('mask','weight','held','beside','trained'))
     res = Ticket(Masks({n:masks[n] for n in meta['names']}), weights, meta, *[o or None for o in more])

@@ -265,7 +265,7 @@ def controls_of(d, held=False, rewind_to='init', **kwargs):
     for n,kw in todo.items():
         with quiet(learn): r = learn.fit_ticket(t, 2, **{'seed':5, **kw})
         res[n] = dict(of_round(r), end=of_learner(learn))
-    return dict(ticket=of_ticket(t), **res)
+    return dict(ticket=of_ticket(learn.lottery.ticket()), **res)    # its file has the survivors only
 
 runs |= {'controls':controls_of, 'controls_late':partial(controls_of, rewind_to='3it'),
          'controls_held':partial(controls_of, held=True, hold='hold_init')}

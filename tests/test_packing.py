@@ -1,5 +1,5 @@
-"""A ticket's file holds packed masks and survivors' values: nothing that the net needs is lost, its size is near the bound, controls that
-need the rest refuse it, and a crafted file makes nothing that it does not hold"""
+"""A ticket's file holds packed masks and survivors' values: nothing that the net needs is lost, its size is near the
+bound, controls that need the rest refuse it, and a crafted file makes nothing that it does not hold"""
 import json,random,shutil,zlib
 from copy import deepcopy
 from dataclasses import replace
@@ -46,7 +46,10 @@ def test_a_resnet_is_near_the_bound(tmp_path):
 
 # --- what is kept is kept to the bit
 
-def raw(o): return {k:(v.dtype, v.shape, b''.join(map(bytes, pieces(v)))) for k,v in (o if isinstance(o, dict) else state(o)).items()}
+def raw(o):
+    "Tensors of a dict or a model as bytes; numpy knows no bfloat16"
+    ts = o if isinstance(o, dict) else state(o)
+    return {k:(v.dtype, v.shape, b''.join(map(bytes, pieces(v)))) for k,v in ts.items()}
 
 nets = dict(mlp=mlp, drop_bn=drop_bn, conv_bn=conv_bn, bare=Bare, tied=lambda: Tied())
 
@@ -105,10 +108,12 @@ def begun(t, learn=None, **kw):
 
 refused = r'holds survivors only.*save\(path, dense=True\)'
 of_all = dict(permute=dict(reset='permute'), constant=dict(reset='constant'), noisy=dict(reset='noisy'),
-              constant_keep_sign=dict(reset='constant_keep_sign'), shuffled=dict(mask=shuffle_mask), inverse=dict(mask=inverse_mask),
+              constant_keep_sign=dict(reset='constant_keep_sign'),
+              shuffled=dict(mask=shuffle_mask), inverse=dict(mask=inverse_mask),
               random=dict(mask=random_mask), own=dict(reset=lambda w_k: torch.where(w_k>w_k.mean(), w_k, -w_k)),
               hold=dict(hold='hold_init'), by_mean=dict(hold=lambda w_k, m: w_k.mean().expand_as(w_k)))
-of_part = dict(rewind={}, reinit=dict(reset='random_reinit'), signs=dict(reset='reinit_keep_sign'), dealt=dict(reset='reshuffle'),
+of_part = dict(rewind={}, reinit=dict(reset='random_reinit'), signs=dict(reset='reinit_keep_sign'),
+               dealt=dict(reset='reshuffle'),
                dealt_signs=dict(reset='reshuffle_keep_sign'), drawn=dict(reset='random_reinit', mask=shuffle_mask),
                zero=dict(hold='hold_zero'), half=dict(reset=lambda w_k: w_k/2))
 
@@ -117,7 +122,7 @@ def test_what_needs_all_refuses_survivors(played, kw):
     _,t,part,whole = played
     learn = make(seed=7)
     was = bits(learn.model)
-    if kw.get('hold')=='hold_init' and t.meta['rewind_to']!='init': pytest.skip('a late ticket knows no initial weights at all')
+    if kw.get('hold')=='hold_init' and t.meta['rewind_to']!='init': pytest.skip('a late ticket knows no initial weights')
     with pytest.raises(ValueError, match=refused): learn.fit_ticket(Ticket.load(part), 1, seed=2, **kw)
     assert bits(learn.model)==was, 'nothing is touched'
     begun(Ticket.load(whole), **kw)
@@ -146,10 +151,11 @@ def test_a_lottery_goes_on_from_survivors(played):
     a,b = (make(seed=7) for _ in range(2))
     kw = dict(rounds=2, amount=.3, seed=3)
     for l,f in ((a,part),(b,whole)): l.fit_lottery(1, start=Ticket.load(f), **kw)
-    assert [r['mask_hash'] for r in a.lottery.rounds]==[r['mask_hash'] for r in b.lottery.rounds] and bits(a.model)==bits(b.model)
-    assert not a.lottery.ticket().dense
+    assert [r['mask_hash'] for r in a.lottery.rounds]==[r['mask_hash'] for r in b.lottery.rounds]
+    assert bits(a.model)==bits(b.model) and not a.lottery.ticket().dense
     for reset in ('permute','noisy'):
-        with pytest.raises(ValueError, match=refused): make(seed=7).fit_lottery(1, start=Ticket.load(part), reset=reset, **kw)
+        learn,t = make(seed=7),Ticket.load(part)
+        with pytest.raises(ValueError, match=refused): learn.fit_lottery(1, start=t, reset=reset, **kw)
     with pytest.raises(ValueError, match=refused): a.rewind('permute')
     if t.meta['rewind_to']=='init':
         was = bits(a.model)
@@ -161,7 +167,8 @@ def test_other_users_of_starting_weights(played):
     t,u = Ticket.load(part),Ticket.load(whole)
     run = Run(None, [type('R', (), dict(ticket=o)) for o in (t,u)], {}, None)
     assert bits(unmasked(run, 0).weights)==bits(unmasked(run, 1).weights) and unmasked(run, 0).dense
-    assert bits(untrained(t.masks, t.weights).apply_(make().model))==bits(untrained(u.masks, u.weights).apply_(make().model))
+    a,b = (bits(untrained(o.masks, o.weights).apply_(make().model)) for o in (t,u))
+    assert a==b
     for f in (lambda: untrained(Masks.ones(t.masks), t.weights), lambda: untrained(t.masks, t.weights, signed_constant),
               lambda: replace(t, masks=shuffle_mask(t.masks, generator(1))).apply_(make().model),
               lambda: make().fit_ticket(transfer(t, make().model), 1, mask=shuffle_mask)):
@@ -186,11 +193,13 @@ def test_a_folder_has_its_start_once(late, tmp_path):
     learn = make(rewind_to=late)
     rs = learn.fit_lottery(1, rounds=2, amount=.6, seed=1, path=tmp_path/'run', keep='all')
     d = tmp_path/'run'
-    assert {f.name for f in d.glob('*.safetensors')}=={'init.safetensors'}|({'start.safetensors'} if late!='init' else set())
+    has = {'init.safetensors'} if late=='init' else {'init.safetensors','start.safetensors'}
+    assert {f.name for f in d.glob('*.safetensors')}==has
     for r in rs:
         f = d/f"round_{r['round']:02d}"
         t = Ticket.load(f/'ticket')
-        assert t.dense and bits(t.weights)==bits(r.start) and not [n for n in load_tensors(f/'ticket')[0] if n.startswith('weight/')]
+        assert t.dense and bits(t.weights)==bits(r.start)
+        assert not [n for n in load_tensors(f/'ticket')[0] if n.startswith('weight/')]
         assert bits(weights_in(f)[0])==bits(learn.lottery.trained[r['round']])
     f = Ticket.load(d/'round_02'/'ticket').save(tmp_path/'out')
     assert not Ticket.load(f).dense and Ticket.load(f).digest()==rs[2].ticket.digest()
@@ -206,7 +215,7 @@ def test_trained_weights_in_a_folder(hold, tmp_path):
     "Where pruned weights are held at other values, too"
     learn = make()
     rs = learn.fit_lottery(1, rounds=2, amount=.5, seed=1, hold=hold, path=tmp_path/'run', keep='all')
-    for r in rs: assert bits(weights_in(tmp_path/'run'/f"round_{r['round']:02d}")[0])==bits(learn.lottery.trained[r['round']])
+    for k,r in enumerate(rs): assert bits(weights_in(tmp_path/'run'/f'round_{k:02d}')[0])==bits(learn.lottery.trained[k])
     again = make(seed=9)
     again.fit_lottery(1, rounds=2, amount=.5, seed=1, hold=hold, path=tmp_path/'run')
     assert bits(again.model)==bits(learn.model)
@@ -227,20 +236,23 @@ def test_a_file_that_would_swell(tmp_path):
     "130 kB that promise a thousand million weights: an error that says how much, and no such thing is made"
     n = 2**33
     label = dict(names=['a'], kept=0, prunable=n, density=0., mask_hash='0'*16)
-    ts = {'masks':torch.frombuffer(bytearray(zlib.compress(bytes(2**27), 9)), dtype=torch.uint8), 'weight/a':torch.zeros(0)}
-    f = save_tensors(tmp_path/'t', ts, dict(label, packed=dict(kept=['weight/a'], pruned=[], same={}, shapes=[[n]], start=None)))
+    stream = bytearray(zlib.compress(bytes(2**27), 9))
+    ts = {'masks':torch.frombuffer(stream, dtype=torch.uint8), 'weight/a':torch.zeros(0)}
+    packed = dict(kept=['weight/a'], pruned=[], same={}, shapes=[[n]], start=None)
+    f = save_tensors(tmp_path/'t', ts, dict(label, packed=packed))
     assert f.stat().st_size<200_000
     with pytest.raises(ValueError, match=r't.safetensors.*40.0 GiB in memory.*`limit`, 8.0 GiB'): Ticket.load(f)
     with pytest.raises(ValueError, match=r'1.4 MiB.*1.0 MiB'):
-        Ticket.load(Ticket(Masks({'a':torch.arange(300_000)<9}), {'a':torch.ones(300_000)}).save(tmp_path/'u'), limit=2**20)
+        t = Ticket(Masks({'a':torch.arange(300_000)<9}), {'a':torch.ones(300_000)})
+        Ticket.load(t.save(tmp_path/'u'), limit=2**20)
     assert Ticket.load(tmp_path/'u', limit=None).masks.n_kept==9
 
 def test_streams_that_are_none(file):
     ts,label = load_tensors(file)
     b = ts['masks'].numpy().tobytes()
     bits = zlib.decompress(b)
-    for new in (b[:-1], b[:9], b'', b+b'\0', zlib.compress(bits+b'\0'), zlib.compress(bits[:-1]), zlib.compress(b'\xff'*len(bits)),
-                zlib.compress(bytes(len(bits))), zlib.compress(bytes(10**7))):
+    others = bits+b'\0',bits[:-1],b'\xff'*len(bits),bytes(len(bits)),bytes(10**7)
+    for new in (b[:-1], b[:9], b'', b+b'\0', *map(zlib.compress, others)):
         ts['masks'] = torch.frombuffer(bytearray(new or b'\0'), dtype=torch.uint8)
         with pytest.raises(ValueError, match='t.safetensors'): Ticket.load(save_tensors(file, ts, label))
 
