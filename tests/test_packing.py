@@ -225,12 +225,15 @@ def test_trained_weights_in_a_folder(hold, tmp_path):
 right = lambda: Masks(dict(a=torch.rand(40,30)<.2, b=torch.rand(7)<.5))
 
 @pytest.fixture
-def file(tmp_path):
+def file(tmp_path): return some_file(tmp_path)
+
+def some_file(d):
+    "A ticket's file with all that there may be in one"
     torch.manual_seed(0)
     masks = right()
     held = {n:torch.where(m, 0., torch.randn(m.shape)) for n,m in masks.items()}
     ws = dict({n:torch.randn(m.shape) for n,m in masks.items()}, c=torch.randn(3), d=torch.tensor(2))
-    return Ticket(masks, ws, dict(round=1), held, dict(x=torch.ones(2)), {**ws, **held}).save(tmp_path/'t')
+    return Ticket(masks, ws, dict(round=1), held, dict(x=torch.ones(2)), {**ws, **held}).save(d/'t')
 
 def test_a_file_that_would_swell(tmp_path):
     "130 kB that promise a thousand million weights: an error that says how much, and no such thing is made"
@@ -278,6 +281,12 @@ def tried(f):
     try: Ticket.load(f, limit=2**24)
     except ValueError as e: return None if str(f) in str(e) and '\x1b' not in str(e) else f'names no file: {e}'
     except Exception as e: return f'{type(e).__name__}: {e}'
+
+def is_read(f):
+    "Is the file taken for a ticket? An error that is no `ValueError` goes on"
+    try: Ticket.load(f)
+    except ValueError: return False
+    return True
 
 def crafted(f, n):
     "The file with one wrong thing in its tensors or its label, and the right digest; what that is"
