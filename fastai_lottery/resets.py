@@ -280,7 +280,7 @@ def not_known(t):
     if t.element_size()==1: t = t.float()    # of which torch knows no sum
     return bool(t.sum().isnan()) and bool(t.isnan().any())    # the sum is one look through memory; inf-inf is none, too
 
-def check_known(ws, masks, says):
+def check_all_known(ws, masks, says):
     "Raise `ValueError` where `masks` keep a weight of which no value is known"
     for n,m in masks.items():
         if not_known(ws[n]) and not_known(ws[n][m.to(ws[n].device)]): raise ValueError(f"{says} {_needs_all}")

@@ -19,7 +19,7 @@ from .masks import *
 from .criteria import large_final
 from .scopes import NothingMore,global_
 from .resets import rewind,state,load_,base_state,check_pruned_by_torch
-from .resets import check_known
+from .resets import check_all_known
 from .tickets import *
 from .callback import *
 from .statistics import lower_of
@@ -100,7 +100,7 @@ def start_over(learn, lot, told=False):
     "The net as it was before any training that this callback saw: a second lottery knows nothing of the first"
     pruned = lot.masks is not None and lot.masks.n_kept<lot.masks.numel
     if not told and lot.w_i and lot.masks:
-        check_known(lot.w_i, Masks.ones(lot.masks), "a lottery that begins anew, dense, needs")
+        check_all_known(lot.w_i, Masks.ones(lot.masks), "a lottery that begins anew, dense, needs")
     if not told and (lot.rounds or pruned): _say_dropped(lot)
     learn.unprune()
     if lot.w_i is not None: load_(learn.model, lot.w_i)

@@ -15,7 +15,7 @@ from .core import *
 from .core import clean_name
 from .masks import *
 from .resets import load_
-from .resets import check_known,not_known
+from .resets import check_all_known,not_known
 from .digests import digest_of
 from .files import *
 from .files import digest_in,shown,tensor_file
@@ -242,7 +242,7 @@ def apply_(self:Ticket,
     """Load the starting weights into `model` and zero the pruned ones (or put them where they are held), after `check`.
     Raises `ValueError` for masks that keep what nobody knows"""
     self.check(model)
-    check_known(self.weights, self.masks, "these masks keep weights that the ticket's own did not, and they need")
+    check_all_known(self.weights, self.masks, "these masks keep weights that the ticket's own did not, and they need")
     return self.masks.apply_(load_(model, self.weights), self.held)
 
 # %% ../nbs/07_tickets.ipynb #3709b086
