@@ -163,7 +163,7 @@ def _graph(tp, pieces):
     return Graph()
 
 @contextmanager
-def bounded(tp, most=2**20):
+def bounded(tp, most):
     "Torch-Pruning goes through the flattenings of an attention without end: it stops where a channel has become too many"
     kind = tp.dependency.index_mapping._FlattenIndexMapping
     old = kind.__call__
@@ -174,6 +174,7 @@ def bounded(tp, most=2**20):
     try: yield
     finally: kind.__call__ = old
 
+# %% ../nbs/08_channels.ipynb #otherlay
 def _other_layer(tp, through):
     "How Torch-Pruning sees a layer that it does not know; `through`: are outputs inputs, as far as one knows?"
     class Layer(tp.BasePruningFunc):

@@ -20,6 +20,7 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
+from .tickets import starts
 from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written
 from .files import plain_file,rows_of,short_hash
 from .callback import *
@@ -124,7 +125,7 @@ def _share_dense(a, b):
     "Put the dense round of the run in folder `a` into `b`, where nothing is yet"
     if (b/'rounds.csv').exists(): return
     check_own(b/'round_00')
-    for f in (*sorted((a/'round_00').glob('[!.]*')), a/'init.safetensors'):    # a copy that replaces a link, and follows none
+    for f in (*sorted((a/'round_00').glob('[!.]*')), *(a/o for o in starts)):    # a copy that replaces a link, and follows none
         if plain_file(f):
             with atomic(b/f.relative_to(a)) as tmp: shutil.copyfile(f, tmp)
     atomic_text(b/'rounds.csv', read_table(a/'rounds.csv', round_cols)[:1].to_csv(index=False))

@@ -6,7 +6,7 @@
 __all__ = ['atomic', 'save_tensors', 'load_tensors', 'locked']
 
 # %% ../nbs/06_files.ipynb #c0c30b2f
-import errno,hashlib,json,math,os,re,tempfile,unicodedata
+import errno,hashlib,json,math,os,re,tempfile
 from collections import Counter
 from contextlib import contextmanager,nullcontext,suppress
 from pathlib import Path
@@ -16,7 +16,8 @@ from filelock import FileLock,Timeout
 try: import fcntl
 except ImportError: fcntl = None    # Windows
 from safetensors import safe_open,SafetensorError
-from safetensors.torch import save
+from .digests import *
+from .digests import copied,digest_of,formats,head_of,in_order,parsed,pieces,shown
 
 # %% ../nbs/06_files.ipynb #e1824120
 def _is_name(s):
@@ -88,39 +89,12 @@ def atomic_text(path, s):
     with atomic(path) as tmp: tmp.write_text(s, encoding='utf-8', newline='\n')
 
 # %% ../nbs/06_files.ipynb #2820843c
-def shown(o, keep='\n'):
-    "Text of a file or of a folder's name as it may be shown: what a terminal would obey is escaped"
-    return ''.join(c if c.isprintable() or c in keep or unicodedata.category(c)=='Zs' else ascii(c)[1:-1] for c in str(o))
-
 def plain_file(f):
     "Does `f` exist? Raises `ValueError` for what is no file, such as a pipe, of which nobody knows whether it ends"
     if (f := Path(f)).exists() and not f.is_file(): raise ValueError(f"{str(f)!r} is damaged: it is no file")
     return f.exists()
 
-def _is_deep(o, n=50):
-    if not isinstance(o, (dict,list)): return False
-    return n==0 or any(_is_deep(v, n-1) for v in (o.values() if isinstance(o, dict) else o))
-
-def parsed(text):
-    "The dict that JSON text holds. Raises `ValueError` for anything else, and for one within one within one"
-    try: d = json.loads(text)
-    except RecursionError: raise ValueError("it is nested too deep") from None
-    if not isinstance(d, dict): raise ValueError(f"it should hold names and values; got a {type(d).__name__}")
-    if _is_deep(d): raise ValueError("it is nested too deep")
-    return d
-
-# %% ../nbs/06_files.ipynb #c4cecbef
-_format = 'fastai_lottery ticket 1'
-
-def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-def digest_of(tensors, meta):
-    h = hashlib.sha256(meta.encode())
-    for n in sorted(tensors):
-        h.update(f'{n}{tensors[n].dtype}{tuple(tensors[n].shape)}'.encode())
-        h.update(_bytes(tensors[n]))
-    return h.hexdigest()
-
+# %% ../nbs/06_files.ipynb #1d6e28bd
 def tensor_file(path):
     "The file of tensors that somebody means by `path`"
     p = own_path(path)
@@ -135,33 +109,44 @@ def save_tensors(
 )->Path: # The file written
     "Write tensors and plain data to one safetensors file, atomically, with a digest of its content"
     path,js = tensor_file(path),json.dumps(meta, sort_keys=True)
-    tensors = {n:t.detach().cpu().contiguous().clone() for n,t in tensors.items()}
-    content = save(tensors, dict(format=_format, meta=js, sha256=digest_of(tensors, js)))
-    with atomic(path) as tmp: tmp.write_bytes(content)    # `save_file` has a temporary file of its own, which a kill leaves
+    head = dict(format=formats[isinstance(meta, dict) and 'packed' in meta], meta=js, sha256=digest_of(tensors, js))
+    with atomic(path) as tmp, open(tmp, 'wb') as f:    # `save_file` has a temporary file of its own, which a kill leaves
+        f.write(head_of(tensors, head))
+        for n in in_order(tensors):
+            for b in pieces(tensors[n]): f.write(b)
     return path
 
-# %% ../nbs/06_files.ipynb #e5729526
-def _copied(t):
-    "A copy in memory, byte for byte: torch would make a bool whose bits were flipped a good one"
-    return t.view(torch.uint8).clone().view(torch.bool) if t.dtype==torch.bool else t.clone()
-
+# %% ../nbs/06_files.ipynb #43083557
 _unreadable = SafetensorError,ValueError,RuntimeError,OverflowError,OSError
 
+class TooLarge(ValueError): "A file that would take more memory than it may"
+
+@contextmanager
+def opened(path):
+    "A file that `save_tensors` wrote, as safetensors opens it, and what its head says; `ValueError` where it cannot be read"
+    path = tensor_file(path)
+    if not plain_file(path): raise FileNotFoundError(f"no file {str(path)!r}")
+    try:
+        with safe_open(path, 'pt') as f: yield f,f.metadata() or {}
+    except TooLarge as e: raise TooLarge(f"{str(path)!r}: {e}") from None
+    except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {shown(e)}") from None
+
+def check_digest(path, head, digest):
+    "Raise `ValueError` where the file is of another kind, or its content is not that of `digest`; else its label"
+    if (kind := head.get('format')) not in formats:
+        raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {formats[0]!r}; its format is {kind!r}")
+    if head.get('sha256')!=digest:
+        raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
+    try: return parsed(head.get('meta', ''))
+    except ValueError as e: raise ValueError(f"the label of {str(path)!r} is damaged: {e}") from None
+
+# %% ../nbs/06_files.ipynb #e5729526
 def load_tensors(
     path # File that `save_tensors` wrote
 )->tuple: # Tensors by name, on the CPU; plain data
     "Read and check. Raises `FileNotFoundError`, or `ValueError` for a file that is damaged or something else"
-    path = tensor_file(path)
-    if not plain_file(path): raise FileNotFoundError(f"no file {str(path)!r}")
-    try:
-        with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:_copied(f.get_tensor(n)) for n in f.keys()}
-    except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {shown(e)}") from None
-    if (kind := head.get('format'))!=_format:
-        raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {kind!r}")
-    if head.get('sha256')!=digest_of(ts, head.get('meta','')):
-        raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
-    try: return ts,parsed(head.get('meta', ''))
-    except ValueError as e: raise ValueError(f"the label of {str(path)!r} is damaged: {e}") from None
+    with opened(path) as (f,head): ts = {n:copied(f.get_tensor(n)) for n in f.keys()}
+    return ts,check_digest(tensor_file(path), head, digest_of(ts, head.get('meta','')))
 
 # %% ../nbs/06_files.ipynb #40c7beaf
 def read_label(f):

@@ -14,6 +14,7 @@ import torch
 from matplotlib.colors import ListedColormap
 from fastcore.basics import patch
 from .masks import *
+from .resets import check_all_known
 from .tickets import *
 from .sizes import layer_table
 from .statistics import is_fraction,scale_of
@@ -159,6 +160,7 @@ def _as_ticket(o):
 def _values(t, trained, layer):
     "What is drawn, by name: starting weights, the survivors among them, and these after training"
     n = 'total' if layer is None else _layer_of(t.masks, layer)
+    check_all_known(t.weights, Masks.ones(t.masks), "a picture of what all weights start from needs")
     vs = {'start, all':kept_values(Masks.ones(t.masks), t.weights, 'ticket')[n],
           'start, survivors':kept_values(t.masks, t.weights, 'ticket')[n]}
     if trained is not None: vs['trained, survivors'] = kept_values(t.masks, trained, 'trained')[n]

@@ -20,6 +20,7 @@ from .criteria import large_final
 from .units import *
 from .scopes import NothingMore,global_
 from .resets import rewind,state,load_,base_state,check_pruned_by_torch
+from .resets import check_all_known
 from .tickets import *
 from .callback import *
 from .statistics import lower_of
@@ -36,7 +37,7 @@ from .runs import *
 from .runs import Folder
 from .journal import *
 from .display import Live
-from .journal import Journal,as_trained,check_w_i,held_under,of_lottery,trained_for
+from .journal import Journal,completed,as_trained,check_w_i,held_under,of_lottery,trained_for
 
 # %% ../nbs/19_rounds.ipynb #d679d800
 def prune_once(learn, s, r):
@@ -99,6 +100,8 @@ class DroppedWarning(UserWarning): "A new lottery begins without what was there"
 def start_over(learn, lot, told=False):
     "The net as it was before any training that this callback saw: a second lottery knows nothing of the first"
     pruned = lot.masks is not None and lot.masks.n_kept<lot.masks.numel
+    if not told and lot.w_i and lot.masks:
+        check_all_known(lot.w_i, Masks.ones(lot.masks), "a lottery that begins anew, dense, needs")
     if not told and (lot.rounds or pruned): _say_dropped(lot)
     learn.unprune()
     if lot.w_i is not None: load_(learn.model, lot.w_i)
@@ -171,7 +174,7 @@ def _check_start(learn, lot, start, path):
     if isinstance(start, str) and start=='now': start = as_it_is(learn, lot)
     if isinstance(start, Ticket):
         start.check(learn.model)
-        return start
+        return completed(learn.lottery, start)
     if start!='rounds':
         raise ValueError("`start` should be a Ticket, 'rounds' for the rounds in memory, or 'now' for the net as it is; "
                          f"got {start!r}")
@@ -263,6 +266,7 @@ def put_on_ticket(learn, ticket, masks, reset, hold, seeds):
     lot,dev = learn.lottery,next(learn.model.parameters()).device
     masks.check(learn.model)
     lot.remember()
+    ticket = completed(lot, ticket)
     w_f,masks = trained_for(learn, ticket, reset),masks.to(dev)
     ticket = replace(ticket, weights={k:v.to(dev) for k,v in ticket.weights.items()})
     with as_trained(learn, ticket, w_f): new = lot.start(reset, masks, ticket.weights, derive(*seeds('reset')))

@@ -9,7 +9,8 @@ from nets import *
 from test_traps_masks import opts,later,dense_file,overflow,CpuAmp,_New
 from fastai_lottery.fits import last_lr
 from fastai_lottery.signals import train_batches
-from fastai_lottery.files import digest_of
+from fastai_lottery.digests import digest_of
+from fastai_lottery.labels import weights_in
 
 # --- the same, told a second time
 
@@ -314,7 +315,7 @@ def test_two_rounds_by_hand(tmp_path, what, to):
     learn.fit_lottery(2, 3, amount=.4, criterion='random', hold=hold, reset=reset, seed=0, path=tmp_path)
     rs,w_i,w_k = learn.lottery.rounds,learn.lottery.w_i,learn.lottery.w_k
     assert (bits(w_i)!=bits(w_k))==(to!='init')
-    trained,old = [load_tensors(tmp_path/f'round_{r:02d}'/'weights')[0] for r in range(4)],None
+    trained,old = [weights_in(tmp_path/f'round_{r:02d}')[0] for r in range(4)],None
     for r in 1,2,3:
         m0,m1 = rs[r-1].masks,rs[r].masks
         old = decided(hold or 'hold_zero', w_i, trained[r-1], m0, m1, old)
@@ -403,7 +404,7 @@ def test_tickets_keep_held_values(ticket, tmp_path):
     "Through a file, into a plain PyTorch model, and through a training, to the bit"
     ticket.save(tmp_path/'t')
     t = Ticket.load(tmp_path/'t')
-    assert t.masks==ticket.masks and bits(t.weights)==bits(ticket.weights)
+    assert t.masks==ticket.masks and t.digest()==ticket.digest()
     assert bits(t.held)==bits(ticket.held) and some(t.held, t.masks)
     model = t.apply_(learner(drop_bn, seed=9).model)
     assert bits(model)==bits(applied(ticket))
@@ -831,7 +832,7 @@ def test_last_lr_starts_from_the_trained_weights(tmp_path):
         def before_batch(self): seen.append((self.xb[0].clone(), self.yb[0].clone()))
     learn.add_cbs([Batches(), rec])
     learn.fit_lottery(2, 1, amount=.5, reset='keep', fit=last_lr(Learner.fit_flat_cos), seed=0, lr=.05, path=tmp_path)
-    w0,lr = load_tensors(tmp_path/'round_00'/'weights')[0],rec.fits[0][-1][0]
+    w0,lr = weights_in(tmp_path/'round_00')[0],rec.fits[0][-1][0]
     model = by_hand(w0, learn.lottery.masks, seen[8:], lr)
     for p,q in zip(model.parameters(), learn.model.parameters()): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
     assert 0<lr<.05 and any(not torch.allclose(p, w0[n]) for n,p in model.named_parameters())
