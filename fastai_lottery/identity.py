@@ -330,7 +330,7 @@ def about_run(learn, lot, s):
     rule = {k:getattr(s, k) for k in ('hold','stop','to') if getattr(s, k) is not None}
     if s.start is not None: rule.update(start=s.start.digest())
     if s.tol is not None: rule.update(tol=s.tol, monitor=s.monitor, lower=s.lower)
-    if lot.units!='weights': rule.update(units=lot.units, per=s.per)
+    if lot.units!='weights': rule.update(unit=lot.units, per=s.per)
     ws = named_weights(learn.model, lot.all_kept() if lot.masks is None else lot.masks)
     net = dict(rewind_to=str(lot.rewind_to), bias=lot.bias, batches=len(learn.dls.train),
                model=_shapes(learn.model.state_dict()), prunable=_shapes(ws))

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from .core import *
 from .core import clean_name
 from .masks import *
+from .units import units_from
 from .resets import load_
 from .resets import check_all_known,not_known
 from .digests import digest_of
@@ -111,7 +112,11 @@ def save_round(self:Ticket, path, start, dense=False):
     "Write the ticket; its starting weights are in the file of the digest `start`, if there is one"
     ts,kept,pruned = self._packing(dense, start)
     packed = dict(kept=kept, pruned=pruned, survivors=any(k.startswith('weight/') for k in kept), start=start)
-    return save_packed(path, ts, self.masks, {**self.meta, **self._label()}, **packed)
+    units,label = self.masks.units,{**self.meta, **self._label()}
+    if units is not None:
+        ts.update({f'unit/{i}':t for i,t in units.positions().items()})
+        label['made_of'] = units.about()
+    return save_packed(path, ts, self.masks, label, **packed)
 
 # %% ../nbs/07_tickets.ipynb #ddac73b1
 _counts = 'fit epoch iter train_iter n_iter n_epoch its'.split()
@@ -194,7 +199,9 @@ def load(cls:Ticket,
 # %% ../nbs/07_tickets.ipynb #f6f4ad10
 def _ticket(ts, meta):
     masks,weights,*more = (part_of(ts, o) for o in ('mask','weight','held','beside','trained'))
-    res = Ticket(Masks({n:masks[n] for n in meta['names']}), weights, meta, *[o or None for o in more])
+    masks = {n:masks[n] for n in meta['names']}
+    units = units_from(meta.pop('made_of'), part_of(ts, 'unit'), masks) if 'made_of' in meta else None
+    res = Ticket(Masks(masks, units), weights, meta, *[o or None for o in more])
     _check_tensors(masks, weights, more[0], more[2])
     check_label(meta)
     return res
