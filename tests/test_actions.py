@@ -75,7 +75,8 @@ def train_held(cbs=(), opt=SGD, n_epoch=2, steps=None, model=mlp, hold='hold_ini
         before,probe = state(learn.model),AtHeld(want)
         learn.fit_one_cycle(n_epoch, lr_max=.01, cbs=[probe, *[o() if isinstance(o,type) else o for o in L(cbs)]])
         n = len(learn.dls.train)*n_epoch
-        assert probe.bad==[] and astray(learn, want)==0 and probe.batches==n and probe.steps==(n if steps is None else steps)
+        assert probe.bad==[] and astray(learn, want)==0 and probe.batches==n
+        assert probe.steps==(n if steps is None else steps)
         assert all(not torch.equal(before[k][m], p.data[m]) for k,m,p in masked(learn)), 'kept weights should train'
     return learn
 
@@ -127,7 +128,8 @@ def other_strides(w):
     if w.ndim==4: return w.to(memory_format=torch.channels_last)
     return w.t().contiguous().t() if w.ndim==2 else w
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64],
+                         ids=str)
 @pytest.mark.parametrize('do', ['hold_','Hold'])
 def test_any_bits(dtype, do):
     "-0, denormals, the largest numbers; whatever was there before; every shape and stride"
@@ -458,7 +460,8 @@ def test_held_values_of_another_shape(ticket, tmp_path):
     k = next(iter(ticket.masks))
     rewritten(f, lambda ts: ts.update({f'held/{k}':torch.zeros(3,3)}))
     with pytest.raises(ValueError, match=rf"t\.safetensors.*{k}"): Ticket.load(f)
-    with pytest.raises(ValueError, match=k): Ticket(ticket.masks, ticket.weights, {}, {**ticket.held, k:torch.zeros(3,3)})
+    with pytest.raises(ValueError, match=k):
+        Ticket(ticket.masks, ticket.weights, {}, {**ticket.held, k:torch.zeros(3,3)})
 
 # --- what else sees them
 
@@ -493,7 +496,8 @@ def test_gradients_are_taken_with_held_values(kind, word):
     zero = hand({n:torch.zeros_like(v) for n,v in want.items()})
     for n in names:
         torch.testing.assert_close(got[n].double(), by_hand[n].double(), rtol=1e-4, atol=1e-6)
-        assert not torch.allclose(got[n].double(), zero[n].double(), rtol=1e-2, atol=1e-4), 'otherwise this tells nothing'
+        assert not torch.allclose(got[n].double(), zero[n].double(), rtol=1e-2,
+                                  atol=1e-4), 'otherwise this tells nothing'
     # on the way to the next masks, what goes is 0 and what went before is where it is held; afterwards all is as it was
     before,masks = bits(learn.model),lot.masks
     fewer = make_masks({n:w.detach().abs() for n,w in named_weights(learn.model, names).items()}, masks, .3)
@@ -514,7 +518,8 @@ def test_batch_of_the_criteria_is_mixed_and_always_the_same():
     ds = [(torch.full((3,), float(k)),k) for k in y]
     noise = lambda b: (b[0]+torch.rand_like(b[0]), b[1])
     for shuffle in (True,False):
-        dls = DataLoaders(DataLoader(ds, bs=16, shuffle=shuffle, after_batch=noise), DataLoader(ds, bs=16), device='cpu')
+        dls = DataLoaders(DataLoader(ds, bs=16, shuffle=shuffle, after_batch=noise), DataLoader(ds, bs=16),
+                          device='cpu')
         learn = Learner(dls, nn.Linear(3,4), loss_func=nn.CrossEntropyLoss(), cbs=LotteryCallback())
         rng = learn.dls.train.rng.getstate(),torch.get_rng_state(),random.getstate()
         a,b = one_batch(learn),one_batch(learn)
@@ -522,7 +527,8 @@ def test_batch_of_the_criteria_is_mixed_and_always_the_same():
         assert learn.dls.train.rng.getstate()==rng[0] and random.getstate()==rng[2]
         assert torch.equal(torch.get_rng_state(), rng[1])
 
-by_signal = dict(snip=lambda g,w: (g*w).abs(), taylor=lambda g,w: (g*w)**2, grasp=lambda g,w: g*w, synflow=lambda g,w: (g*w.double()).abs())
+by_signal = dict(snip=lambda g,w: (g*w).abs(), taylor=lambda g,w: (g*w)**2, grasp=lambda g,w: g*w, synflow=lambda g,
+                 w: (g*w.double()).abs())
 
 @pytest.mark.parametrize('criterion', ['snip','grasp','synflow','taylor'])
 def test_criteria_that_use_gradients(criterion):
@@ -540,7 +546,8 @@ def test_criteria_that_use_gradients(criterion):
         return make_masks(s, lot.masks, .3)
     a,b = by_hand(want),by_hand({n:torch.zeros_like(v) for n,v in want.items()})
     from fastai_lottery.criteria import synflow,snip,grasp,taylor
-    f = dict(synflow=lambda w_f, r: (r*w_f).abs(), snip=snip, grasp=grasp, taylor=taylor)[criterion]    # synflow in one step
+    f = dict(synflow=lambda w_f, r: (r*w_f).abs(), snip=snip, grasp=grasp,
+             taylor=taylor)[criterion]    # synflow in one step
     got = learn.prune(.3, f, hold='hold_zero')
     assert got==a and a!=b and astray(learn, want)==0
     learn.prune(.3, criterion)
@@ -587,7 +594,8 @@ def test_channels_last(tmp_path):
     probe = AtHeld(want)
     learn.fit(1, cbs=probe)
     w = learn.model[3].weight
-    assert probe.bad==[] and probe.steps==4 and w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous()
+    assert probe.bad==[] and probe.steps==4 and w.is_contiguous(memory_format=torch.channels_last)
+    assert not w.is_contiguous()
     i = learn.lottery.w_i
     assert all(torch.equal(v[~m], i[n][~m]) for (n,v),m in zip(want.items(), learn.lottery.masks.values()))
     t = learn.lottery.ticket()
@@ -664,7 +672,8 @@ def test_going_back_within_the_tolerance(tmp_path, store):
     lot = learn.lottery
     def worse(*_): return torch.tensor(1. if lot.masks is None or lot.masks.n_kept>80 else 0.)
     learn.metrics = L(AvgMetric(worse))
-    learn.fit_lottery(1, amount=.4, hold='hold_init', seed=0, tol=.1, lower=False, **(dict(path=tmp_path) if store else {}))
+    learn.fit_lottery(1, amount=.4, hold='hold_init', seed=0, tol=.1, lower=False,
+                      **(dict(path=tmp_path) if store else {}))
     rs = lot.rounds
     assert len(rs)==4 and rs[-1]['kept']<80 and lot.masks==rs[2].masks
     assert bits(lot.held)==bits(rs[2].held)!=bits(rs[3].held)
@@ -706,7 +715,8 @@ def test_a_run_that_was_stopped_goes_on_with_what_it_held(tmp_path):
             a,b = (Ticket.load(o/f'round_{r:02d}'/'ticket') for o in (path,tmp_path/'a'))
             assert a.masks==b.masks and bits(a.held)==bits(b.held) and bits(a.weights)==bits(b.weights)
     other = {k:v for k,v in how_held.items() if k!='hold'}
-    with pytest.raises(ValueError, match='hold was'): learner(drop_bn, opt_func=Adam).fit_lottery(2, 3, **other, path=tmp_path/'a')
+    with pytest.raises(ValueError, match='hold was'):
+        learner(drop_bn, opt_func=Adam).fit_lottery(2, 3, **other, path=tmp_path/'a')
 
 # --- settings
 
@@ -718,7 +728,8 @@ ask = dict(
 def test_an_unknown_action_lists_them(act):
     learn = learner()
     before = bits(learn.model)
-    with pytest.raises(ValueError, match="`hold` should be.*hold_zero, hold_init, hold_init_or_zero; got 'hold_me'"): act(learn)
+    with pytest.raises(ValueError, match="`hold` should be.*hold_zero, hold_init, hold_init_or_zero; got 'hold_me'"):
+        act(learn)
     assert bits(learn.model)==before and (learn.lottery.masks is None or learn.lottery.masks.density==1)
 
 def test_the_menu_has_each_once():

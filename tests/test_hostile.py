@@ -186,7 +186,8 @@ def test_a_lock_that_is_a_link(how, tmp_path):
     with pytest.raises(OSError, match='cannot write .*run.lock'), locked(tmp_path): pass
     assert (tmp_path/'mine').read_text()=='important'
 
-@pytest.mark.parametrize('f', ['chance/round_00','chance/round_00/weights.safetensors','chance/init.safetensors','chance'])
+@pytest.mark.parametrize('f',
+                         ['chance/round_00','chance/round_00/weights.safetensors','chance/init.safetensors','chance'])
 def test_a_lottery_beside_another_writes_through_no_link(f, played, tmp_path):
     "A lottery whose dense round is that of another gets a copy of it"
     d,mine = shutil.copytree(played, tmp_path/'run')/'seed_00',tmp_path/'mine'
@@ -264,7 +265,8 @@ def test_names_of_tensors_are_shown_escaped(tmp_path):
 def test_a_file_of_tensors_without_a_label(head, tmp_path):
     "Its digest is right"
     ts = dict(w=torch.ones(2))
-    save_file(ts, tmp_path/'t.safetensors', dict(head, format='fastai_lottery ticket 1', sha256=digest_of(ts, head.get('meta', ''))))
+    save_file(ts, tmp_path/'t.safetensors',
+              dict(head, format='fastai_lottery ticket 1', sha256=digest_of(ts, head.get('meta', ''))))
     with pytest.raises(ValueError, match='the label of .*t.safetensors.* is damaged'): load_tensors(tmp_path/'t')
 
 right = lambda: (dict(w=torch.ones(2,3).bool()),dict(w=torch.ones(2,3)))
