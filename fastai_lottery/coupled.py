@@ -103,6 +103,7 @@ def _couple_tied(net):
         for o,s in more:
             for i in range(width(t, side)): net.joined.join(net.place(t, side, i), net.place(o, s, i))
 
+# %% ../nbs/09_coupled.ipynb #coupleds
 def _items(net, dg, root):
     "What Torch-Pruning says goes with the outputs of the layer `root`"
     by,at = dg.get_pruner_of_module(root),list(range(width(root, 'out')))

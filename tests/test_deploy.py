@@ -112,7 +112,8 @@ def images(n=40, size=8, bs=8, tfms=(), **kwargs):
     return dsets.dataloaders(bs=bs, after_batch=list(tfms), num_workers=0, device='cpu', **kwargs)
 
 def image_net():
-    return nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,2))
+    return nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(8,2))
 
 def test_inputs_are_not_augmented():
     learn = learner(image_net, images(tfms=[Shift()]))
@@ -205,7 +206,8 @@ def everything(learn):
     "What must not change"
     dls = [getattr(o, 'rng', None) for o in learn.dls.loaders]
     ps = [(id(p),p.requires_grad) for p in learn.model.parameters()]
-    return (bits(learn.model), [m.training for m in learn.model.modules()], ps, rng_states(), [o and o.getstate() for o in dls],
+    return (bits(learn.model), [m.training for m in learn.model.modules()], ps, rng_states(),
+            [o and o.getstate() for o in dls],
             list(learn.cbs), list(learn.metrics), vars(learn).get('training'), id(learn.model), torch.get_num_threads())
 
 def served(file, xs):

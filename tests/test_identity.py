@@ -45,7 +45,8 @@ import mine_0,mine_1,mine_2,mine_3
 exec({plain!r})
 print(*[say(g) for g in (mine_0.f, mine_1.f, mine_2.f, mine_3.f, f)], sep='|')"""
     env = dict(os.environ, PYTHONHASHSEED=seed, PYTHONPATH=f'{tmp_path}{os.pathsep}{root}', PYTHONDONTWRITEBYTECODE='1')
-    done = subprocess.run([sys.executable, '-W', 'ignore', *flags, '-c', run], capture_output=True, text=True, env=env, cwd=tmp_path)
+    done = subprocess.run([sys.executable, '-W', 'ignore', *flags, '-c', run], capture_output=True, text=True, env=env,
+                          cwd=tmp_path)
     assert done.returncode==0, done.stderr
     return done.stdout.strip().splitlines()[-1].split('|')
 
@@ -210,7 +211,8 @@ def test_another_function_is_shown_and_may_be_vouched_for(tmp_path):
     def mine(w_f): return w_f.abs()
     rs = play(tmp_path, mine)
     def mine(w_f): return abs(w_f)
-    with pytest.raises(ValueError, match=r"(?s)criterion was 'mine .*- +return w_f.abs\(\).*\+ +return abs\(w_f\).*same=\['criterion'\]"):
+    with pytest.raises(ValueError,
+                       match=r"(?s)criterion was 'mine .*- +return w_f.abs\(\).*\+ +return abs\(w_f\).*same=\['criterion'\]"):
         play(tmp_path, mine)
     again = play(tmp_path, mine, same='criterion')
     assert [r['mask_hash'] for r in again]==[r['mask_hash'] for r in rs]

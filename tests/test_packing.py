@@ -122,7 +122,8 @@ def test_what_needs_all_refuses_survivors(played, kw):
     _,t,part,whole = played
     learn = make(seed=7)
     was = bits(learn.model)
-    if kw.get('hold')=='hold_init' and t.meta['rewind_to']!='init': pytest.skip('a late ticket knows no initial weights')
+    if kw.get('hold')=='hold_init' and t.meta['rewind_to']!='init':
+        pytest.skip('a late ticket knows no initial weights')
     with pytest.raises(ValueError, match=refused): learn.fit_ticket(Ticket.load(part), 1, seed=2, **kw)
     assert bits(learn.model)==was, 'nothing is touched'
     begun(Ticket.load(whole), **kw)
@@ -222,7 +223,8 @@ def test_trained_weights_in_a_folder(hold, tmp_path):
     "Where pruned weights are held at other values, too"
     learn = make()
     rs = learn.fit_lottery(1, rounds=2, amount=.5, seed=1, hold=hold, path=tmp_path/'run', keep='all')
-    for k,r in enumerate(rs): assert bits(weights_in(tmp_path/'run'/f'round_{k:02d}')[0])==bits(learn.lottery.trained[k])
+    for k,r in enumerate(rs):
+        assert bits(weights_in(tmp_path/'run'/f'round_{k:02d}')[0])==bits(learn.lottery.trained[k])
     again = make(seed=9)
     again.fit_lottery(1, rounds=2, amount=.5, seed=1, hold=hold, path=tmp_path/'run')
     assert bits(again.model)==bits(learn.model)
@@ -308,7 +310,8 @@ def crafted(f, n):
                 ts2,m = new['ts'],new['meta']
             save_tensors(f, {str(k):v for k,v in ts2.items() if torch.is_tensor(v)}, m)
             return says
-        except (TypeError,ValueError,AttributeError,RecursionError,OverflowError,KeyError): pass    # JSON has no such thing
+        except (TypeError,ValueError,AttributeError,RecursionError,OverflowError,
+                KeyError): pass    # JSON has no such thing
 
 @pytest.mark.parametrize('first', range(0, 400, 100))
 def test_wrong_content(file, first):
