@@ -36,6 +36,7 @@ from .supermask import *
 from .transfer import *
 from .shrink import *
 from .analysis import *
+from .gradual import *
 from .data import *
 from .nets import *
 from .arms import *
