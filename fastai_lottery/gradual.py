@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cubic', 'one_cycle']
 
-# %% ../nbs/27_gradual.ipynb #e8e396ab
+# %% ../nbs/27_gradual.ipynb #fc6aee05
 import math,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,replace
@@ -32,7 +32,7 @@ from .settings import Settings,as_fit,checked,goal_of,plays_one_fit
 from .rounds import *
 from .rounds import DroppedWarning,as_it_is,play
 
-# %% ../nbs/27_gradual.ipynb #9a69a69e
+# %% ../nbs/27_gradual.ipynb #c3f5600e
 # s_t = s_f + (s_i - s_f)(1 - (t-t_0)/(n Δt))^3, as a share of the way from s_i to s_f
 def cubic(
     x:float # Progress between `start` and `end`, in [0, 1]
@@ -48,7 +48,7 @@ def one_cycle(
     "Slow, fast, slow: the logistic curve of fasterai's schedule of this name"
     return (1+math.exp(shift-steep))/(1+math.exp(shift-steep*x))
 
-# %% ../nbs/27_gradual.ipynb #b03a3229
+# %% ../nbs/27_gradual.ipynb #e045361f
 _schedules = {'cubic':cubic, 'one_cycle':one_cycle}
 
 def as_schedule(o):
@@ -68,7 +68,7 @@ def as_schedule(o):
     if abs(ys[-1]-1)>1e-6: raise ValueError(f"`schedule`={name_of(f)} should come to 1, where `to` is reached; it ends at {ys[-1]:g}")
     return f
 
-# %% ../nbs/27_gradual.ipynb #3c68e25a
+# %% ../nbs/27_gradual.ipynb #96f45fd4
 @dataclass(frozen=True)
 class Pace:
     "At which iterations masks tighten, and how far"
@@ -93,7 +93,7 @@ def pace_of(
     first,last = (min(math.ceil(f*n-1e-9), n-1) for f in (start,end))
     return Pace(schedule, first, last, every or max(1, (last-first)//100))
 
-# %% ../nbs/27_gradual.ipynb #964823a3
+# %% ../nbs/27_gradual.ipynb #b67af9fc
 def _free(lot):
     "Of what competes, what is not frozen"
     ws,units = named_weights(lot.net(), lot.masks),lot.masks.units
@@ -111,7 +111,7 @@ def _next(lot, s, share):
     back = len(free)*(s.per.round_to-1)*(now.n_kept>least)    # units that rounding may take back
     return min(now.n_kept-least+back, .999*free.n_kept)/max(1, free.n_kept),least
 
-# %% ../nbs/27_gradual.ipynb #61c23da9
+# %% ../nbs/27_gradual.ipynb #fcb20854
 def _anew(learn):
     "The best of a denser net is not the best of this one"
     for cb in learn._grab_cbs(TrackerCallback):
@@ -128,7 +128,7 @@ def tighten(learn, s, share, i):
         _anew(learn)
     return went
 
-# %% ../nbs/27_gradual.ipynb #b731525a
+# %% ../nbs/27_gradual.ipynb #9ed9728c
 class Tighten(Bystander):
     "Tightens masks in the midst of a training"
     order,run_valid = LotteryCallback.order+.8,False    # after the rewind point was recorded, before the batch
@@ -138,7 +138,7 @@ class Tighten(Bystander):
         i = self.learn.watch.n    # over all fits of the training
         if (share := self.pace.share(i)) is not None: tighten(self.learn, self.s, share, i)
 
-# %% ../nbs/27_gradual.ipynb #75d39c92
+# %% ../nbs/27_gradual.ipynb #bab9abdb
 class EarlyEndWarning(UserWarning): "A training ended before its masks were as tight as asked"
 
 class Gradual(Settings):
@@ -148,7 +148,7 @@ class Gradual(Settings):
         own = {k:v for k,v in self.kwargs.items() if k!='gradual'}
         return Tightening(self.fit, self.n_epoch, own, self.eval_every, self.test_dl, self)
 
-# %% ../nbs/27_gradual.ipynb #88527cfe
+# %% ../nbs/27_gradual.ipynb #630656be
 @dataclass(frozen=True)
 class Tightening(Training):
     "One training within which masks tighten"
@@ -172,7 +172,7 @@ def _tell_end(lot, s, went, n, last):
         warnings.warn(f"density {c.density:.4g} is as far down as this goes, {over:,} {what} above to={s.to}: frozen layers, rates, a "
                       "floor or `round_to` keep the rest", EarlyEndWarning, stacklevel=2)
 
-# %% ../nbs/27_gradual.ipynb #27833df9
+# %% ../nbs/27_gradual.ipynb #fcee98a1
 def _check_pace(start, end, every):
     for k,v in dict(start=start, end=end).items():
         if isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<=v<=1:
@@ -195,7 +195,7 @@ def _check_words(lot, s):
         raise ValueError(f"`criterion`={name_of(s.criterion)!r} needs 'w_k', which is not known before the rewind point "
                          f"{str(lot.rewind_to)!r}: choose another, or LotteryCallback('init')")
 
-# %% ../nbs/27_gradual.ipynb #75c518b2
+# %% ../nbs/27_gradual.ipynb #ae176812
 def _try_ahead(learn, lot, s):
     "The last step, on the weights as they are"
     lot.remember()
@@ -221,7 +221,7 @@ def check_ahead(learn, lot, s):
     finally:
         if fresh: lot.forget()    # whoever loads other weights after an error, begins with those
 
-# %% ../nbs/27_gradual.ipynb #9996c56b
+# %% ../nbs/27_gradual.ipynb #583b8215
 def from_here(learn, lot, s):
     "Begin with the net as it is; a ticket of it where it is pruned"
     if lot.rounds:
@@ -231,7 +231,7 @@ def from_here(learn, lot, s):
     if s.start is None: lot.forget()
     return s.start
 
-# %% ../nbs/27_gradual.ipynb #1ccc081a
+# %% ../nbs/27_gradual.ipynb #851b2655
 @patch
 def fit_gradual(self:Learner,
     n_epoch:int, # Epochs
@@ -263,7 +263,7 @@ def fit_gradual(self:Learner,
     as_schedule(schedule)
     lot,pace = lottery_of(self),dict(schedule=schedule, start=start, end=end, every=every)
     pruned = lot.masks is not None and lot.masks.n_kept<lot.masks.numel
-    s = Gradual(n_epoch, 0, criterion=criterion, scope=scope, fit=as_fit(fit), seed=seed, to=to, monitor=monitor,
+    s = Gradual(n_epoch, 0, 0, criterion=criterion, scope=scope, fit=as_fit(fit), seed=seed, to=to, monitor=monitor,
                 lower=lower_of(lower, higher), start=as_it_is(self, lot) if pruned else None, eval_every=eval_every, test_dl=test_dl,
                 kwargs={**kwargs, 'gradual':pace}, same=tuple(L(same)), per=PerUnit(pool, comparable, floor, round_to))
     s = checked(self, lot, s)

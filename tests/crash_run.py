@@ -196,8 +196,9 @@ def play(name='plain', folder='.', init=0, n=None, **change):
     return dict(model=digest(learn.model), masks=lot.masks.hash(), leaks=0 if lot.held else leaks(learn))
 
 def tightened(name='plain', folder='.', init=0, n=None, **change):
-    "A gradual fit, in `folder`/run; `start` and `held` are of a net that was pruned before"
+    "A gradual fit, in `folder`/run, of a net that may be `pruned` before; `units` compete in its hidden layers"
     Batches.n,learn = n,make(name, folder, init)
+    if units := change.pop('units', None): learn.lottery.units,learn.lottery.exclude = units,['8']
     own = {k:v for k,v in runs[name].items() if k in ('fit','freeze_epochs','base_lr')}
     if 'base_lr' not in own: own['lr_max'] = .05
     with learn.no_bar(), learn.no_logging():

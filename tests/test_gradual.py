@@ -130,9 +130,13 @@ def test_rounds_in_memory_are_not_dropped_in_silence():
 
 def test_late_rewind_point():
     "The ticket starts where the callback says, as in a lottery"
-    learn,r,ms = played(cb=dict(rewind_to='5it'))
+    learn,r,ms = played(cb=dict(rewind_to='5it'), every=1)
     assert bits(r.ticket.weights)!=bits(learn.lottery.w_i) and r['kept']==round(.3*ms[0].numel)
-    with pytest.raises(ValueError, match="needs 'w_k'"): played(cb=dict(rewind_to='5it'), criterion=lambda w_k, w_f: (w_f-w_k).abs())
+    zeros = sum(int((r.ticket.weights[n]==0).sum()) for n in ms[0])
+    assert zeros==ms[0].numel-ms[4].n_kept>0, 'as it was before the step of iteration 5'
+    for kw in ({}, dict(fit=Learner.fine_tune)):
+        with pytest.raises(ValueError, match="'w_k', which is not known before the rewind point '5it'"):
+            played(cb=dict(rewind_to='5it'), criterion=lambda w_k, w_f: (w_f-w_k).abs(), **kw)
 
 # --- fits, and what is in them
 
@@ -170,10 +174,13 @@ def test_two_fits_of_ones_own():
     assert len({m.n_kept for m in ms})>=8 and r['kept']==round(.3*r['prunable'])
 
 def test_trackers_begin_afresh_with_each_step(tmp_path):
-    "No early stop before the end, and no best model from before it"
-    cbs = [EarlyStoppingCallback(patience=1), SaveModelCallback()]
-    learn,r,ms = played(n_epoch=6, end=.6, every=1, cbs=cbs, lkw=dict(path=tmp_path), lr_max=1e-9)
-    assert len(ms)>=4*4 and r['kept']==round(.3*r['prunable']) and leaks(learn)==0
+    "A trained net that learns no more gets worse with each step: no early stop before the end, and no best model from before it"
+    learn = learner(mlp, cbs=[LotteryCallback, Trace], path=tmp_path)
+    learn.fit(8, .02)
+    learn.trace.seen.clear()
+    r = learn.fit_gradual(6, to=.1, seed=1, end=.6, every=1, lr_max=1e-12, cbs=[EarlyStoppingCallback(patience=1), SaveModelCallback()])
+    assert learn.trace.seen[13].n_kept>r['kept'] and len(learn.trace.seen)==20, 'the epoch after the last step has the best model, that after it ends the training'
+    assert r['kept']==round(.1*r['prunable']) and leaks(learn)==0
 
 class Stops(Callback):
     run_valid = False
@@ -185,8 +192,8 @@ def test_a_training_that_ends_early_says_so():
     assert r['kept']==round(.3*r['prunable']) and leaks(learn)==0
 
 def test_later_first_epoch():
-    learn,r,ms = played(n_epoch=4, start_epoch=2, every=1)
-    assert len(ms)==8 and len({m.n_kept for m in ms})>5 and r['kept']==round(.3*r['prunable'])
+    learn,r,ms = played(n_epoch=4, start_epoch=2, every=1, end=.7)
+    assert len(ms)==8 and len({m.n_kept for m in ms})>5 and ms[-2].n_kept==r['kept']==round(.3*r['prunable'])
 
 def test_lr_find_within_a_fit_tightens_nothing():
     def found(learn, n_epoch, **kw):
@@ -261,7 +268,8 @@ def same_place(a, b):
     shutil.copy(*fs)
 
 kills = dict(plain=dict(), late=dict(name='late_it'), finetune=dict(name='finetune', n_epoch=2), snip=dict(criterion='snip', every=2),
-             random=dict(criterion='random'), trackers=dict(name='trackers', n_epoch=5), pruned=dict(pruned=True))
+             random=dict(criterion='random'), trackers=dict(name='trackers', n_epoch=5), pruned=dict(pruned=True),
+             rows=dict(units='rows', to=.5), noise=dict(name='noise', criterion='taylor', every=2))
 
 @needs_fork
 @pytest.mark.filterwarnings('ignore')

@@ -41,7 +41,7 @@ def by_hand(learn, n, amount):
     "Kept weights and figures, with torch alone"
     m = deepcopy(unwrap(learn.model)).eval()
     w = named_weights(m)[n]
-    v,alive = w.data.abs().flatten(),w.data.flatten()!=0
+    v,alive = w.data.abs().flatten(),learn.lottery.masks[n].flatten()
     gone = min(round(amount*int(alive.sum())), int(alive.sum())-1)
     order = v.masked_fill(~alive, math.inf).argsort(stable=True)
     w.data.view(-1)[order[:gone]] = 0
@@ -49,11 +49,11 @@ def by_hand(learn, n, amount):
     with torch.no_grad(): out = m(torch.stack(xs))
     return int(alive.sum())-gone,float(F.cross_entropy(out, torch.stack(ys))),float((out.argmax(1)==torch.stack(ys)).float().mean())
 
-@pytest.mark.parametrize('pruned', [False,True])
+@pytest.mark.parametrize('pruned', [None,{},dict(hold='hold_init')], ids=['dense','pruned','held'])
 @pytest.mark.parametrize('model', [mlp,drop_bn])
 def test_figures_by_hand(model, pruned):
     learn = trained(model)
-    if pruned: learn.prune(.4)
+    if pruned is not None: learn.prune(.4, **pruned)
     t = sensitivity(learn, (.25,.9))
     assert list(t.columns)==cols and list(dict.fromkeys(t.layer))==list(learn.lottery.names()) and set(t.amount)=={0,.25,.9}
     for r in t.itertuples():
@@ -113,6 +113,12 @@ def test_new_statistics():
     assert ours.nunique()==1 and ours.iloc[0]==pytest.approx(want, rel=1e-4)
     learn = trained(mlp)
     assert sensitivity(learn, (.7,), bn=True).equals(sensitivity(learn, (.7,))), 'no batch norm, nothing to renew'
+
+def test_a_net_that_was_never_trained():
+    "Its weights are the initial ones, and no mask is on"
+    learn = learner(drop_bn)
+    a,b = (sensitivity(learn, (.5,), criterion=f) for f in (lambda w_i, m: w_i.abs()*m, 'large_final'))
+    assert a.equals(b) and learn.lottery.w_i is None and learn.lottery.masks is None
 
 def test_a_layer_keeps_one_weight():
     t = sensitivity(learner(lambda: nn.Sequential(nn.Linear(8,1,bias=False), nn.Linear(1,4))), .95)
