@@ -296,7 +296,7 @@ def random_overlap(
         return both/((ks[i]+ks[j]).sum()-both or 1)
     return _square(names, ms, f)
 
-# %% ../nbs/26_analysis.ipynb #1997c753
+# %% ../nbs/26_analysis.ipynb #4e7d4254
 @contextmanager
 def _lottery_for(learn):
     "The lottery of `learn`, or one for the while"
@@ -309,7 +309,7 @@ def _known_now(lot, f, names, on):
 
 def _share_of(n, amount): return min(round(amount*n), max(0, n-1))/max(1, n)    # the last one stays
 
-# %% ../nbs/26_analysis.ipynb #4a0faa71
+# %% ../nbs/26_analysis.ipynb #71276875
 def _layers_alone(lot, f, amounts):
     "For each layer and amount: its name, masks without what goes, how much is left and of how much"
     all_ = lot.all_kept() if lot.masks is None else lot.masks
@@ -317,7 +317,8 @@ def _layers_alone(lot, f, amounts):
     s,lengths = scores(f, list(on), **_known_now(lot, f, list(on), on)),lengths_of(lot.net())
     for n,m in on.items():
         for a in amounts:
-            new = {n:m} if not (k := _share_of(int(m.sum()), a)) else make_masks({n:s[n]}, Masks({n:m}), k, local, lengths)
+            k = _share_of(int(m.sum()), a)
+            new = make_masks({n:s[n]}, Masks({n:m}), k, local, lengths) if k else {n:m}
             yield n,a,Masks({n:new[n]|~m}),int(new[n].sum()),int(m.sum())
 
 def _groups_alone(lot, f, amounts):
@@ -334,7 +335,7 @@ def _groups_alone(lot, f, amounts):
             new = alive if not k else units.prune({g:s[g]}, alive, k, per=PerUnit(floor=0))
             yield g,a,units.masks(new)|~on,int(new[g].sum()),n
 
-# %% ../nbs/26_analysis.ipynb #3944965d
+# %% ../nbs/26_analysis.ipynb #560c7500
 def _judged(learn, masks, old, dl, ndl):
     "Figures of the net in state `old` under `masks`"
     _put_(_tensors(learn.model), old)
@@ -344,22 +345,22 @@ def _judged(learn, masks, old, dl, ndl):
             with learn.added_cbs(_NewStats()): learn.evaluate(ndl)
         return learn.evaluate(dl)
 
-# %% ../nbs/26_analysis.ipynb #a675a515
+# %% ../nbs/26_analysis.ipynb #ba418c0b
 def sensitivity(
     learn:Learner, # Its data, loss, metrics and model; all as before afterwards
-    amounts=(.1,.3,.5,.7,.9), # Fractions of what is left of a layer or group that it loses, in [0, 1); one weight or unit stays
+    amounts=(.1,.3,.5,.7,.9), # Fractions of what is left of a layer or group that go, in [0, 1); one weight or unit stays
     by:str='layer', # Who loses: each `'layer'` that competes its weights, or each `'group'` of coupled layers its units
     criterion=large_final, # What goes first, as in `prune`: the lowest
     bn:bool=False, # Take batch-norm statistics anew from the training data before judging?
     dl=None # Where to measure; the validation set by default
 )->pd.DataFrame: # A row a layer and amount, the net as it is at amount 0: `layer`, `amount`, `kept`, `of`, loss and metrics
-    """Figures as each layer or group alone loses so much, without training (1608.08710, figure 2). Raises `ValueError` for wrong amounts,
-    or where there is nothing to measure on"""
+    """Figures as each layer or group alone loses so much, without training (1608.08710, figure 2). Raises `ValueError` for wrong
+    amounts, or where there is nothing to measure on"""
     f,amounts = as_criterion(criterion),[0., *map(check_amount, [amounts] if isinstance(amounts, (int,float)) else amounts)]
     if by not in ('layer','group'): raise ValueError(f"`by` should be 'layer' or 'group' (of units); got {by!r}")
     if by=='layer' and getattr(f, 'per_unit', False): raise ValueError(f"{f.__name__!r} gives one number a unit: by='group'")
     if dl is None and not has_valid(learn):
-        raise ValueError("sensitivity is measured on the validation set, and this Learner has none: give `dl`, such as learn.dls.train")
+        raise ValueError("sensitivity is measured on the validation set, and this Learner has none: give `dl`, say learn.dls.train")
     with _put_back(learn), _lottery_for(learn) as lot:
         old,ndl = {n:t.detach().clone() for n,t in _tensors(learn.model).items()},_norm_dl(learn, None if bn else False)
         todo = (_layers_alone if by=='layer' else _groups_alone)(lot, f, list(dict.fromkeys(amounts)))

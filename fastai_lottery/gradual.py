@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cubic', 'one_cycle']
 
-# %% ../nbs/27_gradual.ipynb #fc6aee05
+# %% ../nbs/27_gradual.ipynb #c33e507a
 import math,warnings
 from collections.abc import Callable
 from dataclasses import dataclass,replace
@@ -32,7 +32,7 @@ from .settings import Settings,as_fit,checked,goal_of,plays_one_fit
 from .rounds import *
 from .rounds import DroppedWarning,as_it_is,play
 
-# %% ../nbs/27_gradual.ipynb #c3f5600e
+# %% ../nbs/27_gradual.ipynb #98557ab5
 # s_t = s_f + (s_i - s_f)(1 - (t-t_0)/(n Δt))^3, as a share of the way from s_i to s_f
 def cubic(
     x:float # Progress between `start` and `end`, in [0, 1]
@@ -48,27 +48,27 @@ def one_cycle(
     "Slow, fast, slow: the logistic curve of fasterai's schedule of this name"
     return (1+math.exp(shift-steep))/(1+math.exp(shift-steep*x))
 
-# %% ../nbs/27_gradual.ipynb #e045361f
+# %% ../nbs/27_gradual.ipynb #cda66ce3
 _schedules = {'cubic':cubic, 'one_cycle':one_cycle}
 
 def as_schedule(o):
     "`o` as a function. Raises `ValueError` for what is none, falls, leaves [0, 1] or does not come to 1"
     f = _schedules.get(o, o) if isinstance(o, str) else o
     if not callable(f):
-        raise ValueError(f"{meant(o, _schedules)}`schedule` should be {', '.join(map(repr, _schedules))} or a function of the progress in "
-                         f"[0, 1] that gives the share of the way; got {o!r}")
+        raise ValueError(f"{meant(o, _schedules)}`schedule` should be {', '.join(map(repr, _schedules))} or a function of the "
+                         f"progress in [0, 1] that gives the share of the way; got {o!r}")
+    def wrong(why): return ValueError(f"`schedule`={name_of(f)} should {why}")
     xs = [i/100 for i in range(101)]
     try: ys = [float(f(x)) for x in xs]
-    except (TypeError,ValueError) as e: raise ValueError(f"`schedule`={name_of(f)}: {e}; it should take one number and give one") from None
+    except (TypeError,ValueError) as e: raise wrong(f"take one number and give one: {e}") from None
     if bad := next(((x,y) for x,y in zip(xs, ys) if not -1e-6<=y<=1+1e-6), None):
-        raise ValueError(f"`schedule`={name_of(f)} should stay in [0, 1], the share of the way; it is {bad[1]:g} at {bad[0]:g}")
-    if bad := next((i for i in range(100) if ys[i+1]<ys[i]-1e-9), None):
-        raise ValueError(f"`schedule`={name_of(f)} should not fall, since what is pruned stays pruned; it is {ys[bad]:g} at {xs[bad]:g} "
-                         f"and {ys[bad+1]:g} at {xs[bad+1]:g}")
-    if abs(ys[-1]-1)>1e-6: raise ValueError(f"`schedule`={name_of(f)} should come to 1, where `to` is reached; it ends at {ys[-1]:g}")
+        raise wrong(f"stay in [0, 1], the share of the way; it is {bad[1]:g} at {bad[0]:g}")
+    if k := next((k for k in range(1, 101) if ys[k]<ys[k-1]-1e-9), None):
+        raise wrong(f"not fall, since what is pruned stays pruned; it is {ys[k-1]:g} at {xs[k-1]:g} and {ys[k]:g} at {xs[k]:g}")
+    if abs(ys[-1]-1)>1e-6: raise wrong(f"come to 1, where `to` is reached; it ends at {ys[-1]:g}")
     return f
 
-# %% ../nbs/27_gradual.ipynb #96f45fd4
+# %% ../nbs/27_gradual.ipynb #9e59b033
 @dataclass(frozen=True)
 class Pace:
     "At which iterations masks tighten, and how far"
@@ -93,7 +93,7 @@ def pace_of(
     first,last = (min(math.ceil(f*n-1e-9), n-1) for f in (start,end))
     return Pace(schedule, first, last, every or max(1, (last-first)//100))
 
-# %% ../nbs/27_gradual.ipynb #b67af9fc
+# %% ../nbs/27_gradual.ipynb #5b4e8ce3
 def _free(lot):
     "Of what competes, what is not frozen"
     ws,units = named_weights(lot.net(), lot.masks),lot.masks.units
@@ -102,7 +102,7 @@ def _free(lot):
     return Masks({n:m for n,m in lot.masks.counted.items() if n not in cold})
 
 def _next(lot, s, share):
-    "How much of what is free has to go at this `share` of the way, as a fraction, and how many weights or units that leaves in all"
+    "The fraction of what is free that has to go at this `share` of the way, and how many weights or units that leaves in all"
     now,free = lot.masks.counted,_free(lot)
     began = 1. if s.start is None else s.start.masks.counted.density
     d = began+(goal_of(s.to)[0]-began)*share
@@ -111,7 +111,7 @@ def _next(lot, s, share):
     back = len(free)*(s.per.round_to-1)*(now.n_kept>least)    # units that rounding may take back
     return min(now.n_kept-least+back, .999*free.n_kept)/max(1, free.n_kept),least
 
-# %% ../nbs/27_gradual.ipynb #fcb20854
+# %% ../nbs/27_gradual.ipynb #4e5c4b21
 def _anew(learn):
     "The best of a denser net is not the best of this one"
     for cb in learn._grab_cbs(TrackerCallback):
@@ -128,7 +128,7 @@ def tighten(learn, s, share, i):
         _anew(learn)
     return went
 
-# %% ../nbs/27_gradual.ipynb #9ed9728c
+# %% ../nbs/27_gradual.ipynb #a5c2a11c
 class Tighten(Bystander):
     "Tightens masks in the midst of a training"
     order,run_valid = LotteryCallback.order+.8,False    # after the rewind point was recorded, before the batch
@@ -138,7 +138,7 @@ class Tighten(Bystander):
         i = self.learn.watch.n    # over all fits of the training
         if (share := self.pace.share(i)) is not None: tighten(self.learn, self.s, share, i)
 
-# %% ../nbs/27_gradual.ipynb #bab9abdb
+# %% ../nbs/27_gradual.ipynb #903ef448
 class EarlyEndWarning(UserWarning): "A training ended before its masks were as tight as asked"
 
 class Gradual(Settings):
@@ -148,7 +148,7 @@ class Gradual(Settings):
         own = {k:v for k,v in self.kwargs.items() if k!='gradual'}
         return Tightening(self.fit, self.n_epoch, own, self.eval_every, self.test_dl, self)
 
-# %% ../nbs/27_gradual.ipynb #630656be
+# %% ../nbs/27_gradual.ipynb #ffc40023
 @dataclass(frozen=True)
 class Tightening(Training):
     "One training within which masks tighten"
@@ -166,13 +166,13 @@ class Tightening(Training):
 def _tell_end(lot, s, went, n, last):
     c,what = lot.masks.counted,'weights' if lot.masks.units is None else 'units'
     if n<=last:
-        warnings.warn(f"the training ended after {n} iterations, and masks were to tighten until {last}: the last {went:,} {what} went at "
-                      "its end, and what is left was not trained under that mask", EarlyEndWarning, stacklevel=2)
+        warnings.warn(f"the training ended after {n} iterations, and masks were to tighten until {last}: the last {went:,} {what} "
+                      "went at its end, and what is left was not trained under that mask", EarlyEndWarning, stacklevel=2)
     if (over := c.n_kept-round(goal_of(s.to)[0]*c.numel))>len(c)//2:
-        warnings.warn(f"density {c.density:.4g} is as far down as this goes, {over:,} {what} above to={s.to}: frozen layers, rates, a "
-                      "floor or `round_to` keep the rest", EarlyEndWarning, stacklevel=2)
+        warnings.warn(f"density {c.density:.4g} is as far down as this goes, {over:,} {what} above to={s.to}: frozen layers, "
+                      "rates, a floor or `round_to` keep the rest", EarlyEndWarning, stacklevel=2)
 
-# %% ../nbs/27_gradual.ipynb #fcee98a1
+# %% ../nbs/27_gradual.ipynb #6dd694ab
 def _check_pace(start, end, every):
     for k,v in dict(start=start, end=end).items():
         if isinstance(v, bool) or not isinstance(v, (int,float)) or not 0<=v<=1:
@@ -186,8 +186,8 @@ def _check_goal(lot, s):
         raise ValueError(f"`to`={s.to!r}: a gradual fit goes to a share of the units, such as .5 or '50% units'; "
                          "fit_lottery(to=...) counts parameters and multiply-adds, too")
     if s.start is not None and share>=s.start.masks.counted.density:
-        raise ValueError(f"`to` should be below the density of the net as it is, {s.start.masks.counted.density:.4g}; got {s.to!r}. "
-                         "learn.unprune() takes the masks off")
+        raise ValueError(f"`to` should be below the density of the net as it is, {s.start.masks.counted.density:.4g}; "
+                         f"got {s.to!r}. learn.unprune() takes the masks off")
 
 def _check_words(lot, s):
     "The rewind point comes in the midst of this training: before it, nobody knows `w_k`"
@@ -195,21 +195,21 @@ def _check_words(lot, s):
         raise ValueError(f"`criterion`={name_of(s.criterion)!r} needs 'w_k', which is not known before the rewind point "
                          f"{str(lot.rewind_to)!r}: choose another, or LotteryCallback('init')")
 
-# %% ../nbs/27_gradual.ipynb #ae176812
+# %% ../nbs/27_gradual.ipynb #6d33b757
 def _try_ahead(learn, lot, s):
     "The last step, on the weights as they are"
     lot.remember()
+    scope,units = as_scope(s.scope, list(lot.masks.counted)),lot.masks.units
     if not plays_one_fit(s.fit):    # which layers train, and when, only the training tells
-        as_scope(s.scope, list(lot.masks.counted))
-        return lot.check_known((s.criterion,), lot.masks.scored if lot.masks.units is None else lot.masks.units.read_by(s.criterion))
+        return lot.check_known((s.criterion,), lot.masks.scored if units is None else units.read_by(s.criterion))
     amount,least = _next(lot, s, 1.)
-    rates = hasattr(as_scope(s.scope, list(lot.masks.counted)), 'rates')    # of each step: many small ones go where a large one cannot
+    rates = hasattr(scope, 'rates')    # of each step: many small ones go where a large one cannot
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', EmptyLayerWarning)    # of a try
-        c = new_masks(learn, .01*amount if rates else amount, s.criterion, s.scope, s.seed_for('prune', 0), least, s.per).counted
+        c = new_masks(learn, .01*amount if rates else amount, s.criterion, scope, s.seed_for('prune', 0), least, s.per).counted
     if not rates and s.per.round_to==1 and c.n_kept-least>len(c)//2:
-        raise ValueError(f"density {c.density:.4g} is as far down as this goes, above to={s.to}: unfreeze layers, choose another scope, or "
-                         f"a smaller floor")
+        raise ValueError(f"density {c.density:.4g} is as far down as this goes, above to={s.to}: unfreeze layers, choose another "
+                         "scope, or a smaller floor")
 
 def check_ahead(learn, lot, s):
     "Raise `ValueError` for what would go wrong in the midst of the training; nothing is changed"
@@ -221,7 +221,7 @@ def check_ahead(learn, lot, s):
     finally:
         if fresh: lot.forget()    # whoever loads other weights after an error, begins with those
 
-# %% ../nbs/27_gradual.ipynb #583b8215
+# %% ../nbs/27_gradual.ipynb #31f53811
 def from_here(learn, lot, s):
     "Begin with the net as it is; a ticket of it where it is pruned"
     if lot.rounds:
@@ -231,12 +231,12 @@ def from_here(learn, lot, s):
     if s.start is None: lot.forget()
     return s.start
 
-# %% ../nbs/27_gradual.ipynb #851b2655
+# %% ../nbs/27_gradual.ipynb #73577a28
 @patch
 def fit_gradual(self:Learner,
     n_epoch:int, # Epochs
     to:float=.5, # Density at the end, of weights or of units
-    schedule='cubic', # `'cubic'` (1710.01878), `'one_cycle'`, or a function of the progress in [0, 1] that gives the share of the way
+    schedule='cubic', # `'cubic'` (1710.01878), `'one_cycle'`, or a function from progress to share of the way, both in [0, 1]
     start:float=.1, # Fraction of the training before which all weights train
     end:float=.8, # Fraction of the training after which masks stay as they are
     criterion=large_final, # What matters: function of `w_i`, `w_f` ..., or its name (see `criteria`)
@@ -257,15 +257,15 @@ def fit_gradual(self:Learner,
     round_to:int=1, # Units: keep a multiple of this in each layer
     **kwargs # Passed to `fit`
 )->Round: # What it showed; also `learn.lottery.rounds[0]`
-    """Train once, from the weights as they are, while masks tighten to the density `to` (1710.01878). Exactly `round(to*n)` are left under
-    `global_`, and but for the rounding of layers under other scopes. Raises as `fit_lottery` does, before anything trains"""
+    """Train once, from the weights as they are, while masks tighten to the density `to` (1710.01878). Exactly `round(to*n)` are
+    left under `global_`, and but for the rounding of layers under other scopes. Raises as `fit_lottery` does, before it trains"""
     _check_pace(start, end, every)
     as_schedule(schedule)
     lot,pace = lottery_of(self),dict(schedule=schedule, start=start, end=end, every=every)
     pruned = lot.masks is not None and lot.masks.n_kept<lot.masks.numel
     s = Gradual(n_epoch, 0, 0, criterion=criterion, scope=scope, fit=as_fit(fit), seed=seed, to=to, monitor=monitor,
-                lower=lower_of(lower, higher), start=as_it_is(self, lot) if pruned else None, eval_every=eval_every, test_dl=test_dl,
-                kwargs={**kwargs, 'gradual':pace}, same=tuple(L(same)), per=PerUnit(pool, comparable, floor, round_to))
+                lower=lower_of(lower, higher), start=as_it_is(self, lot) if pruned else None, eval_every=eval_every,
+                test_dl=test_dl, kwargs={**kwargs, 'gradual':pace}, same=tuple(L(same)), per=PerUnit(pool, comparable, floor, round_to))
     s = checked(self, lot, s)
     check_ahead(self, lot, s)
     return play(self, s, path, from_here(self, lot, s))[-1]

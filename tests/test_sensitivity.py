@@ -17,8 +17,9 @@ def trained(model=drop_bn, cb=LotteryCallback, dls=None, n=2, **kw):
 
 def hooks_of(learn):
     m = unwrap(learn.model)
-    of_mods = [(n,k,len(d)) for n,o in m.named_modules() for k,d in vars(o).items() if k.endswith('hooks') and isinstance(d, dict)]
-    return of_mods,[(n,len(p._post_accumulate_grad_hooks or ())) for n,p in m.named_parameters()]
+    of_mods = [(n,k,d) for n,o in m.named_modules() for k,d in vars(o).items() if k.endswith('hooks')]
+    of_weights = [(n,len(p._post_accumulate_grad_hooks or ())) for n,p in m.named_parameters()]
+    return [(n,k,len(d)) for n,k,d in of_mods if isinstance(d, dict)],of_weights
 
 def opt_of(learn):
     if learn.opt is None: return None
@@ -30,10 +31,10 @@ def all_of(learn):
     m,lot = learn.model,getattr(learn, 'lottery', None) if learn._grab_cbs(LotteryCallback) else None
     modes = [(o.training,getattr(o, 'momentum', None)) for o in m.modules()],[p.requires_grad for p in m.parameters()]
     grads = [None if p.grad is None else p.grad.tolist() for p in m.parameters()]
-    rng = random.getstate(),torch.get_rng_state().tolist(),np.random.get_state()[1].tolist(),learn.dls.train.rng.getstate()
-    mine = lot and (None if lot.masks is None else lot.masks.hash(), len(lot.rounds), lot.n_pruned, lot.held and bits(lot.held),
-                    None if lot.w_i is None else bits(lot.w_i), lot.looked, lot.passed)
-    rec = {k:list(v) if isinstance(v, L) else v for k,v in vars(learn.recorder).items() if k in ('values','losses','lrs','iters')}
+    rng = random.getstate(),learn.dls.train.rng.getstate(),torch.get_rng_state().tolist(),np.random.get_state()[1].tolist()
+    mine = lot and (None if lot.masks is None else lot.masks.hash(), len(lot.rounds), lot.n_pruned,
+                    lot.held and bits(lot.held), None if lot.w_i is None else bits(lot.w_i), lot.looked, lot.passed)
+    rec = {k:list(vars(learn.recorder).get(k) or ()) for k in ('values','losses','lrs','iters')}
     names = sorted(k for k in vars(learn) if k!='_knows')
     return bits(m),modes,grads,rng,mine,hooks_of(learn),opt_of(learn),list(learn.cbs),rec,names
 
@@ -47,7 +48,8 @@ def by_hand(learn, n, amount):
     w.data.view(-1)[order[:gone]] = 0
     xs,ys = zip(*learn.dls.valid.dataset)
     with torch.no_grad(): out = m(torch.stack(xs))
-    return int(alive.sum())-gone,float(F.cross_entropy(out, torch.stack(ys))),float((out.argmax(1)==torch.stack(ys)).float().mean())
+    y = torch.stack(ys)
+    return int(alive.sum())-gone,float(F.cross_entropy(out, y)),float((out.argmax(1)==y).float().mean())
 
 @pytest.mark.parametrize('pruned', [None,{},dict(hold='hold_init')], ids=['dense','pruned','held'])
 @pytest.mark.parametrize('model', [mlp,drop_bn])
@@ -55,12 +57,13 @@ def test_figures_by_hand(model, pruned):
     learn = trained(model)
     if pruned is not None: learn.prune(.4, **pruned)
     t = sensitivity(learn, (.25,.9))
-    assert list(t.columns)==cols and list(dict.fromkeys(t.layer))==list(learn.lottery.names()) and set(t.amount)=={0,.25,.9}
+    assert list(t.columns)==cols and list(dict.fromkeys(t.layer))==list(learn.lottery.names())
+    assert set(t.amount)=={0,.25,.9}
     for r in t.itertuples():
         kept,loss,acc = by_hand(learn, r.layer, r.amount)
         assert (r.kept,r.accuracy)==(kept,pytest.approx(acc)) and r.valid_loss==pytest.approx(loss, rel=1e-5)
 
-looks = dict(layer={}, bn=dict(bn=True), snip=dict(criterion='snip'), random=dict(criterion='random'), moved=dict(criterion='movement'))
+looks = dict(layer={}, bn=dict(bn=True), **{k:dict(criterion=k) for k in ('snip','random','movement')})
 @pytest.mark.parametrize('how', looks)
 @pytest.mark.parametrize('state_', ['fresh','trained','pruned','held','alone','frozen'])
 def test_nothing_changes(how, state_):
@@ -95,7 +98,7 @@ def test_in_the_midst_of_a_training():
     assert go(Looks())==go()
 
 def test_new_statistics():
-    "With `bn` a net that has lost much is judged with statistics of its own; the whole net with those of its last weights"
+    "With `bn` a net is judged with statistics of its own"
     learn = trained(dls=data(n=256), n=5)
     a,b = sensitivity(learn, (.7,)),sensitivity(learn, (.7,), bn=True)
     assert not a.valid_loss.equals(b.valid_loss)
@@ -136,9 +139,11 @@ def test_nets(name):
     learn = from_zoo(name)
     was = bits(learn.model)
     t = sensitivity(learn, (.5,))
-    assert list(dict.fromkeys(t.layer))==list(learn.lottery.names()) and bits(learn.model)==was and t.notna().all().all()
+    assert list(dict.fromkeys(t.layer))==list(learn.lottery.names())
+    assert bits(learn.model)==was and t.notna().all().all()
 
-@pytest.mark.parametrize('wrap', [nn.DataParallel, lambda m: torch.compile(m, backend='eager')], ids=['DataParallel','compile'])
+wraps = dict(parallel=nn.DataParallel, compiled=lambda m: torch.compile(m, backend='eager'))
+@pytest.mark.parametrize('wrap', wraps.values(), ids=wraps)
 def test_wrapped(wrap):
     learn = trained()
     want = sensitivity(learn, (.5,))
@@ -160,8 +165,9 @@ def test_rows():
     with torch.no_grad(): loss = float(F.cross_entropy(m(torch.stack(xs)), torch.stack(ys)))
     assert t.valid_loss[1]==pytest.approx(loss, rel=1e-5)
 
+lots = dict(none=None, weights=LotteryCallback, channels=lambda: LotteryCallback(units='channels'))
 @pytest.mark.extra
-@pytest.mark.parametrize('cb', [None, LotteryCallback, lambda: LotteryCallback(units='channels')], ids=['none','weights','channels'])
+@pytest.mark.parametrize('cb', lots.values(), ids=lots)
 @pytest.mark.parametrize('criterion', ['large_final',bn_scale,'snip'])
 def test_channels(cb, criterion):
     learn = trained(conv_bn, cb=cb and cb(), dls=data(shape=(1,6,6)))
@@ -172,7 +178,8 @@ def test_channels(cb, criterion):
 
 # --- wrong values, and the picture
 
-wrong = [(dict(amounts=(1.,)), '`amount` should be in'), (dict(amounts=('a',)), '`amount`'), (dict(by='net'), "`by` should be 'layer' or 'group'"),
+wrong = [(dict(amounts=(1.,)), '`amount` should be in'), (dict(amounts=('a',)), '`amount`'),
+    (dict(by='net'), "`by` should be 'layer' or 'group'"),
     (dict(criterion='larg_final'), 'did you mean'), (dict(criterion=filter_l1), "one number a unit: by='group'")]
 @pytest.mark.parametrize('kw,says', wrong, ids=str)
 def test_wrong_values(kw, says):
@@ -185,7 +192,8 @@ def test_picture():
     t = sensitivity(trained(), (.3,.6))
     ax = plot_sensitivity(t)
     assert [l.get_label() for l in ax.lines]==list(dict.fromkeys(t.layer)) and ax.get_ylabel()=='accuracy (%)'
-    assert ax.lines[0].get_xdata().tolist()==[0,30,60] and ax.lines[0].get_ydata().tolist()==(100*t.accuracy[:3]).tolist()
+    xs,ys = ax.lines[0].get_data()
+    assert xs.tolist()==[0,30,60] and ys.tolist()==(100*t.accuracy[:3]).tolist()
     assert plot_sensitivity(t, 'valid_loss', ax) is ax
     with pytest.raises(ValueError, match="no column 'f1'; it has layer"): plot_sensitivity(t, 'f1')
     plt.close('all')
