@@ -40,6 +40,7 @@ from .convert import *
 from .deploy import *
 from .report import *
 from .analysis import *
+from .gradual import *
 from .data import *
 from .nets import *
 from .arms import *

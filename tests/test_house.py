@@ -15,6 +15,7 @@ limits = dict(line=140, long=120, lesson=100, statements=20, lines=30, parameter
 wordy = {
     'rounds.Learner.fit_lottery':'the verb of the library: what is asked of a lottery is asked here',
     'rounds.Learner.fit_ticket':"a ticket's training has the same settings",
+    'gradual.Learner.fit_gradual':'so has a training within which masks tighten',
     'data.image_dls':'each says how a folder of images becomes batches',
     'nets.Learner.fit_drops':"the papers' schedule, beside fastai's `fit` and with its parameters",
 }
