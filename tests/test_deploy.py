@@ -511,7 +511,7 @@ def test_wrong_settings_of_a_report(kw, monkeypatch):
 @extra
 @pytest.mark.slow
 @pytest.mark.parametrize('path', [*[rooms[o] for o in 'coupled structured shrink convert deploy report'.split()],
-                                  'nbs/tutorials/11_production.ipynb'])
+                                  'nbs/tutorials/11_production.ipynb', 'nbs/tutorials/12_how_small.ipynb'])
 def test_lessons_that_need_the_extra_run(path):
     "The cells that `nbdev-test` leaves out"
     import nbformat
