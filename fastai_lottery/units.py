@@ -298,7 +298,7 @@ def block_units(
     _blocks.__name__ = f'block_units({rows}, {cols})'
     return _blocks
 
-element_units = {'rows':row_units, 'kernels':kernel_units}
+element_units = {'rows':row_units, 'kernels':kernel_units}    # by the names that `LotteryCallback(units=)` takes
 
 # %% ../nbs/04_units.ipynb #f2fe023c
 def units_within(
