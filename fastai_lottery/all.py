@@ -22,6 +22,7 @@ from .signals import *
 from .structured import *
 from .callback import *
 from .trust import *
+from .carried import *
 from .checkpoints import *
 from .looks import *
 from .fits import *
@@ -39,6 +40,7 @@ from .convert import *
 from .deploy import *
 from .report import *
 from .analysis import *
+from .gradual import *
 from .regularise import *
 from .data import *
 from .nets import *

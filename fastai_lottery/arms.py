@@ -85,7 +85,7 @@ def unmasked(
     """The start of round `k`'s ticket with no mask on it: what was pruned begins at zero and trains.
     A control: no weight is pruned in the end"""
     t = run.ticket(k)
-    start = {n:v*t.masks[n] if n in t.masks else v for n,v in t.weights.items()}
+    start = {n:v.masked_fill(v.isnan(), 0)*t.masks[n] if n in t.masks else v for n,v in t.weights.items()}
     return Ticket(Masks.ones(t.masks), start, {**t.meta, 'how':'unmasked'})
 
 # %% ../nbs/32_arms.ipynb #4922247d

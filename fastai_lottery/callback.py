@@ -33,9 +33,9 @@ class LotteryCallback(Verbs, Known, Callback):
     "Record the rewind point and keep pruned weights at zero after every step (1803.03635)"
     order = 80 # after all that moves weights, `SaveModelCallback` included
     # views of weights, hooks and what else is of this process alone: not for pickles and copies
-    _stateattrs = ('_hold','_watch','_others','paused','_exports','_found')
+    _stateattrs = ('_hold','_watch','_others','paused','_exports','_found','large')
     _hold = _watch = _found = None
-    units,small = 'weights',None # What competes; the ticket of a net that was shrunk
+    units,small,large = 'weights',None,None # What competes; of a net that was shrunk, its ticket, and what it was before
     _others = _exports = False
     fitted,looked,looks_next = (),False,False # Rows of trainings by `fit_ticket`; was a batch looked at, or is the next one to be?
     def __init__(self,
@@ -117,7 +117,7 @@ def blank(self:LotteryCallback):
     self.b_i,self.b_k = {},{}    # what trains outside the model
     self.rounds,self.n_pruned,self.exported,self.held_here,self.looked,self.looks_next = L(),0,False,False,False,False
     self.passed,self.place = [0,0],None    # iterations and epochs on the way to the rewind point; where late rounds go on
-    self.trained,self.keep,self.run_folder,self.small = {},'best',None,None    # trained nets of rounds
+    self.trained,self.keep,self.run_folder,self.small,self.large = {},'best',None,None,None    # trained nets of rounds
 
 # %% ../nbs/11_callback.ipynb #e6a7a924
 @patch

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/08_channels.ipynb #4437e9fa
 import re
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import NamedTuple
 import torch
@@ -161,6 +162,19 @@ def _graph(tp, pieces):
             return nodes
     return Graph()
 
+@contextmanager
+def bounded(tp, most):
+    "Torch-Pruning goes through the flattenings of an attention without end: it stops where a channel has become too many"
+    kind = tp.dependency.index_mapping._FlattenIndexMapping
+    old = kind.__call__
+    def _call(self, idxs):
+        if len(idxs)*(1 if self.reverse else self._stride)>most: raise ValueError('channels are flattened over and over')
+        return old(self, idxs)
+    kind.__call__ = _call
+    try: yield
+    finally: kind.__call__ = old
+
+# %% ../nbs/08_channels.ipynb #otherlay
 def _other_layer(tp, through):
     "How Torch-Pruning sees a layer that it does not know; `through`: are outputs inputs, as far as one knows?"
     class Layer(tp.BasePruningFunc):

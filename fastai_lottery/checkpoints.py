@@ -7,186 +7,39 @@ __all__ = ['with_states', 'take_checkpoint', 'put_checkpoint', 'write_checkpoint
 
 # %% ../nbs/12_checkpoints.ipynb #d1c15eb7
 import hashlib,io,random,warnings
-from collections import deque
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Callable,NamedTuple
 import numpy as np
 import torch
 from torch import nn
 from fastcore.foundation import L
 from fastai.callback.core import Callback
-from fastai.losses import BaseLoss
-from fastai.metrics import Metric
 from .core import *
 from .resets import state,load_,copy_into_,loss_module
 from .files import atomic,plain_file
 from .signals import outside_of
-from .trust import Keep,NotHere,Unknown,check_opt,fits_here,kind_of_plain,may_say,one_line
-
-# %% ../nbs/12_checkpoints.ipynb #3ea2360c
-class _NotPlain(Exception): pass
-_scalars = {int,float,bool,str,type(None)}
-
-def _plain(o):
-    "`o` as tensors and plain data"
-    if torch.is_tensor(o): return o.detach().as_subclass(torch.Tensor)
-    if isinstance(o, np.generic): return o.item()
-    if o is None or isinstance(o, (str,int,float,bool)): return o
-    if type(o) is tuple: return tuple(map(_plain, o))
-    if isinstance(o, dict) and all(isinstance(k, (str,int)) for k in o): return {k:_plain(v) for k,v in o.items()}
-    for tag,kind in _kinds.items():
-        if kind.is_one(o): return {tag:kind.write(o)}
-    if isinstance(o, list): return _plain_list(o)
-    raise _NotPlain(type(o).__name__)
-
-def _plain_list(o):
-    types = set(map(type, o))
-    if types<={float,np.float64}: return np.array(o).tolist()    # a recorder has a number a step: they are not looked at one by one
-    return list(o) if types<=_scalars else [_plain(x) for x in o]
-
-def _plain_of(d):
-    "Of a dict what is plain"
-    res = {}
-    for k,v in d.items():
-        with suppress(_NotPlain): res[k] = _plain(v)
-    return res
-
-# %% ../nbs/12_checkpoints.ipynb #d7e52c94
-def _part_of(v, mods):
-    "Is `v` one of the modules `mods`, or a collection of some?"
-    return v in mods if isinstance(v, nn.Module) else isinstance(v, (list,tuple,L)) and len(v)>0 and all(_part_of(o, mods) for o in v)
-
-def callback_state(cb, learn=None):
-    "What a callback holds, as plain data; what is no plain data is left out, and so are parts of the net of its Learner"
-    learn = learn or vars(cb).get('learn')
-    mods = set() if learn is None else set(learn.model.modules())
-    return _plain_of({k:v for k,v in vars(cb).items() if k!='learn' and not _part_of(v, mods)})
-
-# %% ../nbs/12_checkpoints.ipynb #98833375
-_as_torch = torch._C.DisableTorchFunctionSubclass    # fastai's tensors take 10 µs to say what they are, and there are as many as steps
-
-class _Kind(NamedTuple):
-    "Something that is no plain data"
-    is_one:Callable # Is `o` one?
-    write:Callable # As plain data
-    read:Callable # And back: of what was written, and what is there now
-
-def _is_stack(o):
-    "Many numbers, each in a tensor of its own"
-    if not isinstance(o, (list,L)) or len(o)<=8 or not all(map(torch.is_tensor, o)): return False
-    with _as_torch(): return len({(t.dtype,t.device,t.ndim) for t in o}|{(o[0].dtype,o[0].device,0)})==1
-
-def _stateful(o):
-    both = 'state_dict','load_state_dict'
-    return not isinstance(o, type) and all(callable(getattr(type(o), k, None)) for k in both)
-
-_made = "is made in a fit, so that it could not be put back when this run went on: make it in `__init__`"
-
-def _in_place(is_one, put):
-    "Read into what is there"
-    def _f(v, old):
-        if not is_one(old): raise NotHere(_made)
-        put(old, v)
-        return old
-    return _f
-
-# %% ../nbs/12_checkpoints.ipynb #507375ac
-def _is_metric(o): return isinstance(o, Metric)
-def _array(o): return isinstance(o, np.ndarray) and o.dtype!=object
-def _stack(o):
-    with _as_torch(): return torch.stack(list(o)).detach().as_subclass(torch.Tensor)
-def _rng_back(v, old):
-    g = _generator(old) and old or _new_generator(_back(v))
-    _generator(g)[1](_back(v))
-    return g
-def _state_back(o, v): o.load_state_dict(_back(v))
-
-_kinds = {
-    '#array': _Kind(_array, lambda o: torch.from_numpy(o.copy()), lambda v,_: v.cpu().numpy()),
-    '#stack': _Kind(_is_stack, _stack, lambda v,_: list(v.unbind())),
-    '#L':     _Kind(lambda o: isinstance(o, L), lambda o: _plain(list(o)), lambda v,old: L(_back(v, old))),
-    '#set':   _Kind(lambda o: isinstance(o, set), lambda o: _plain(list(o)), lambda v,_: set(_back(v))),
-    '#deque': _Kind(lambda o: isinstance(o, deque), lambda o: (_plain(list(o)),o.maxlen), lambda v,_: deque(_back(v[0]), v[1])),
-    '#rng':   _Kind(lambda o: _generator(o) is not None, lambda o: _plain(_generator(o)[0]()), _rng_back),
-    '#vars':  _Kind(_is_metric, callback_state, _in_place(_is_metric, lambda o,v: put_from_file(o, v))),
-    '#state': _Kind(_stateful, lambda o: _plain(o.state_dict()), _in_place(_stateful, _state_back)),
-}
-
-# %% ../nbs/12_checkpoints.ipynb #2ffafe5e
-def _generator(o):
-    "How to read and to set the state of a random generator; None for anything else"
-    if isinstance(o, random.Random): return o.getstate,o.setstate
-    if isinstance(o, torch.Generator): return o.get_state,lambda s: o.set_state(s.cpu())
-    if isinstance(o, np.random.RandomState): return partial(o.get_state, legacy=False),o.set_state    # with the second of two Gaussians
-    if isinstance(o, np.random.Generator): return lambda: o.bit_generator.state,partial(setattr, o.bit_generator, 'state')
-
-_bits = 'MT19937 PCG64 PCG64DXSM Philox SFC64'.split()
-
-def _new_generator(s):
-    "A generator of the kind that has such a state, where a callback has none yet"
-    if isinstance(s, tuple): return random.Random()
-    if torch.is_tensor(s) and len(s)==len(torch.Generator().get_state()): return torch.Generator()
-    if isinstance(s, dict) and s.get('bit_generator') in _bits:
-        return np.random.RandomState() if 'has_gauss' in s else np.random.Generator(getattr(np.random, s['bit_generator'])())
-    raise NotHere(_made)
-
-# %% ../nbs/12_checkpoints.ipynb #c5c221a9
-def _is_leaf(o): return isinstance(o, nn.Parameter) or torch.is_tensor(o) and o.requires_grad and o.is_leaf
-
-def _back(o, old=None):
-    "What `_plain` was given; parameters, generators and what has a state are set in place, where they are in `old`"
-    if isinstance(o, dict): return _back_dict(o, old)
-    if torch.is_tensor(o) and _is_leaf(old) and old.shape==o.shape:
-        with torch.no_grad(): return old.copy_(o)    # it stays the one that the optimizer knows
-    if not isinstance(o, (list,tuple)): return o
-    olds = list(old) if isinstance(old, (list,tuple,L)) and len(old)==len(o) else [None]*len(o)
-    return type(o)(map(_back, o, olds))
-
-def _back_dict(o, old):
-    if tag := next((k for k in o if k in _kinds), None): return _kinds[tag].read(o[tag], old)
-    new = {k:_back(v, old.get(k) if isinstance(old, dict) else None) for k,v in o.items()}
-    if not isinstance(old, dict) or type(old) is dict: return new
-    old.clear()
-    old.update(new)
-    return old    # a `Counter`, a `defaultdict`
-
-# %% ../nbs/12_checkpoints.ipynb #d8fb273c
-def put_callback_state(o, d):
-    "Attributes `d` of `callback_state`, of this process, into `o`"
-    for k,v in d.items(): vars(o)[k] = _back(v, vars(o).get(k))
-
-def put_from_file(o, d):
-    "Attributes `d` of a file into `o`, as far as a file has a say in them (see `may_say`)"
-    for k,v in d.items():
-        try:
-            may_say(o, k, v)
-            vars(o)[k] = _back(v, vars(o).get(k))
-        except Keep: pass
-        except NotHere as e:
-            if isinstance(o, (nn.Module,BaseLoss)): raise ValueError(f"{type(o).__name__}.{k} {e}") from None    # nobody else looks
-            if kind_of_plain(vars(o).get(k))!='itself': vars(o)[k] = Unknown(o, k, e)
+from .trust import check_opt,fits_here,one_line
+from .carried import NotPlain,as_plain,callback_state,from_plain,generator_of,plain_of,put_from_file
 
 # %% ../nbs/12_checkpoints.ipynb #9e83e74b
 def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]
 
 def _rng(dls):
     "States of all generators: the global ones and the loaders' own"
-    res = dict(python=random.getstate(), numpy=_plain(np.random.get_state()), torch=torch.get_rng_state(), loaders=[])
+    res = dict(python=random.getstate(), numpy=as_plain(np.random.get_state()), torch=torch.get_rng_state(), loaders=[])
     if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
-    for dl in dls.loaders: res['loaders'].append([_plain(g) if _generator(g) else None for g in _generators(dl)])
+    for dl in dls.loaders: res['loaders'].append([as_plain(g) if generator_of(g) else None for g in _generators(dl)])
     return res
 
 def _set_rng(dls, d):
     random.setstate(d['python'])
-    np.random.set_state(_back(d['numpy']))
+    np.random.set_state(from_plain(d['numpy']))
     torch.set_rng_state(d['torch'])
     if 'cuda' in d and torch.cuda.is_available(): torch.cuda.set_rng_state_all(d['cuda'])
     for dl,gs in zip(dls.loaders, d['loaders']):
         if gs[0] is not None: dl.rng = random.Random()    # of its own, whoever else has the present one
         for g,old in zip(gs, _generators(dl)):
-            if old is not None: _back(g, old)
+            if old is not None: from_plain(g, old)
 
 # %% ../nbs/12_checkpoints.ipynb #3679a1f7
 def _loss(learn):
@@ -224,7 +77,7 @@ def param_state(learn):
     "What is not in a model's state: gradients, frozen layers, plain attributes of modules"
     ps = _trained(learn)
     return dict(grads=[_grad(p) for p in ps], free=[p.requires_grad for p in ps], frozen=getattr(learn.opt, 'frozen_idx', None),
-                modules=[_plain_of(d) for _,d in _attributes(learn)])
+                modules=[plain_of(d) for _,d in _attributes(learn)])
 
 def put_param_state(learn, d):
     for p,g,free in zip(_trained(learn), d['grads'], d['free']):
@@ -245,8 +98,8 @@ def same_plain(a, b):
 _counts = 'epoch n_epoch train_iter pct_train'.split()
 
 def _opt_state(opt):
-    try: return None if opt is None else _plain(opt.state_dict())
-    except _NotPlain as e:
+    try: return None if opt is None else as_plain(opt.state_dict())
+    except NotPlain as e:
         raise TypeError(f"the state of {type(opt).__name__} holds a {e}, and a checkpoint holds tensors, numbers and text only: "
                         "train without `path`, or let its state_dict() give these") from None
 
@@ -274,9 +127,9 @@ def take_checkpoint(
         rng=_rng(learn.dls),
         cbs=[(type(cb).__name__, callback_state(cb)) for cb in cbs],
         scaler=scaler and scaler.state_dict(),
-        loss=None if loss is None else _plain(loss.state_dict()),
+        loss=None if loss is None else as_plain(loss.state_dict()),
         others={n:p.detach() for n,p in _others(learn).items()},
-        **{k:_plain(getattr(learn, k)) for k in _counts if k in vars(learn)})
+        **{k:as_plain(getattr(learn, k)) for k in _counts if k in vars(learn)})
 
 # %% ../nbs/12_checkpoints.ipynb #b02f8bf9
 def put_checkpoint(
@@ -297,18 +150,23 @@ def _put_counts(learn, d):
     for k in _counts:
         if k in d: setattr(learn, k, d[k])
 
+def _parameters(opt):
+    "Parameters of an optimizer, in the order of its state"
+    return [p for g in opt.param_lists for p in g]
+
+# %% ../nbs/12_checkpoints.ipynb #fd281e23
 def _put(learn, d, skip):
     cbs = with_states([cb for cb in learn.cbs if not isinstance(cb, skip)], d['cbs'])
     then = iter([cb for cb,_ in cbs])    # `get_preds` takes some off, and puts them back at the end
     learn.cbs = L(cb if isinstance(cb, skip) else next(then) for cb in learn.cbs)
     load_(learn.model, d['model'])
     if d['opt'] is not None:
-        check_opt(new := _back(d['opt']), learn.opt.state_dict())
+        check_opt(new := from_plain(d['opt']), learn.opt.state_dict(), _parameters(learn.opt))
         learn.opt.load_state_dict(new)
-    if d['loss']: _loss(learn).load_state_dict(_back(d['loss']))
+    if d['loss']: _loss(learn).load_state_dict(from_plain(d['loss']))
     copy_into_(_others(learn), d.get('others', {}))
     put_param_state(learn, d['params'])
-    for cb,v in cbs: put_from_file(cb, v)
+    for cb,v in cbs: put_from_file(cb, v, strict=True)
     if d['scaler'] and vars(learn).get('scaler') is not None: learn.scaler.load_state_dict(d['scaler'])
     _put_counts(learn, d)
     _set_rng(learn.dls, d['rng'])

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from fastcore.script import anno_parser,call_parse
 from fastprogress.fastprogress import master_bar
 from .core import meant
-from .files import atomic,shown
+from .files import atomic,own_path,shown
 from .statistics import interval
 from .experiments import results,measured
 from .claims import compare_arms,show_arms
@@ -101,7 +101,7 @@ def _say_claims(name, df, ms):
 
 def _summary(out, df):
     "Print what a run shows, and write its table and picture"
-    out = Path(out)
+    out = own_path(out, 'folder')
     name = read_about(out).get('preset', '')
     matplotlib.use('Agg')
     with _readable(out):

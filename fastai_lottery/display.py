@@ -155,11 +155,11 @@ def _goes_on(self:OneLog, learn, cb):
     "Bytes of the file of `cb` after which it goes on; none where it begins, and where another header is needed"
     f,rec,later = learn.path/cb.fname,learn.recorder,self.course.rows or self.r and self.lottery
     if not (cb.append or later) or not f.exists(): return None
-    head,text = ','.join(rec.metric_names)+'\n',f.read_text()
+    head,text = ','.join(rec.metric_names)+'\n',f.read_text(errors='surrogateescape')    # fastai's, in the locale's encoding
     if head not in text: return None
     if self.first and self.lottery and later and my_rank()==0:
         new = _kept(text, head, self.r, self.course.rows, 2+bool(rec.add_time))
-        if new!=text: f.write_text(new)
+        if new!=text: f.write_text(new, errors='surrogateescape')
     return f.stat().st_size
 
 # %% ../nbs/18_display.ipynb #803d89c3

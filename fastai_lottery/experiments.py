@@ -20,11 +20,13 @@ from .core import *
 from .scopes import *
 from .resets import *
 from .files import *
+from .tickets import starts
 from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written
-from .files import rows_of,short_hash
+from .files import plain_file,rows_of,short_hash
 from .callback import *
 from .identity import say
 from .labels import checked_rounds,round_cols,round_weights,rounds_table
+from .writes import check_own
 from .rounds import *
 from .arms import *
 
@@ -124,14 +126,16 @@ _after_dense = {'amount','criterion','scope','reset','hold','rounds'}    # the d
 def _share_dense(a, b):
     "Put the dense round of the run in folder `a` into `b`, where nothing is yet"
     if (b/'rounds.csv').exists(): return
-    b.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(a/'round_00', b/'round_00', dirs_exist_ok=True)
-    shutil.copy(a/'init.safetensors', b/'init.safetensors')
+    check_own(b/'round_00')
+    for f in (*sorted((a/'round_00').glob('[!.]*')), *(a/o for o in starts)):    # a copy that replaces a link, and follows none
+        if plain_file(f):
+            with atomic(b/f.relative_to(a)) as tmp: shutil.copyfile(f, tmp)
     atomic_text(b/'rounds.csv', read_table(a/'rounds.csv', round_cols)[:1].to_csv(index=False))
 
 def _play_lottery(p, name, seed, out, data, device):
     "The lottery `name` of the preset, beside the one in `out`"
     s = dict(p.lotteries[name])
+    check_own(out/name)
     q = replace(p, model=s.pop('model', p.model), cb={**p.cb, **s.pop('cb', {})})
     if set(p.lotteries[name])<=_after_dense: _share_dense(out, out/name)
     learn = q.learner(seed, data, device)
@@ -211,6 +215,7 @@ def _marks(df): return [mark_of(o) for o in rows_of(df)]
 # %% ../nbs/33_experiments.ipynb #8d24b8de
 def _of_seeds(out, read, missing):
     "What `read` finds in the folder of each seed, in one table"
+    out = own_path(out, 'out')
     dfs = [df.assign(seed=i) for i,d in numbered(out, 'seed').items() if len(df := read(d))]
     if not dfs: raise FileNotFoundError(missing)
     return pd.concat(dfs, ignore_index=True)

@@ -6,7 +6,7 @@
 __all__ = ['atomic', 'save_tensors', 'load_tensors', 'locked']
 
 # %% ../nbs/06_files.ipynb #c0c30b2f
-import errno,hashlib,json,math,os,re,tempfile,unicodedata
+import errno,hashlib,json,math,os,re,tempfile
 from collections import Counter
 from contextlib import contextmanager,nullcontext,suppress
 from pathlib import Path
@@ -16,16 +16,24 @@ from filelock import FileLock,Timeout
 try: import fcntl
 except ImportError: fcntl = None    # Windows
 from safetensors import safe_open,SafetensorError
-from safetensors.torch import save
+from .digests import *
+from .digests import copied,digest_of,formats,head_of,in_order,parsed,pieces,shown
 
 # %% ../nbs/06_files.ipynb #e1824120
+def _is_name(s):
+    "Does the system take `s` for a name?"
+    try: return b'\0' not in os.fsencode(s)
+    except UnicodeEncodeError: return False
+
 def own_path(path, name='path'):
     "A person's path, absolute and with `~` expanded. Raises `ValueError` for an empty one, `TypeError` for what is none"
-    if not isinstance(path, (str,os.PathLike)):
+    if not isinstance(path, (str,os.PathLike)) or not isinstance(s := os.fspath(path), str):
         raise TypeError(f"`{name}` should be a path, such as 'runs/first'; got {path!r}")
-    if not os.fspath(path).strip():
-        raise ValueError(f"`{name}` should name a file or folder, such as 'runs/first'; got {os.fspath(path)!r}")
-    return Path(os.path.abspath(os.path.expanduser(path)))
+    if not s.strip() or not _is_name(s):
+        raise ValueError(f"`{name}` should name a file or folder, such as 'runs/first'; got {s!r}")
+    if (full := os.path.expanduser(s))==s and s[0]=='~':
+        raise ValueError(f"`{name}` is {s!r}, and there is no such home folder; './{s}' is one of that name here")
+    return Path(os.path.abspath(full))
 
 class Here:
     "A folder as it is now"
@@ -81,40 +89,17 @@ def atomic_text(path, s):
     with atomic(path) as tmp: tmp.write_text(s, encoding='utf-8', newline='\n')
 
 # %% ../nbs/06_files.ipynb #2820843c
-def shown(o, keep='\n'):
-    "Text of a file or of a folder's name as it may be shown: what a terminal would obey is escaped"
-    return ''.join(c if c.isprintable() or c in keep or unicodedata.category(c)=='Zs' else ascii(c)[1:-1] for c in str(o))
-
 def plain_file(f):
     "Does `f` exist? Raises `ValueError` for what is no file, such as a pipe, of which nobody knows whether it ends"
     if (f := Path(f)).exists() and not f.is_file(): raise ValueError(f"{str(f)!r} is damaged: it is no file")
     return f.exists()
 
-def _is_deep(o, n=50):
-    if not isinstance(o, (dict,list)): return False
-    return n==0 or any(_is_deep(v, n-1) for v in (o.values() if isinstance(o, dict) else o))
-
-def parsed(text):
-    "The dict that JSON text holds. Raises `ValueError` for anything else, and for one within one within one"
-    try: d = json.loads(text)
-    except RecursionError: raise ValueError("it is nested too deep") from None
-    if not isinstance(d, dict): raise ValueError(f"it should hold names and values; got a {type(d).__name__}")
-    if _is_deep(d): raise ValueError("it is nested too deep")
-    return d
-
-# %% ../nbs/06_files.ipynb #c4cecbef
-_format = 'fastai_lottery ticket 1'
-
-def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-def digest_of(tensors, meta):
-    h = hashlib.sha256(meta.encode())
-    for n in sorted(tensors):
-        h.update(f'{n}{tensors[n].dtype}{tuple(tensors[n].shape)}'.encode())
-        h.update(_bytes(tensors[n]))
-    return h.hexdigest()
-
-def tensor_file(path): return (p := own_path(path)).with_name(p.name+('' if p.suffix=='.safetensors' else '.safetensors'))
+# %% ../nbs/06_files.ipynb #1d6e28bd
+def tensor_file(path):
+    "The file of tensors that somebody means by `path`"
+    p = own_path(path)
+    if not p.name: raise ValueError(f"`path` should name a file, such as 'runs/first'; got {str(p)!r}")
+    return p.with_name(p.name+('' if p.suffix=='.safetensors' else '.safetensors'))
 
 # %% ../nbs/06_files.ipynb #84e83023
 def save_tensors(
@@ -124,45 +109,60 @@ def save_tensors(
 )->Path: # The file written
     "Write tensors and plain data to one safetensors file, atomically, with a digest of its content"
     path,js = tensor_file(path),json.dumps(meta, sort_keys=True)
-    tensors = {n:t.detach().cpu().contiguous().clone() for n,t in tensors.items()}
-    content = save(tensors, dict(format=_format, meta=js, sha256=digest_of(tensors, js)))
-    with atomic(path) as tmp: tmp.write_bytes(content)    # `save_file` has a temporary file of its own, which a kill leaves
+    head = dict(format=formats[isinstance(meta, dict) and 'packed' in meta], meta=js, sha256=digest_of(tensors, js))
+    with atomic(path) as tmp, open(tmp, 'wb') as f:    # `save_file` has a temporary file of its own, which a kill leaves
+        f.write(head_of(tensors, head))
+        for n in in_order(tensors):
+            for b in pieces(tensors[n]): f.write(b)
     return path
 
-# %% ../nbs/06_files.ipynb #e5729526
-def _copied(t):
-    "A copy in memory, byte for byte: torch would make a bool whose bits were flipped a good one"
-    return t.view(torch.uint8).clone().view(torch.bool) if t.dtype==torch.bool else t.clone()
-
+# %% ../nbs/06_files.ipynb #43083557
 _unreadable = SafetensorError,ValueError,RuntimeError,OverflowError,OSError
 
+class TooLarge(ValueError): "A file that would take more memory than it may"
+
+@contextmanager
+def opened(path):
+    "A file that `save_tensors` wrote, as safetensors opens it, and what its head says; `ValueError` where it cannot be read"
+    path = tensor_file(path)
+    if not plain_file(path): raise FileNotFoundError(f"no file {str(path)!r}")
+    try:
+        with safe_open(path, 'pt') as f: yield f,f.metadata() or {}
+    except TooLarge as e: raise TooLarge(f"{str(path)!r}: {e}") from None
+    except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {shown(e)}") from None
+
+def check_digest(path, head, digest):
+    "Raise `ValueError` where the file is of another kind, or its content is not that of `digest`; else its label"
+    if (kind := head.get('format')) not in formats:
+        raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {formats[0]!r}; its format is {kind!r}")
+    if head.get('sha256')!=digest:
+        raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
+    try: return parsed(head.get('meta', ''))
+    except ValueError as e: raise ValueError(f"the label of {str(path)!r} is damaged: {e}") from None
+
+# %% ../nbs/06_files.ipynb #e5729526
 def load_tensors(
     path # File that `save_tensors` wrote
 )->tuple: # Tensors by name, on the CPU; plain data
     "Read and check. Raises `FileNotFoundError`, or `ValueError` for a file that is damaged or something else"
-    path = tensor_file(path)
-    if not plain_file(path): raise FileNotFoundError(f"no file {str(path)!r}")
-    try:
-        with safe_open(path, 'pt') as f: head,ts = f.metadata() or {},{n:_copied(f.get_tensor(n)) for n in f.keys()}
-    except _unreadable as e: raise ValueError(f"{str(path)!r} is damaged, or no safetensors file: {shown(e)}") from None
-    if (kind := head.get('format'))!=_format:
-        raise ValueError(f"{str(path)!r} is a safetensors file, but not one of format {_format!r}; its format is {kind!r}")
-    if head.get('sha256')!=digest_of(ts, head.get('meta','')):
-        raise ValueError(f"{str(path)!r} is damaged: its content does not match its digest. Fetch or make it again")
-    try: return ts,parsed(head['meta'])
-    except ValueError as e: raise ValueError(f"the label of {str(path)!r} is damaged: {e}") from None
+    with opened(path) as (f,head): ts = {n:copied(f.get_tensor(n)) for n in f.keys()}
+    return ts,check_digest(tensor_file(path), head, digest_of(ts, head.get('meta','')))
 
 # %% ../nbs/06_files.ipynb #40c7beaf
 def read_label(f):
     "The plain data in a file of tensors, whose size is checked, and the digest not"
     f = tensor_file(f)
     try:
+        plain_file(f)
         with safe_open(f, 'pt') as o: return parsed(o.metadata()['meta'])
     except (*_unreadable,TypeError,KeyError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {shown(e)}") from None
 
 def digest_in(f):
     "The digest that a file of tensors carries, as text to be compared"
-    with safe_open(tensor_file(f), 'pt') as o: return str((o.metadata() or {}).get('sha256'))[:16]
+    try:
+        plain_file(f := tensor_file(f))
+        with safe_open(f, 'pt') as o: return str((o.metadata() or {}).get('sha256'))[:16]
+    except _unreadable as e: raise ValueError(f"{str(f)!r} is missing or damaged: {shown(e)}") from None
 
 # %% ../nbs/06_files.ipynb #0b980447
 _exact = {} if int(pd.__version__.split('.')[0])>=3 else dict(float_precision='round_trip')    # pandas 3 always reads what it wrote
@@ -300,6 +300,7 @@ def _holder(f):
 def _no_link(f):
     "A lock that is a link, or another name of a file, is none of ours, and who writes there writes elsewhere"
     if f.is_symlink() or f.is_file() and f.stat().st_nlink>1: raise OSError(errno.EMLINK, "it is a link to another file")
+    if f.exists() and not f.is_file(): raise OSError(errno.EEXIST, "it is no file")    # who reads from a pipe waits
 
 def _write_own(f, s):
     "Write text into the lock's file, and through no link; on a full disk nobody learns our number"

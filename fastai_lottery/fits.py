@@ -8,7 +8,7 @@ __all__ = ['last_lr', 'Round']
 # %% ../nbs/14_fits.ipynb #633bcad7
 import math,time
 from collections.abc import Callable
-from contextlib import ExitStack,contextmanager
+from contextlib import ExitStack,contextmanager,nullcontext
 from copy import deepcopy
 from dataclasses import dataclass,field
 from functools import partial
@@ -31,8 +31,9 @@ from .masks import *
 from .resets import state,load_
 from .tickets import *
 from .checkpoints import *
-from .checkpoints import callback_state,put_from_file,param_state,put_param_state,same_plain
-from .trust import fits_here
+from .carried import callback_state,put_from_file
+from .checkpoints import param_state,put_param_state,same_plain
+from .trust import fits_here,same_kinds
 from .callback import *
 from .callback import lottery_of
 from .looks import *
@@ -47,6 +48,7 @@ def hypers_of(opt):
 
 def _set_hypers(opt, hypers):
     if len(hypers)!=len(opt.hypers): return
+    if not all(map(same_kinds, hypers, opt.hypers)): raise ValueError(f"the optimizer has other hyper-parameters than {hypers!r:.300}")
     for k in hypers[0]: opt._set_hyper(k, [h[k] for h in hypers])
 
 def _counting(learn):
@@ -152,14 +154,15 @@ def cancelled(self:Course):
 @patch
 def do_fit(self:Course):
     "fastai's loop over epochs, from where it goes on"
-    learn,first = self.learn,0
+    learn,first,at = self.learn,0,None
     if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn)
     if self.done is not None and self.fit==self.done['fit']:
         put_checkpoint(learn, self.done['learn'], _apart)
-        first,self.entered,self.start = learn.epoch+1,True,self.done.get('start') or {}
+        first,self.entered,self.start,at = learn.epoch+1,True,self.done.get('start') or {},self.done['learn'].get('at')
     elif self.asked and self.fit==self.place['fit'] and not self.entered: first = self.place['epoch']
     for learn.epoch in range(first, learn.n_epoch):
-        learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
+        with fits_here(at, 'is where this training went on, and its first epoch fails') if at and learn.epoch==first else nullcontext():
+            learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
         if self.save is not None and learn.epoch+1<learn.n_epoch: self.save(self)
 
 # %% ../nbs/14_fits.ipynb #143ef8ce

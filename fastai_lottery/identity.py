@@ -6,9 +6,14 @@
 __all__ = []
 
 # %% ../nbs/15_identity.ipynb #8f4da9f5
-import ast,difflib,hashlib,inspect,linecache,math,re,warnings
+import ast,difflib,dis,hashlib,inspect,linecache,math,re,threading,warnings
+from collections import deque
+from contextlib import suppress
+from datetime import date,timedelta
 from enum import Enum
+from numbers import Number
 from functools import lru_cache,partial
+from types import FunctionType
 from weakref import WeakKeyDictionary
 import numpy as np
 import torch
@@ -20,10 +25,12 @@ from fastai.learner import Learner,Recorder
 from fastai.losses import BaseLoss
 from fastai.torch_core import set_seed
 from .core import *
-from .core import same_rng
+from .core import name_of,same_rng
 from .scopes import *
 from .files import short_hash
 from .callback import *
+from .trust import held_by
+from .carried import is_installed,is_own
 
 # %% ../nbs/15_identity.ipynb #077a4182
 _silent_fields = ('annotation','returns','type_comment','kind','type_params','ctx')
@@ -62,48 +69,123 @@ def tree_of(f):
     names = list(c.co_varnames[:c.co_argcount+c.co_kwonlyargcount])
     found = [o for o in found if getattr(o, 'name', c.co_name)==c.co_name and _arguments(o)==names]
     if len(found)>1: found = [o for o in found if kind is not ast.Lambda or _covers(o, c)]
-    return found[0] if len({meaning(o) for o in found})==1 else None
+    return found[0] if len({meaning(o) for o in found})==1 and _is_compiled_from(c) else None
 
 def source_of(f):
     "The source of the function `f` in one form; None where there is none"
     tree = tree_of(f)
     return None if tree is None else ast.unparse(tree)
 
+# %% ../nbs/15_identity.ipynb #a7135a60
 def _const(x):
     "A constant of bytecode as plain data, sets in an order of their own"
     if hasattr(x, 'co_code'): return _bytecode(x)
     return sorted(map(repr, x)) if isinstance(x, frozenset) else x
 
 def _bytecode(c):
-    documented = c.co_name[0]!='<' and isinstance(c.co_consts[0], str)
+    documented = c.co_name[0]!='<' and len(c.co_consts)>0 and isinstance(c.co_consts[0], str)
     return c.co_code,c.co_names,[_const(x) for x in c.co_consts[documented:]]
 
+# %% ../nbs/15_identity.ipynb #ca6040e6
+def codes_in(c): return [c, *sum((codes_in(o) for o in c.co_consts if hasattr(o, 'co_code')), [])]
+
+@lru_cache(64)
+def _compiled(source): return codes_in(compile(source, '', 'exec', dont_inherit=True))
+
+def _is_compiled_from(c):
+    "Is the code object `c` that of its file as it is now? A file may be edited while the module that was read from it is at work"
+    def place(o): return o.co_name,o.co_firstlineno
+    mine = _bytecode(c)
+    return any(place(o)==place(c) and _bytecode(o)==mine for o in _compiled(''.join(linecache.getlines(c.co_filename))))
+
 # %% ../nbs/15_identity.ipynb #9af94a1f
-def _closes_over(f):
-    "Plain values and functions that `f` closes over"
-    vs = [o.cell_contents for o in f.__closure__ or ()]
-    plain = (int,float,str,bool,tuple,type(None))
-    return [v for v in vs if isinstance(v, plain) or hasattr(v,'__code__') and v is not f]
+_values = (int,float,str,bool,tuple,type(None))
+_mutable = (list,dict,set,frozenset,deque,L,partial,np.ndarray,np.generic,torch.Tensor,Number,bytes,bytearray,range,
+            Enum)
+_seen_first = WeakKeyDictionary()    # of functions that were said: what they read and may change
+
+def _is_own_function(v): return hasattr(getattr(v, '__wrapped__', v), '__code__') and not is_installed(v.__module__ or '')
+
+def _cells(f):
+    "What `f` closes over, by name"
+    res = {}
+    for k,o in zip(f.__code__.co_freevars, f.__closure__ or ()):
+        with suppress(ValueError): res[k] = o.cell_contents    # an empty one
+    return res
+
+def _globals(f):
+    "Values and functions of one's own that `f` reads where it was written, and does not set"
+    ops = [(o.opname,o.argval) for c in codes_in(f.__code__) for o in dis.get_instructions(c)]
+    mine = {k for op,k in ops if op in ('LOAD_GLOBAL','LOAD_NAME')}-{k for op,k in ops if op=='STORE_GLOBAL'}
+    has = {k:f.__globals__[k] for k in sorted(mine) if k in f.__globals__}
+    return {k:v for k,v in has.items() if k[:2]!='__' and (isinstance(v, _values) or _is_changed(v) or _is_own_function(v))}
+
+def _is_changed(v):
+    cache = hasattr(v, '__wrapped__') and not hasattr(v, '__code__')
+    return cache or isinstance(v, _mutable) or not isinstance(v, type) and is_own(type(v))
+
+
+# %% ../nbs/15_identity.ipynb #647a3173
+def _closes_over(f): return [v for v in _cells(f).values() if isinstance(v, _values) or hasattr(v,'__code__') and v is not f]
+
+def _also_reads(f):
+    "What tells `f` from another beside its code and plain values in it: as it was when `f` was first said"
+    more = {k:v for k,v in _cells(f).items() if _is_changed(v) and not isinstance(v, _values)}
+    fixed = {k:v for k,v in _globals(f).items() if not _is_changed(v) or isinstance(v, _values)}
+    if f not in _seen_first: _seen_first[f] = {k:say(v) for k,v in {**_globals(f), **more}.items() if k not in fixed}
+    res = {**{k:say(v) for k,v in fixed.items() if v is not f}, **_seen_first[f]}
+    return sorted(res.items())
 
 def _code(f):
-    "What tells a function from another: its code, its defaults and the plain values that it closes over"
+    "What tells a function from another: its code, its defaults and what it reads from around it"
     groups = f.__defaults__ or (),(f.__kwdefaults__ or {}).values(),_closes_over(f)
-    tree = tree_of(f)
-    return _bytecode(f.__code__) if tree is None else meaning(tree),*[[say(v) for v in vs] for vs in groups]
+    tree,more = tree_of(f),_also_reads(f)
+    code = _bytecode(f.__code__) if tree is None else meaning(tree)
+    return code,*[[say(v) for v in vs] for vs in groups],*([more] if more else [])
 
+
+# %% ../nbs/15_identity.ipynb #ccf8e582
 _known_by_name = ('fastai','fastcore','fastai_lottery','torch','torchvision')
 
 sources = {}    # of functions that were said, by what was said of them
 
+class _Saying(threading.local):
+    "Functions and objects on the way: one may call itself, hold another that holds it, or be read by many"
+    def __init__(self): self.depth,self.said = 0,{}
+_saying = _Saying()
+
+def _once(o, how):
+    "`how` of `o`, but where that was asked on the way already"
+    at,said = _saying,_saying.said
+    if id(o) in said: return said[id(o)][1]
+    said[id(o)] = o,name_of(o)
+    at.depth += 1
+    try: said[id(o)] = o,how(o)
+    finally:
+        at.depth -= 1
+        res = said[id(o)][1]
+        if not at.depth: said.clear()
+    return res
+
+# %% ../nbs/15_identity.ipynb #a8ac7e37
+def _say_known(f):
+    "A function of ours by its name; and one of yours that it was made of"
+    own = [say(v) for v in _cells(f).values() if _is_own_function(v)]
+    return f.__name__+(f' {short_hash(repr(own))[:8]}' if own else '')
+
 def _say_function(f):
-    if (f.__module__ or '').split('.')[0] in _known_by_name: return f.__name__
-    said = f'{f.__name__} {short_hash(repr(_code(f)))[:8]}'
-    if (source := source_of(f)) is not None: sources[said] = source
+    if (f.__module__ or '').split('.')[0] in _known_by_name: return _say_known(f)
+    own = getattr(f, '__self__', None)    # of a method
+    f,more = getattr(f, '__func__', f),[] if own is None or not is_own(type(own)) else [say(own)]
+    said = f'{f.__name__} {short_hash(repr((*_code(f), *more)))[:8]}'
+    if (source := source_of(f)) is not None:
+        sources[said] = '\n'.join([source, *(f'# {k} = {v}' for k,v in _also_reads(f)), *(f'# of {o}' for o in more)])
     return said
+
 
 # %% ../nbs/15_identity.ipynb #f6d0ce88
 def functions_in(text): return re.findall(r'[\w<>]+ [0-9a-f]{8}\b', text)
-def without_code(o): return re.sub(r'(?<=[\w>]) [0-9a-f]{8}\b', '', repr(o))
+def without_code(o): return re.sub(r'(?<=[\w>)]) [0-9a-f]{8}\b', '', repr(o))
 
 def changed_lines(was, now, code):
     "Lines that tell two functions apart, in what was said of settings; `code` has sources of another process"
@@ -126,48 +208,74 @@ def _say_distribution(o):
 
 def _say_array(o):
     "Numbers as they are, many of them by a digest"
+    if torch.is_tensor(o) and o.layout!=torch.strided: o = o.to_dense()
     if math.prod(o.shape)<=1000: return say(o.tolist())
     return f'{tuple(o.shape)} {short_hash(repr(_text(torch.as_tensor(o))))}'
 
 # How things of a kind are said; the first that fits counts
 _ways = [((int,float,str,bool,type(None)), lambda o: o),
          (partial, _say_partial),
-         ((list,tuple,L), lambda o: [say(x) for x in o]),
+         ((list,tuple,L,deque), lambda o: [say(x) for x in o]),
+         ((set,frozenset), lambda o: f'{{{", ".join(sorted(repr(say(x)) for x in o))}}}'),
          (dict, lambda o: {str(k):say(v) for k,v in o.items()}),
          (type, lambda o: o.__name__),
          (Distribution, _say_distribution),
          (slice, lambda o: f'slice({say(o.start)}, {say(o.stop)}, {say(o.step)})'),
-         ((np.ndarray,np.generic,torch.Tensor), _say_array)]
+         ((np.ndarray,np.generic,torch.Tensor), _say_array),
+         ((Number,bytes,bytearray,range,date,timedelta), repr)]
 
 # %% ../nbs/15_identity.ipynb #88d16a43
 def say(o):
     "A setting as text that tells it from another: functions of one's own by their code, objects by their class and plain attributes"
     if isinstance(o, Enum): return str(o)
-    if hasattr(o, '__code__'): return _say_function(o)
+    if hasattr(o, '__code__'): return _once(o, _say_function)
     if isinstance(o, Callback): return about_callback(o)
     for kind,way in _ways:
         if isinstance(o, kind): return way(o)
-    return getattr(o, '__name__', None) or _made(o)
+    if hasattr(o, '__wrapped__'): return say(o.__wrapped__)    # a cache around a function
+    return getattr(o, '__name__', None) or _once(o, _made)
 
 def _asked(o):
     "Names of the arguments that the class of `o` takes"
     try: return set(inspect.signature(type(o)).parameters)
     except (ValueError,TypeError): return set()
 
+# %% ../nbs/15_identity.ipynb #5fdfe740
+_told = (list,tuple,dict,set,frozenset,deque,partial,np.ndarray,np.generic,Number,bytes,Enum,FunctionType)
+
+def _attributes(o):
+    "What an object holds, its buffers too"
+    has = held_by(o) if hasattr(o, '__dict__') or hasattr(o, '__slots__') else {}
+    return {**has, **has.get('_buffers', {})}
+
+# %% ../nbs/15_identity.ipynb #737a612e
+def _functions_of(c):
+    "Functions that one's own classes among `c` and those that it inherits from have, in their source"
+    own = [f for b in c.__mro__ if not is_installed(b.__module__) for f in vars(b).values()]
+    own = [getattr(f, '__func__', None) or getattr(f, 'fget', None) or f for f in own]
+    return [f for f in own if isinstance(f, FunctionType) and tree_of(f) is not None]
+
+def _class_hash(c, more):
+    "What tells a class of one's own from another that is called so, and its objects by more than plain values"
+    code = [(f.__name__,_code(f)) for f in _functions_of(c)] if is_own(c) or issubclass(c, torch.nn.Module) else []
+    return f' {short_hash(repr((code, more)))[:8]}' if code or any(more.values()) else ''
+
 def _made(o):
     "An object by its class and the plain values that it was made with, not by what it has seen since"
-    asked,has = _asked(o),{**getattr(o,'__dict__',{}), **getattr(o,'__dict__',{}).get('_buffers',{})}
+    asked,has = _asked(o),_attributes(o)
     plain = {k:say(v) for k,v in sorted(has.items()) if k in asked and isinstance(v, (int,float,str,bool,torch.Tensor))}
-    return f'{type(o).__name__}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
+    more = {k:say(v) for k,v in sorted(has.items()) if k in asked and k not in plain and isinstance(v, _told)}
+    said = type(o).__name__+_class_hash(type(o), more)
+    return f'{said}({", ".join(f"{k}={v!r}" for k,v in plain.items())})'
 
 # %% ../nbs/15_identity.ipynb #89d2aab5
 _plain = (int,float,str,bool,Enum,Distribution,np.ndarray,np.generic,torch.Tensor)
 _moving = 'learn run order best new_best wait impr idx'.split()    # what fastai's own change
 _first_seen = WeakKeyDictionary()
 
-def _is_plain(v):
-    if isinstance(v, (list,tuple)): return all(map(_is_plain, v))
-    if isinstance(v, dict): return all(map(_is_plain, v.values()))
+def _is_plain(v, n=50):
+    if isinstance(v, (list,tuple,dict)):
+        return n>0 and all(_is_plain(o, n-1) for o in (v.values() if isinstance(v, dict) else v))    # one may hold itself
     return v is None or isinstance(v, _plain)
 
 def _numbers(cb):
@@ -222,7 +330,7 @@ def about_run(learn, lot, s):
     rule = {k:getattr(s, k) for k in ('hold','stop','to') if getattr(s, k) is not None}
     if s.start is not None: rule.update(start=s.start.digest())
     if s.tol is not None: rule.update(tol=s.tol, monitor=s.monitor, lower=s.lower)
-    if lot.units!='weights': rule.update(units=lot.units, per=s.per)
+    if lot.units!='weights': rule.update(unit=lot.units, per=s.per)
     ws = named_weights(learn.model, lot.all_kept() if lot.masks is None else lot.masks)
     net = dict(rewind_to=str(lot.rewind_to), bias=lot.bias, batches=len(learn.dls.train),
                model=_shapes(learn.model.state_dict()), prunable=_shapes(ws))

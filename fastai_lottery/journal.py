@@ -16,6 +16,7 @@ from fastai.callback.core import CancelFitException
 from .core import *
 from .core import name_of
 from .resets import state,load_,actions_menu
+from .resets import by_known,not_known
 from .masks import *
 from .labels import round_weights
 from .tickets import *
@@ -233,8 +234,19 @@ def of_lottery(lot, ticket):
     "Is `ticket` one of the lottery that this callback has played, so that its initial weights are known?"
     start = lot.rounds[0].start if lot.rounds else {}
     same = start.keys()==ticket.weights.keys()
-    return same and all(torch.equal(v.cpu(), start[k].cpu()) for k,v in ticket.weights.items())
+    return same and all(_are_of(v.cpu(), start[k].cpu()) for k,v in ticket.weights.items())
 
+def _are_of(v, w):
+    "Is `v` the tensor `w`, or what a file of survivors only has of it?"
+    if v.shape!=w.shape or v.dtype!=w.dtype or not not_known(v): return torch.equal(v, w)
+    known = ~v.isnan()
+    return torch.equal(v[known], w[known])
+
+def completed(lot, ticket):
+    "`ticket` with all its starting weights, where it holds survivors only and is of the lottery that was played here"
+    return ticket if ticket.dense or not of_lottery(lot, ticket) else replace(ticket, weights=lot.rounds[0].start)
+
+# %% ../nbs/18_journal.ipynb #922e26fd
 def _own_action(ticket):
     "The mask-0 action that the ticket was made with"
     hold = ticket.meta.get('hold')
@@ -261,7 +273,7 @@ def held_under(lot, ticket, masks, hold, gen):
         why = no_w_i(ticket) if miss[0]=='w_i' else 'which a ticket does not know'
         have = ', '.join(k for k,v in known.items() if v is not None)
         raise ValueError(f"`hold`={name_of(f)!r} needs {miss[0]!r}, {why}; known are {have}")
-    return by_name(f, list(masks), **known)
+    return by_known(f, list(masks), {n:~m for n,m in masks.items()}, **known)
 
 # %% ../nbs/18_journal.ipynb #b53e78dc
 _of_trained = {'w_f','g','hg','r'}    # trained weights, and gradients taken there

@@ -14,9 +14,11 @@ import pandas as pd
 from torch import nn
 from fastcore.basics import patch
 from .core import *
+from .masks import *
 from .resets import state
 from .files import *
-from .files import digest_in,mark_of,numbered,read_label,read_table,rows_of,short_hash
+from .files import digest_in,mark_of,numbered,read_label,read_table,rows_of,short_hash,tensor_file
+from .packing import load_packed,masks_id,part_of
 from .tickets import *
 from .tickets import kind_of
 
@@ -110,12 +112,34 @@ def check_weights(d, row, label):
     strict = of is not None or read_label(d/'ticket').get('of') is not None
     check_of(d/'weights.safetensors', of, dict(row=mark_of(row), masks=row['mask_hash'], round=row['round']), strict)
 
+# %% ../nbs/16_labels.ipynb #b7dd959d
+def _masks_for(d, packed, ticket):
+    "Masks and held values under which the weights in `d` are packed"
+    if ticket is None:
+        ts = load_packed(d/'ticket')[0]
+        masks,held = Masks(part_of(ts, 'mask')),part_of(ts, 'held')
+    else: masks,held = ticket.masks,ticket.held
+    if not isinstance(packed, dict) or packed.get('under')!=masks_id(masks):
+        raise ValueError(f"{str(d/'weights.safetensors')!r} belongs to other masks than those of the ticket beside it. "
+                         f"{elsewhere}")
+    return masks,held
+
+def weights_in(d, ticket=None):
+    "Trained weights in the folder `d` of a round, whole, and their label. Raises `ValueError` for those of other masks"
+    p = read_label(d/'weights').get('packed')
+    if p is None: return load_tensors(d/'weights')
+    ts,label = load_packed(d/'weights', None, *_masks_for(d, p, ticket))
+    return part_of(ts, 'trained'),label
+
+# %% ../nbs/16_labels.ipynb #a9eb9b02
 def round_weights(
     d, # Folder of the round
-    row # What it showed
+    row, # What it showed
+    ticket=None # Its ticket, where that is read already
 )->dict: # Tensors by name
     "Trained weights of a round. Raises `ValueError` for those of another one"
-    ts,label = load_tensors(d/'weights')
+    if tensor_file(d/'weights').exists(): check_weights(d, row, read_label(d/'weights'))    # before masks unpack it
+    ts,label = weights_in(d, ticket)
     check_weights(d, row, label)
     return ts
 

@@ -28,7 +28,8 @@ from .core import same_rng
 from .masks import *
 from .tickets import *
 from .checkpoints import *
-from .checkpoints import callback_state,put_callback_state,same_plain
+from .carried import callback_state,put_callback_state
+from .checkpoints import same_plain
 from .statistics import unique,as_figure
 from .model import on_copies
 from .callback import *

@@ -159,9 +159,11 @@ def dense_of(learn, dense):
     if dense is not None: raise TypeError(f"`dense` should be a Learner or a model; got {type(dense).__name__}")
     lot = next(iter(learn._grab_cbs(LotteryCallback)), None)
     if lot is None or lot.w_i is None and not lot.rounds: return None,False,''
+    start = lot.rounds[0].start if lot.rounds else lot.w_i
     try: weights,trained = trained_of(lot, 0)[2],True
-    except ValueError: weights,trained = lot.w_i or lot.rounds[0].start,False
-    try: return load_(copied(learn.model), weights),trained,'' if trained else _gone
+    except ValueError: weights,trained = start if lot.large is not None else lot.w_i or start,False
+    m = learn.model if lot.large is None else lot.large    # what it was before `shrink`
+    try: return load_(copied(m), weights),trained,'' if trained else _gone
     except (RuntimeError,KeyError):
         mb = sum(t.numel()*t.element_size() for t in weights.values() if torch.is_tensor(t))/1e6
         return None,False,f"its weights, {mb:.4g} MB, do not fit the net that is here now: give the dense one, `dense=`"

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 from .core import *
-from .core import clean_name,menu_of,pick
+from .core import clean_name,menu_of,name_of,pick
 from .masks import *
 
 # %% ../nbs/05_resets.ipynb #3d346950
@@ -265,10 +265,47 @@ def check_draw(
     "Warn where a fresh draw spreads otherwise than the initial weights did: the model was initialised in another way"
     for n in names:
         a,b = float(w_n[n].float().std()),float(w_i[n].float().std())
-        if w_i[n].numel()>=256 and not .8<(a+1e-12)/(b+1e-12)<1.25:
+        if w_i[n].numel()>=256 and b==b and not .8<(a+1e-12)/(b+1e-12)<1.25:
             warnings.warn(f"{n!r}: a fresh draw has standard deviation {a:.3g}, the initial weights {b:.3g}. "
                           "The model seems to have been initialised by other means; LotteryCallback(init=...) takes them")
             return
+
+# %% ../nbs/05_resets.ipynb #90a62f13
+_needs_all = ("all starting weights, those of pruned places too, and this ticket holds survivors only: write it by "
+              ".save(path, dense=True), and load that file")
+
+def not_known(t):
+    "Has a weight places whose value nobody knows?"
+    if not t.is_floating_point(): return False
+    if t.element_size()==1: t = t.float()    # of which torch knows no sum
+    return bool(t.sum().isnan()) and bool(t.isnan().any())    # the sum is one look through memory; inf-inf is none, too
+
+def check_all_known(ws, masks, says):
+    "Raise `ValueError` where `masks` keep a weight of which no value is known"
+    for n,m in masks.items():
+        if not_known(ws[n]) and not_known(ws[n][m.to(ws[n].device)]): raise ValueError(f"{says} {_needs_all}")
+
+# %% ../nbs/05_resets.ipynb #7ba709d9
+def _filled(ws, names, v): return {**ws, **{n:ws[n].nan_to_num(v) for n in names}}
+
+def by_known(
+    f, # Function of the vocabulary
+    names, # Names of prunable weights
+    at, # Where what it gives counts: bool tensor by name
+    **known # By word
+)->dict: # By name; 0 elsewhere, where it went by values that nobody knows
+    "`by_name`. Raises `ValueError` for a function that goes by values that nobody knows, where some are unknown"
+    lack = [w for w in needs(f) if w in ('w_i','w_k') and known.get(w) and any(not_known(known[w][n]) for n in names)]
+    if not lack: return by_name(f, names, **known)
+    gen,at = known.get('gen'),{n:at[n].to(known[lack[0]][n].device) for n in names}
+    was,res = gen and gen.get_state(),[]
+    for v in (float('nan'),1e3,-1e3):    # larger and smaller than any weight: a comparison with a nan is always false
+        if gen: gen.set_state(was)
+        res.append(by_name(f, names, **{**known, **{w:_filled(known[w], names, v) for w in lack}}))
+    for other in res[1:]:
+        if not all(torch.equal(res[0][n][at[n]], other[n][at[n]]) for n in names):
+            raise ValueError(f"{name_of(f)!r}, under these masks, needs {_needs_all}")
+    return {n:torch.where(at[n], o, torch.zeros_like(o)) for n,o in res[0].items()}
 
 # %% ../nbs/05_resets.ipynb #32027f5c
 def resets_menu()->dict: # Function by name
@@ -293,5 +330,6 @@ def reset_state(
 )->dict: # A whole state to start from; masks are not applied yet
     "Prunable weights by `reset`, the rest from the first state that its signature names (`w_k` where it names none)"
     f = pick(reset, resets_menu(), 'reset')
-    new = by_name(f, names, **known)
+    kept = known.get('m') or {n:torch.ones_like(known[base_state(f)][n], dtype=torch.bool) for n in names}
+    new = by_known(f, names, kept, **known)
     return {**known[base_state(f)], **new}

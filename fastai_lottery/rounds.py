@@ -20,6 +20,7 @@ from .criteria import large_final
 from .units import *
 from .scopes import NothingMore,global_
 from .resets import rewind,state,load_,base_state,check_pruned_by_torch
+from .resets import check_all_known
 from .tickets import *
 from .callback import *
 from .statistics import lower_of
@@ -36,7 +37,7 @@ from .runs import *
 from .runs import Folder
 from .journal import *
 from .display import Live
-from .journal import Journal,as_trained,check_w_i,held_under,of_lottery,trained_for
+from .journal import Journal,completed,as_trained,check_w_i,held_under,of_lottery,trained_for
 
 # %% ../nbs/19_rounds.ipynb #d679d800
 def prune_once(learn, s, r):
@@ -86,7 +87,7 @@ def _own_words(rounds):
     def own(e): return str(e.args[0]).split('\n\t')[-1]
     try: yield
     except ValueError as e:
-        if '\n\t' in str(e): raise ValueError(own(e)) from None
+        if '\n\t' in str(e): raise (type(e) if isinstance(e, RuntimeError) else ValueError)(own(e)) from None
         raise
     except FloatingPointError as e:
         n = len(rounds())
@@ -99,12 +100,15 @@ class DroppedWarning(UserWarning): "A new lottery begins without what was there"
 def start_over(learn, lot, told=False):
     "The net as it was before any training that this callback saw: a second lottery knows nothing of the first"
     pruned = lot.masks is not None and lot.masks.n_kept<lot.masks.numel
+    if not told and lot.w_i and lot.masks:
+        check_all_known(lot.w_i, Masks.ones(lot.masks), "a lottery that begins anew, dense, needs")
     if not told and (lot.rounds or pruned): _say_dropped(lot)
     learn.unprune()
     if lot.w_i is not None: load_(learn.model, lot.w_i)
     if lot.b_i: load_outside_(learn, lot.b_i)
     lot.w_k,lot.b_k = (None,{}) if lot.rewind_to.n else (lot.w_i,lot.b_i)
     lot.rounds,lot.n_pruned,lot.trained,lot.fitted,lot.place,lot.passed,lot.small = L(),0,{},(),None,[0,0],None
+    lot.large = None
     lot.remember()
     lot.fresh_opt()
 
@@ -170,7 +174,7 @@ def _check_start(learn, lot, start, path):
     if isinstance(start, str) and start=='now': start = as_it_is(learn, lot)
     if isinstance(start, Ticket):
         start.check(learn.model)
-        return start
+        return completed(learn.lottery, start)
     if start!='rounds':
         raise ValueError("`start` should be a Ticket, 'rounds' for the rounds in memory, or 'now' for the net as it is; "
                          f"got {start!r}")
@@ -262,6 +266,7 @@ def put_on_ticket(learn, ticket, masks, reset, hold, seeds):
     lot,dev = learn.lottery,next(learn.model.parameters()).device
     masks.check(learn.model)
     lot.remember()
+    ticket = completed(lot, ticket)
     w_f,masks = trained_for(learn, ticket, reset),masks.to(dev)
     ticket = replace(ticket, weights={k:v.to(dev) for k,v in ticket.weights.items()})
     with as_trained(learn, ticket, w_f): new = lot.start(reset, masks, ticket.weights, derive(*seeds('reset')))

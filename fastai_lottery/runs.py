@@ -20,7 +20,8 @@ from .files import *
 from .files import Here,leftover,own_path,atomic_text
 from .files import digest_in,locked,mark_of,parsed,plain_file,read_label,read_table,short_hash,shown,numbered
 from .tickets import *
-from .tickets import is_place,is_whole
+from .packing import dense_limit
+from .tickets import is_place,is_whole,read_ticket,start_of
 from .callback import *
 from .checkpoints import *
 from .trust import fits_here
@@ -53,6 +54,7 @@ class Folder:
     def __init__(self, path, learn, s, es, arm=None):
         lot = learn.lottery
         self.path,self.fresh,self.vouched,self._ties = own_path(path),[],s.same,None
+        self.starts,self.begun_at,self.start,self.ticket = {},None,None,s.start
         self.arm = arm    # what tells the training of a ticket from others
         self._lock(es)
         self._take_names(learn, lot)
@@ -70,7 +72,7 @@ class Folder:
     @alone
     def _clear(self):
         "Take away what a kill has left: our own temporary files, in this folder and those of its rounds"
-        for d in (self.path, *numbered(self.path, 'round').values()):
+        for d in (self.path, *(o for o in numbered(self.path, 'round').values() if not o.is_symlink())):
             for f in d.glob('.*'+leftover): f.unlink(missing_ok=True)
     @alone
     def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
@@ -138,6 +140,7 @@ def _other(self:Folder, k, was):
     "Is `was` another setting than what `k` is now, as far as anybody can tell?"
     old,now = self.settings(),self.all.get(k)
     if was==now or k in self.vouched or was in old.get('vouched', {}).get(k, ()): return False
+    if k=='start' and self.ticket is not None and was==self.ticket.digest(dense=True): return False    # as earlier versions told it
     return old.get('format', 0)>2 or without_code(was)!=without_code(now)
 
 @patch
@@ -207,6 +210,7 @@ def begin(self:Folder, lot):
     "Initial weights: those of the folder if it has them, else this model's go there"
     lot.remember()
     lot.w_i,lot.w_k,lot.b_i,lot.b_k = of_rank0(lambda: self._begin(lot), alone=True)
+    self.begun_at = lot.w_i,lot.b_i or {}
 
 # %% ../nbs/17_runs.ipynb #eb1f0ad7
 @patch
@@ -247,13 +251,26 @@ def resume(self:Folder, learn, lot):
 @patch
 def _ticket(self:Folder, d, model):
     "The ticket in the folder `d`"
-    t = self._load(d/'ticket', Ticket.load)
+    t = self._load(d/'ticket', lambda f: read_ticket(f, self._limit(model), self._find))
     with fits_here(d/'ticket.safetensors'): t.check(model)
     return t
 
+# %% ../nbs/17_runs.ipynb #c6cfaf5a
 @patch
-def _weights(self:Folder, d, row, model):
-    ts = self._load(d/'weights', lambda f: round_weights(d, row))
+def _limit(self:Folder, model):
+    "A ticket of this net may be as large as it must be"
+    return max(dense_limit, 8*sum(v.numel()*v.element_size() for v in state(model).values()))
+
+@patch
+def _find(self:Folder, folder, digest):
+    "Starting weights by the digest of their file, which all rounds share and is read once"
+    if digest not in self.starts: self.starts = {digest:start_of(self.path, digest)}
+    return self.starts[digest]
+
+# %% ../nbs/17_runs.ipynb #f7af54b3
+@patch
+def _weights(self:Folder, d, row, model, t):
+    ts = self._load(d/'weights', lambda f: round_weights(d, row, t))
     return check_state(d/'weights.safetensors', ts, model)
 
 # %% ../nbs/17_runs.ipynb #c1f463ba
@@ -269,7 +286,8 @@ def _resume(self:Folder, learn, lot):
         start = rounds[0].start if rounds else lot.w_k
         if start is None: start = {k:v.to(device_of(learn)) for k,v in t.weights.items()}
         rounds.append(Round(row, t.masks.pack(), start, self.same, curve, t.held, t.beside))
-    if rows: load_(learn.model, self._weights(d, row, learn.model))
+    if rows: load_(learn.model, self._weights(d, row, learn.model, t))
+    self.starts = {}
     return rounds,t and t.masks,t and t.held,self._place(learn, lot, rounds)
 
 # %% ../nbs/17_runs.ipynb #2d0ba56f
@@ -302,7 +320,9 @@ def _agree(self:Folder, f, i, row, d, t):
 @patch
 def _curve(self:Folder, f, meta):
     "The curve in `f`, which the round's ticket knows by its digest"
-    try: text = f.read_text(encoding='utf-8')
+    try:
+        plain_file(f)
+        text = f.read_text(encoding='utf-8')
     except (OSError,ValueError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {e}. {elsewhere}") from None
     if meta.get('curve', short_hash(text))!=short_hash(text):
         raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {elsewhere}")
@@ -328,7 +348,7 @@ def _trained_ticket(self:Folder, model):
     d = self.round(0)
     t = self._ticket(d, model)
     curve = self._agree(self.path/'rounds.csv', 0, rows[0], d, t)
-    weights = self._weights(d, rows[0], model)
+    weights = self._weights(d, rows[0], model, t)
     return Round(rows[0], t.masks.pack(), t.weights, {**t.meta, **rows[0]}, curve, t.held, t.beside),weights
 
 @patch

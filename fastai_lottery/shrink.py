@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ShrinkWarning', 'units_of', 'shrink', 'save_shrunk', 'shrunk_like']
 
-# %% ../nbs/23_shrink.ipynb #ff625721
+# %% ../nbs/23_shrink.ipynb #a6ee35de
 import warnings
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from .files import *
 from .coupled import *
 from .channels import Conv,Norm,as_called,copy_of,is_maker,outputs
 from .removal import *
-from .removal import apart,cut,doubled,remove_
+from .removal import Readers,apart,cut,doubled,remove_,stirred,tol_of
 from .tickets import *
 from .model import *
 from .model import hypers_now
@@ -27,7 +27,7 @@ from .callback import *
 from .callback import lottery_of
 from .resets import check_pruned_by_torch
 
-# %% ../nbs/23_shrink.ipynb #efec09db
+# %% ../nbs/23_shrink.ipynb #e8638d54
 def _acts(parts, ws, alive, units, group):
     "Which units of a group have a weight other than 0 in `parts`, where both ends are alive"
     res = torch.zeros(units.sizes[group], dtype=torch.bool)
@@ -54,14 +54,14 @@ def living(units, ws):
         alive = Masks(new)
     return Masks({g:_one_at_least(m) for g,m in alive.items()})
 
-# %% ../nbs/23_shrink.ipynb #0eb45652
+# %% ../nbs/23_shrink.ipynb #54d59004
 def _one_at_least(m):
     if m.any(): return m
     m = m.clone()
     m[0] = True
     return m
 
-# %% ../nbs/23_shrink.ipynb #b5eaba0e
+# %% ../nbs/23_shrink.ipynb #088eba11
 class _Watched:
     "What dead units send to the layers that read them, and which norm stands behind such a layer"
     def __init__(self, m, units, alive):
@@ -90,7 +90,7 @@ class _Watched:
     def off(self):
         for h in self.hooks: h.remove()
 
-# %% ../nbs/23_shrink.ipynb #9b04217e
+# %% ../nbs/23_shrink.ipynb #5b88efe1
 def _sends(m, units, alive, xb, forward):
     w = _Watched(m, units, alive)
     try:
@@ -98,7 +98,7 @@ def _sends(m, units, alive, xb, forward):
     finally: w.off()
     return w
 
-# %% ../nbs/23_shrink.ipynb #bd091d5b
+# %% ../nbs/23_shrink.ipynb #67749d88
 def _pads(mod):
     return isinstance(mod,
                       Conv) and any(p!=0 for p in (mod.padding if isinstance(mod.padding, tuple) else [mod.padding]))
@@ -113,7 +113,7 @@ def _fold(mod, p, dead, sent, norm, double):
     else: return not bool(adds.abs().max()>0)
     return True
 
-# %% ../nbs/23_shrink.ipynb #972df3d9
+# %% ../nbs/23_shrink.ipynb #20d7f565
 def _fold_group(m, m64, watched, group):
     "Fold what the dead units of one group send, in both copies; False where that cannot be done"
     byname,other = {id(o):n for n,o in m64.named_modules()},dict(m.named_modules())
@@ -126,7 +126,7 @@ def _fold_group(m, m64, watched, group):
         if not (_fold(mod, p, dead, sent, norm, double) and _fold(other[n], p, dead, sent, at, double)): return False
     return True
 
-# %% ../nbs/23_shrink.ipynb #cb416416
+# %% ../nbs/23_shrink.ipynb #c2c0a813
 def _restored(alive, groups):
     "`alive`, with all units of `groups`"
     return Masks({g:torch.ones_like(m) if g in groups else m for g,m in alive.items()})
@@ -155,7 +155,7 @@ def _with_zeros(m, units, alive, g):
             w *= p.over(alive[g], w.shape).to(w.device)
     return m
 
-# %% ../nbs/23_shrink.ipynb #520502fa
+# %% ../nbs/23_shrink.ipynb #64b4170f
 def _by_layer(m, xb, forward):
     "Outputs of each layer, in the order of the forward pass, as far as it gets"
     outs = []
@@ -175,7 +175,7 @@ def _first_apart(a, b, xb, forward):
         if [o.shape for o in s]==[o.shape for o in t] and apart(s, t)>1e-5: return names[id(mod)]
     return ''
 
-# %% ../nbs/23_shrink.ipynb #1fc24943
+# %% ../nbs/23_shrink.ipynb #f77443fa
 def _check_same(masked, small, xb, forward):
     "Raise `ValueError` where the two differ"
     try:
@@ -189,7 +189,7 @@ def _check_same(masked, small, xb, forward):
                      "changed; leave that layer out, LotteryCallback(exclude=...), or report the net: units that pass the check before "
                      "the first round should not end here")
 
-# %% ../nbs/23_shrink.ipynb #8d2e1181
+# %% ../nbs/23_shrink.ipynb #86a5dc16
 def _redrawn(model, gen):
     "A copy with other values where there are some now: zeros stay zeros"
     m = copy_of(model)
@@ -215,7 +215,7 @@ def smaller(model, units, alive, xb, forward):
         _check_same(other, remove_(copy_of(other), units.cuts(alive)), _random_like(xb, gen), forward)
     return m,alive,kept
 
-# %% ../nbs/23_shrink.ipynb #ce29a5d6
+# %% ../nbs/23_shrink.ipynb #a33c6210
 class ShrinkWarning(UserWarning): "Dead units were kept, since what they say cannot be folded away"
 
 def _tell_kept(kept):
@@ -244,7 +244,7 @@ def shrink(
     _tell_kept(kept)
     return remove_(small, units.cuts(alive))
 
-# %% ../nbs/23_shrink.ipynb #49fa346b
+# %% ../nbs/23_shrink.ipynb #127b4320
 def cut_units(units, alive):
     "`units` of the small net"
     def one(p):
@@ -268,7 +268,7 @@ def _cut_masks(masks, units, alive, cs):
     return Masks({n:cut(m, cs.get(n)) for n,m in masks.items()},
                  cut_units(units, alive) if masks.units is not None else None)
 
-# %% ../nbs/23_shrink.ipynb #5097c025
+# %% ../nbs/23_shrink.ipynb #cebfd1c6
 def _same_opt(learn, opt):
     "A fresh optimizer with the hyper-parameters and the frozen groups of `opt`"
     learn.opt = None
@@ -278,7 +278,7 @@ def _same_opt(learn, opt):
     learn.opt.freeze_to(opt.frozen_idx)
     for k in hypers[0] if hypers else (): learn.opt._set_hyper(k, [h[k] for h in hypers])
 
-# %% ../nbs/23_shrink.ipynb #766d6d65
+# %% ../nbs/23_shrink.ipynb #f74bbf69
 def removed(before, after, units, alive):
     "What has gone, layer by layer"
     rows = []
@@ -300,7 +300,7 @@ def _cut_lottery(lot, units, alive, cs, masks):
         lot.small = Ticket(lot.masks.to('cpu'), {k:v.cpu() for k,v in lot.w_k.items()},
                            {**r.meta, **r.row, 'shrunk':True}, None, r.beside)
 
-# %% ../nbs/23_shrink.ipynb #aa03830b
+# %% ../nbs/23_shrink.ipynb #7a3da249
 @patch
 def shrink(self:Learner,
     xb=None # One batch on the model's device, or a tuple of its inputs, to try it on; two items of a training batch by default
@@ -320,6 +320,7 @@ def shrink(self:Learner,
     cs,before = units.cuts(alive),{n:p.numel() for n,p in m.named_parameters()}
     masks = _cut_masks(lot.masks, units, alive, cs)
     lot.let_go()
+    if lot.rounds and lot.large is None: lot.large = copy_of(m).cpu()
     m.load_state_dict(new.state_dict())
     remove_(m, cs)
     _same_opt(self, opt)
@@ -327,7 +328,7 @@ def shrink(self:Learner,
     _tell_kept(kept)
     return removed(before, {n:p.numel() for n,p in m.named_parameters()}, units, alive)
 
-# %% ../nbs/23_shrink.ipynb #66f6e467
+# %% ../nbs/23_shrink.ipynb #395b4d8f
 def save_shrunk(
     path, # File; `.safetensors` is added where it is missing
     small:nn.Module, # What `shrink` gave
@@ -346,7 +347,7 @@ def save_shrunk(
     return save_tensors(path, {**kept, **ws},
                         dict(kind='shrunk', mask_hash=masks.hash(), shapes={k:list(v.shape) for k,v in ws.items()}))
 
-# %% ../nbs/23_shrink.ipynb #d3a9699c
+# %% ../nbs/23_shrink.ipynb #6b861ae4
 def shrunk_like(
     model:nn.Module, # A model of the original architecture; it is left as it is
     path # What `save_shrunk` wrote

@@ -29,7 +29,7 @@ from .model import *
 from .model import Known,unwatched,on_copies,same_autocast,grads_of,check_flow,flow_,hessian_times,twice,under
 from .model import loss_scale,hypers_now
 from .resets import state,fresh,untouched,check_draw,reset_state,base_state,resets_menu,actions_menu,hold_zero
-from .resets import loss_module,outside,held_at,copy_into_
+from .resets import by_known,loss_module,outside,held_at,copy_into_
 
 # %% ../nbs/10_signals.ipynb #9872d05d
 def _shuffled(dl):
@@ -280,7 +280,8 @@ def values(self:Known,
     if f is hold_zero and not old: return None
     if new.units is not None: raise ValueError(f"units are pruned to 0, or they could not be taken out: leave out hold={hold!r}")
     gen = generator(torch.initial_seed() if seed is None else seed, 'hold')
-    now = of_rank0(lambda: by_name(f, names, **self.known(names, needs(f), gen)))
+    go = {n:self.masks[n]&~m.to(self.masks[n].device) for n,m in new.items()}
+    now = of_rank0(lambda: by_known(f, names, go, **self.known(names, needs(f), gen)))
     def one(n, w):
         go,kept = self.masks[n].to(w.device)&~new[n].to(w.device),new[n].to(w.device)
         return held_at(n, w.detach(), now[n], go, kept, old.get(n))

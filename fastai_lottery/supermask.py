@@ -16,6 +16,7 @@ from .core import *
 from .core import clean_name
 from .masks import *
 from .resets import state
+from .resets import check_all_known
 from .tickets import *
 
 # %% ../nbs/20_supermask.ipynb #41370484
@@ -66,6 +67,7 @@ def untrained(
 )->Ticket: # To `apply_` to a model and evaluate
     "A heuristic supermask (1905.01067). Raises `ValueError` where masks and weights do not match"
     ws = {n:_base(base, w.detach()) for n,w in masks.check(w_i).items()}
+    check_all_known(ws, masks, "a supermask that keeps other weights, or goes by all of a layer, needs")
     if rescale: ws = {n:rescaled(w, masks[n].to(w.device)) for n,w in ws.items()}
     rest = {k:v.clone() if torch.is_tensor(v) else v for k,v in w_i.items()}
     return Ticket(masks, {**rest, **ws}, dict(supermask='heuristic', base=_name(base), rescale=rescale))

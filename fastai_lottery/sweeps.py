@@ -16,6 +16,7 @@ from .files import *
 from .files import own_path,atomic_text,read_json
 from .channels import need_deploy
 from .experiments import *
+from .writes import check_own
 from .experiments import n_trainings,with_settings
 from .presets import *
 
@@ -86,6 +87,7 @@ def _play(p, out, n, jobs, data, change, about):
     "Play the seeds, in as many processes as there are `jobs`"
     jobs = min(n, _cores() if jobs is None else jobs)
     dirs,total,threads = [out/f'seed_{i:02d}' for i in range(n)],n*n_trainings(p),max(1,_cores()//jobs)
+    for d in dirs: check_own(d)
     def done(): return min(sum(len(read_replicate(d)) for d in dirs), total)
     with locked(out, 'play'), _pool(jobs) as ex:
         atomic_text(out/'play.json', json.dumps(about))

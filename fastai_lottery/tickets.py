@@ -14,9 +14,14 @@ from fastcore.basics import patch
 from .core import *
 from .core import clean_name
 from .masks import *
+from .units import units_from
 from .resets import load_
+from .resets import check_all_known,not_known
+from .digests import digest_of
 from .files import *
-from .files import digest_of,shown
+from .files import digest_in,shown,tensor_file
+from .packing import *
+from .packing import Picked,bits_of,dense_limit,load_packed,n_ones,only_kept,part_of,save_packed,twins_in
 
 # %% ../nbs/07_tickets.ipynb #94ad829f
 def _short(v):
@@ -26,9 +31,9 @@ def _short(v):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ticket:
-    "Masks, starting weights (a whole `state_dict`, dense) and how the ticket was made"
+    "Masks, starting weights (a whole `state_dict`) and how the ticket was made"
     masks:Masks
-    weights:dict
+    weights:dict # Of pruned ones too, or NaN there: see `dense`
     meta:dict = field(default_factory=dict)
     held:dict = None # Values of pruned weights by name, where they are not all 0 (1905.01067, mask-0 actions)
     beside:dict = None # Starting values of what trains outside the model, by name, such as `'loss_func.weight'`
@@ -40,6 +45,10 @@ class Ticket:
     def density(self):
         "Fraction of the prunable weights that is kept"
         return self.masks.density
+    @property
+    def dense(self)->bool:
+        "Are the starting weights of pruned places known as well, which controls on the mask and some resets need?"
+        return not any(not_known(self.weights[n]) for n in self.masks)
     def __repr__(self):
         m,made = self.masks,self.meta
         first = f"round {_short(made['round'])}: " if 'round' in made else ''
@@ -51,24 +60,63 @@ class Ticket:
 def _label(self:Ticket):
     "What is measured off the masks"
     m = self.masks
-    return dict(names=list(m), kept=m.n_kept, prunable=m.numel, density=m.density, mask_hash=m.hash())
+    kept,n = sum(map(n_ones, m.values())),m.numel
+    return dict(names=list(m), kept=kept, prunable=n, density=kept/n, mask_hash=m.hash())
 
 @patch
 def _tensors(self:Ticket):
-    parts = dict(mask=self.masks, weight=self.weights, held=self.held, beside=self.beside, trained=self.trained)
+    parts = dict(weight=self.weights, held=self.held, beside=self.beside, trained=self.trained)
     return {f'{p}/{n}':t for p,d in parts.items() for n,t in (d or {}).items()}
 
+# %% ../nbs/07_tickets.ipynb #c9c57987
 @patch
-def digest(self:Ticket)->str: # 16 hexadecimal digits
-    "What tells this ticket from another: all that it holds, but not its label"
-    return digest_of(self._tensors(), '')[:16]
+def digest(self:Ticket,
+    dense:bool=False # As earlier versions told them: with all starting weights, known or not
+)->str: # 16 hexadecimal digits
+    """What tells this ticket from another: all that it holds, but its label and the starting weights of what is
+    pruned. So the one in memory and the one from its file are the same"""
+    ts,masks = self._tensors(),self.masks.to('cpu')
+    if dense: return digest_of({**ts, **{f'mask/{n}':m for n,m in masks.items()}}, '')[:16]
+    twins = twins_in(ts, masks)
+    ts = {n:t for n,t in ts.items() if n not in twins}
+    for p,of in dict(weight=True, held=False).items():
+        ts.update({k:Picked(ts[k], m, of) for n,m in masks.items() if (k := f'{p}/{n}') in ts})
+    return digest_of({**ts, 'masks':torch.from_numpy(bits_of(masks))}, repr(list(masks)))[:16]
 
+# %% ../nbs/07_tickets.ipynb #5df65450
+@patch
+def _packing(self:Ticket, dense, start):
+    "Tensors that the file has, and of which of them only survivors or only pruned places are written"
+    ts,held = self._tensors(),self.held or {}
+    if start: ts = {n:t for n,t in ts.items() if not n.startswith(('weight/','beside/'))}
+    part = {n:m for n,m in self.masks.items() if n_ones(m)<m.numel()}
+    kept = [] if dense or start else [f'weight/{n}' for n in part]
+    kept += [k for n,m in part.items() if (k := f'trained/{n}') in ts and only_kept(ts[k], m, held.get(n))]
+    return ts,kept,[f'held/{n}' for n in self.masks if n in held]
+
+# %% ../nbs/07_tickets.ipynb #b51a39aa
 @patch
 def save(self:Ticket,
-    path # File; `.safetensors` is added where it is missing
+    path, # File; `.safetensors` is added where it is missing
+    dense:bool=False # Starting weights of pruned places as well, for controls such as `shuffle_mask` and `permute`?
 )->Path: # The file written
-    "Write masks, starting weights and label to one safetensors file: plain tensors and JSON, no pickle"
-    return save_tensors(path, self._tensors(), {**self.meta, **self._label()})
+    """Write masks, starting weights and label to one safetensors file: plain tensors and JSON, no pickle.
+    Raises `ValueError` for `dense=True` where this ticket has survivors only"""
+    if dense and not self.dense:
+        raise ValueError("this ticket holds survivors only, and nobody can write what it does not know: "
+                         "save the one that it comes from by .save(path, dense=True)")
+    return self.save_round(path, None, dense)
+
+@patch
+def save_round(self:Ticket, path, start, dense=False):
+    "Write the ticket; its starting weights are in the file of the digest `start`, if there is one"
+    ts,kept,pruned = self._packing(dense, start)
+    packed = dict(kept=kept, pruned=pruned, survivors=any(k.startswith('weight/') for k in kept), start=start)
+    units,label = self.masks.units,{**self.meta, **self._label()}
+    if units is not None:
+        ts.update({f'unit/{i}':t for i,t in units.positions().items()})
+        label['made_of'] = units.about()
+    return save_packed(path, ts, self.masks, label, **packed)
 
 # %% ../nbs/07_tickets.ipynb #ddac73b1
 _counts = 'fit epoch iter train_iter n_iter n_epoch its'.split()
@@ -117,23 +165,56 @@ def _check_tensors(masks, ws, held, trained):
         if n not in ws or (v.shape,v.dtype)!=(ws[n].shape,ws[n].dtype):
             raise ValueError(f"{n!r} was trained and is another at the start")
 
-# %% ../nbs/07_tickets.ipynb #5da43cdc
-def _part(tensors, name): return {n.removeprefix(name+'/'):t for n,t in tensors.items() if n.startswith(name+'/')}
+# %% ../nbs/07_tickets.ipynb #1fcec48f
+starts = 'init.safetensors','start.safetensors'
 
+def start_of(folder, digest):
+    "Starting weights that lie in a run's `folder`, and those of what trains beside the model, by the digest of their file"
+    fs = [Path(folder)/o for o in starts]
+    f = next((f for f in fs if f.is_file() and digest_in(f)==digest), None)
+    if f is None:
+        raise ValueError(f"the starting weights are in another file, whose digest is {shown(digest)!r:.40}, and neither "
+                         f"{str(fs[0])!r} nor {fs[1].name!r} is that: put it there. "
+                         "A ticket that is to leave its run's folder is loaded there, and written by .save(path)")
+    return {n if n.startswith('beside/') else f'weight/{n}':t for n,t in load_tensors(f)[0].items()}
+
+def _with_start(path, ts, meta, find):
+    "The tensors of a ticket's file, and those that it names"
+    p = meta.pop('packed', {})
+    if (digest := p.get('start')) is None: return ts
+    if not isinstance(digest, str) or any(n.startswith(('weight/','beside/')) for n in ts):
+        raise ValueError(f"its label says start={digest!r:.40}")
+    return {**ts, **find(tensor_file(path).parent.parent, digest)}
+
+# %% ../nbs/07_tickets.ipynb #5da43cdc
 @patch(cls_method=True)
 def load(cls:Ticket,
-    path # File that `Ticket.save` wrote
+    path, # File that `Ticket.save` wrote, or a run's `round_XX/ticket.safetensors`
+    limit:int=dense_limit # Most bytes that it may take in memory; None for no limit
 )->Ticket:
-    "Read a ticket and check it. Raises `FileNotFoundError`, or `ValueError` for a damaged file or one of another kind"
-    ts,meta = load_tensors(path)
-    masks,weights,*more = (_part(ts, o) for o in ('mask','weight','held','beside','trained'))
+    """Read a ticket and check it. Raises `FileNotFoundError`, or `ValueError` for a damaged file, one of another kind,
+    one that would take more than `limit`, and one of a run whose starting weights are not beside it"""
+    return read_ticket(path, limit)
+
+# %% ../nbs/07_tickets.ipynb #f6f4ad10
+def _ticket(ts, meta):
+    masks,weights,*more = (part_of(ts, o) for o in ('mask','weight','held','beside','trained'))
+    masks = {n:masks[n] for n in meta['names']}
+    units = units_from(meta.pop('made_of'), part_of(ts, 'unit'), masks) if 'made_of' in meta else None
+    res = Ticket(Masks(masks, units), weights, meta, *[o or None for o in more])
+    _check_tensors(masks, weights, more[0], more[2])
+    check_label(meta)
+    return res
+
+def read_ticket(path, limit=dense_limit, find=start_of):
+    "What `Ticket.load` gives; `find(folder, digest)` gives starting weights that lie elsewhere"
+    ts,meta = load_packed(path, limit)
     names = names if isinstance(names := meta.get('names'), list) and all(isinstance(n, str) for n in names) else []
-    if not masks or sorted(masks)!=sorted(names):
+    if not (masks := part_of(ts, 'mask')) or sorted(masks)!=sorted(names):
         raise ValueError(f"{str(path)!r} holds no ticket: it has {shown(', '.join(list(ts)[:3]))} ...")
-    try:
-        res = cls(Masks({n:masks[n] for n in names}), weights, meta, *[o or None for o in more])
-        _check_tensors(masks, weights, more[0], more[2])
-        check_label(meta)
+    try: ts = _with_start(path, ts, meta, find)
+    except (TypeError,ValueError) as e: raise ValueError(f"{str(path)!r} is not the whole ticket: {e}") from None
+    try: res = _ticket(ts, meta)
     except (TypeError,ValueError) as e: raise ValueError(f"{str(path)!r} holds no ticket: {shown(e)}") from None
     for k,v in res._label().items():
         if meta.get(k)!=v: raise ValueError(f"the label of {str(path)!r} says {k}={meta.get(k)!r}, but its masks measure {v!r}")
@@ -165,8 +246,10 @@ def check(self:Ticket,
 def apply_(self:Ticket,
     model:nn.Module # A model of the ticket's architecture, changed in place
 )->nn.Module: # The same model
-    "Load the starting weights into `model` and zero the pruned ones (or put them where they are held), after `check`"
+    """Load the starting weights into `model` and zero the pruned ones (or put them where they are held), after `check`.
+    Raises `ValueError` for masks that keep what nobody knows"""
     self.check(model)
+    check_all_known(self.weights, self.masks, "these masks keep weights that the ticket's own did not, and they need")
     return self.masks.apply_(load_(model, self.weights), self.held)
 
 # %% ../nbs/07_tickets.ipynb #3709b086

@@ -6,9 +6,12 @@
 __all__ = []
 
 # %% ../nbs/11_trust.ipynb #0e5e5167
-import inspect,re
+import inspect,math,re
 from collections import deque
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import is_dataclass
+from enum import Enum
 from functools import lru_cache
 import numpy as np,torch
 from torch import nn
@@ -17,12 +20,17 @@ from fastai.callback.core import Callback
 from .files import shown
 
 # %% ../nbs/11_trust.ipynb #b80a7cbe
-_tags = {'#array':'figure', **dict.fromkeys(('#stack','#L','#set','#deque'), 'some'), **dict.fromkeys(('#rng','#vars','#state'), 'itself')}
-_kinds = [(type(None),None), (str,'text'), ((bool,int,float,np.generic,np.ndarray,torch.Tensor),'figure'),
-          ((list,tuple,L,set,deque),'some')]
+_many_of = (list,tuple,L,set,frozenset,deque)
+_by_kind = dict(figure='#array #complex', some='#stack #L #set #frozenset #tuple #deque #texts #places',
+                named='#items #part', itself='#rng #vars #state', bytes='#bytes', range='#range', choice='#enum')
+_tags = {**{tag:kind for kind,tags in _by_kind.items() for tag in tags.split()}, '#like':None}
+_kinds = [(type(None),None), (Enum,'choice'), (str,'text'), ((bool,int,float,complex,np.generic,torch.Tensor),'figure'),
+          (_many_of,'some'), ((bytes,bytearray),'bytes'), (range,'range')]
 
 def kind_of_plain(v):
     "Of what kind is a piece of plain data, or what is there now?"
+    if isinstance(v, np.ndarray): return 'some' if v.dtype.kind=='U' else 'figure'
+    if isinstance(v, dict) and '#like' in v: return kind_of_plain(v['#like'])
     for types,kind in _kinds:
         if isinstance(v, types): return kind
     if isinstance(v, dict): return next((_tags[k] for k in v if k in _tags), 'named')
@@ -33,18 +41,40 @@ def _many(vs, which): return set().union(*(texts_in(v, which) for v in vs))
 def texts_in(v, which='all'):
     "All texts in plain data, or its `'values'`: what is behind names"
     if isinstance(v, str): return {v}
+    if isinstance(v, (bytes,bytearray)): return {v.decode('latin-1')}
+    if isinstance(v, np.ndarray) and v.dtype.kind=='U': return set(v.flat)
     if isinstance(v, dict): return _many(v.values(), which)|{k for k in v if isinstance(k, str) and k not in _tags and which=='all'}
-    return _many(v, which) if isinstance(v, (list,tuple,L,set,deque)) and not set(map(type, v))<={int,float,bool} else set()
+    return _many(v, which) if isinstance(v, _many_of) and not set(map(type, v))<={int,float,bool} else set()
 
 # %% ../nbs/11_trust.ipynb #a898b91e
-_path = re.compile(r'[/\\:~$\x00-\x1f]|\.\.')
+_suffixes = 'pth pt pkl pickle joblib csv tsv txt json jsonl py npy npz safetensors ckpt h5 bin sh log ya?ml toml cfg ini html? md'
+_path = re.compile(r'[/\\:~$\x00-\x1f]|\.\.|^\.|\.('+_suffixes.replace(' ', '|')+')$', re.I)
 
 def _of_fastai(c): return c.__module__.split('.')[0]=='fastai'
+def _of_others(c): return c.__module__.split('.')[0] in ('fastai','torch')
 
 def names_no_file(o, v, old):
     "Can no text in `v` name a file, for an object `o` that holds `old` now?"
     if _of_fastai(type(o)) and texts_in(v, 'values')-texts_in(old): return False
     return not any(map(_path.search, texts_in(v)-texts_in(old)))
+
+# %% ../nbs/11_trust.ipynb #dea24856
+@lru_cache(None)
+def _slots(c):
+    "Names of the slots of a class, private ones as Python calls them"
+    def named(b): return (s,) if isinstance(s := vars(b).get('__slots__', ()), str) else s
+    def own(b, s): return f"_{b.__name__.lstrip('_')}{s}" if s[:2]=='__' and s[-2:]!='__' else s
+    return [own(b, s) for b in c.__mro__ for s in named(b) if s not in ('__dict__','__weakref__')]
+
+def held_by(o):
+    "Attributes of `o` by name, those in slots as well"
+    slots = _slots(type(o))
+    return {**getattr(o, '__dict__', {}), **{k:getattr(o, k) for k in slots if hasattr(o, k)}} if slots else vars(o)
+
+def put_into(o, k, v):
+    "Set the attribute `k` of `o`, and nothing else"
+    if k in _slots(type(o)): object.__setattr__(o, k, v)
+    else: vars(o)[k] = v
 
 # %% ../nbs/11_trust.ipynb #24f82f18
 @lru_cache(None)
@@ -57,8 +87,9 @@ def _is_given(o, k, v):
     "Was the attribute `k` of `o` given to its constructor, so that a file has no say in it?"
     by = [c for c in type(o).__mro__ if k in _arguments(c)]
     if not by: return False
-    if kind_of_plain(v)=='itself': return kind_of_plain(vars(o).get(k))!='itself'
-    return bool(texts_in(v)) or any(_of_fastai(c) and issubclass(c, Callback) for c in by)
+    if kind_of_plain(v)=='itself': return kind_of_plain(held_by(o).get(k))!='itself'
+    if any(_of_fastai(c) and issubclass(c, Callback) for c in by): return True
+    return bool(texts_in(v)) and kind_of_plain(v)!='choice' and not is_dataclass(o)    # whose every field is given
 
 # %% ../nbs/11_trust.ipynb #d6731bbb
 class Keep(Exception): "What is there stays as it is"
@@ -69,9 +100,10 @@ _text = "is text that could name a file, and no file may do that: keep it as a n
 
 def _present(o, k):
     "What `o` has under the name `k`: its own, or its class's, or its Learner's"
-    if k in vars(o): return vars(o)[k]
+    if k in (mine := held_by(o)): return mine[k]
+    if k in _slots(type(o)): return None
     has = inspect.getattr_static(type(o), k, None)
-    return getattr(vars(o).get('learn'), k, None) if has is None else has
+    return getattr(mine.get('learn'), k, None) if has is None else has
 
 def may_say(o, k, v):
     "May a file say that attribute `k` of `o` is the plain data `v`? Raises `Keep` or `NotHere` where it may not"
@@ -83,37 +115,88 @@ def may_say(o, k, v):
     if now!=kind and now is not None and kind is not None: raise NotHere(_other_kind)
     if kind!='itself' and not names_no_file(o, v, old): raise NotHere(_text)
 
+# %% ../nbs/11_trust.ipynb #8b5f4ac9
+def check_word(o, k, v):
+    "Raise `ValueError` where a word that one's own object was given had moved, and would be lost"
+    old = held_by(o).get(k) if isinstance(k, str) else None
+    if not (isinstance(v, str) and isinstance(old, str)) or v==old or _path.search(v) or _path.search(old): return
+    if any(_of_others(c) for c in type(o).__mro__ if k in _arguments(c)) or not _is_given(o, k, v): return
+    raise ValueError(f"{type(o).__name__}.{k} is {old!r}, as it was given to the constructor, and had become {v!r}, which no file may say: "
+                     "remember what moves under another name")
+
 # %% ../nbs/11_trust.ipynb #56e8f698
+_file = ContextVar('file', default=None)    # whose content is used now
+
+class NotPutBack(RuntimeError, ValueError): "Something is used that a file could not put back"
+
+# %% ../nbs/11_trust.ipynb #2050b097
 class Unknown:
     "Stands for something that could not be put back"
     def __init__(self, o, k, why):
-        self.__dict__['_says'] = f"{type(o).__name__}.{k} {why}, or train without `path`"
+        at = '' if _file.get() is None else f'. It stands in {_file.get()!r}'
+        self.__dict__['_says'] = f"{type(o).__name__}.{k} {why}, or train without `path`{at}"
     def __getattr__(self, k):
         if k[:2]=='__': raise AttributeError(k)    # Python looks at what it copies, say
-        raise RuntimeError(self._says)
-    def _used(self, *args, **kwargs): raise RuntimeError(self._says)
-    __call__ = __iter__ = __getitem__ = __setattr__ = __len__ = _used
+        raise NotPutBack(self._says)
+    def _used(self, *args, **kwargs): raise NotPutBack(self._says)
+    __call__ = __iter__ = __getitem__ = __setitem__ = __contains__ = __setattr__ = __len__ = __bool__ = _used
+    __int__ = __float__ = __index__ = __neg__ = __abs__ = __round__ = __format__ = _used
+    __lt__ = __le__ = __gt__ = __ge__ = _used
 
-_wrong_content = (TypeError,ValueError,KeyError,IndexError,AttributeError,RuntimeError,RecursionError,OverflowError,NotHere)
+for _op in 'add sub mul truediv floordiv mod divmod pow matmul and or xor lshift rshift'.split():
+    for _side in ('','r','i'): setattr(Unknown, f'__{_side}{_op}__', Unknown._used)
+
+# %% ../nbs/11_trust.ipynb #58777adf
+_wrong_content = (TypeError,ValueError,LookupError,AttributeError,RuntimeError,RecursionError,OverflowError,AssertionError,NotHere)
 
 def one_line(e): return shown(f'{type(e).__name__}: {e}'.replace('\n', ' ')[:300])
 
 @contextmanager
-def fits_here(f):
+def fits_here(f, what='does not fit this training'):
     "Whatever goes wrong where the content of the file `f` is used is a `ValueError` that names it"
+    was = _file.set(str(f))
     try: yield
-    except _wrong_content as e: raise ValueError(f"{str(f)!r} does not fit this training: {one_line(e)}") from e
+    except torch.cuda.OutOfMemoryError: raise
+    except _wrong_content as e: raise ValueError(f"{str(f)!r} {what}: {one_line(e)}") from e
+    finally: _file.reset(was)
 
 # %% ../nbs/11_trust.ipynb #dbbe48ba
 def _same_names(a, b):
     "Have two lists of dicts the same names, and the same kinds behind them?"
     if not isinstance(a, (list,tuple,L)) or len(a)!=len(b) or not all(isinstance(o, dict) for o in a): return False
-    def kinds(d): return {k:kind_of_plain(v) for k,v in d.items() if v is not None and k!='params'}
-    return all(x.keys()==y.keys() and kinds(x).items()<={**kinds(x), **kinds(y)}.items() for x,y in zip(a, b))
+    return all(x.keys()==y.keys() and same_kinds(x, y) for x,y in zip(a, b))
 
-def check_opt(new, live):
+def same_kinds(a, b):
+    "Are the values of the dict `a` of the kinds that those of `b` are, as far as `b` has some?"
+    def kind(v): return 'switch' if isinstance(v, bool) else kind_of_plain(v)
+    return all(kind(v)==kind(b[k]) for k,v in a.items() if k!='params' and b.get(k) is not None)
+
+# %% ../nbs/11_trust.ipynb #f37fc2de
+def _moments(states, params):
+    "What the optimizer holds of each parameter: by name, with the shape of the parameter"
+    if isinstance(states, dict): states = [(states[i],i) for i in states]
+    else: states = [(o,i) for i,o in enumerate(states)] if isinstance(states, (list,tuple)) else None
+    if states is None or not all(isinstance(o, dict) and type(i) is int and 0<=i<len(params) for o,i in states):
+        raise ValueError("the optimizer's state is no list of names and values, one for each parameter")
+    res = {}
+    for o,i in states:
+        for k,v in o.items(): res.setdefault(k, []).append((v,params[i].shape))
+    return res
+
+def _is_nan(v): return bool(v.isnan().any()) if torch.is_tensor(v) else isinstance(v, float) and v!=v
+
+def check_moments(states, params):
+    "Raise `ValueError` where a moment is no number, or has not the shape that the others have"
+    for k,vs in _moments(states, params).items():
+        if any(_is_nan(v) for v,_ in vs): raise ValueError(f"the optimizer's {k!r} is no number")
+        n = sum(torch.is_tensor(v) and v.shape==shape for v,shape in vs)
+        if len(vs)/2<n<len(vs): raise ValueError(f"the optimizer's {k!r} has another shape than its parameter")
+
+# %% ../nbs/11_trust.ipynb #f7ab4c1b
+def check_opt(new, live, params):
     "Raise `ValueError` where the state `new` of an optimizer is not of the form of `live`"
     if not isinstance(new, dict) or new.keys()!=live.keys(): raise ValueError("the optimizer is another")
     for k in ('hypers','param_groups'):
         if k in live and not _same_names(new[k], live[k]): raise ValueError(f"the optimizer has other {k}")
     if bad := [o for o in texts_in(new)-texts_in(live) if _path.search(o)]: raise ValueError(f"the optimizer's state names {bad[0]!r}")
+    if 'state' in new: check_moments(new['state'], params)

@@ -298,7 +298,7 @@ def block_units(
     _blocks.__name__ = f'block_units({rows}, {cols})'
     return _blocks
 
-element_units = {'rows':row_units, 'kernels':kernel_units}
+element_units = {'rows':row_units, 'kernels':kernel_units}    # by the names that `LotteryCallback(units=)` takes
 
 # %% ../nbs/04_units.ipynb #f2fe023c
 def units_within(
@@ -321,3 +321,41 @@ def _numbered(n, ids, shape):
         got = f'{ids.dtype} of shape {tuple(ids.shape)}' if torch.is_tensor(ids) else repr(ids)
         raise ValueError(f"units of {n!r} should be whole numbers in a tensor of shape {tuple(shape)}; got {got}")
     return ids.cpu().unique(return_inverse=True)[1].view(shape)
+
+# %% ../nbs/04_units.ipynb #fileco01
+@patch
+def positions(self:Units):
+    "The positions of all parts, as whole numbers, by the part's number; those that rows and kernels need not have are left out"
+    if self.kind in element_units: return {}
+    return {str(i):p.ids.int() for i,p in enumerate(self.parts)}
+
+@patch
+def about(self:Units):
+    "All but the positions, in plain data"
+    d = dict(sizes=self.sizes, parts=[p.as_dict() for p in self.parts], shapes={n:list(s) for n,s in self.shapes.items()})
+    return dict(d, scored=list(self.scored), left=self.left, kind=self.kind, constant=sorted(self.constant))
+
+# %% ../nbs/04_units.ipynb #fileco02
+def _is_count(v): return type(v) is int and 0<v<2**40
+
+def _part_from(d, i, ids, sizes, shapes):
+    p = Part(d['group'], d['name'], d['dim'], ids[str(i)].long(), d['makes'])
+    shape,n = tuple(shapes[p.name]),sizes[p.group]
+    if not all(map(_is_count, (*shape, n))) or not isinstance(p.makes, bool): raise ValueError
+    if p.dim is not None and not (type(p.dim) is int and 0<=p.dim<len(shape)): raise ValueError
+    if tuple(p.ids.shape)!=(shape if p.dim is None else (shape[p.dim],)): raise ValueError
+    if not -1<=int(p.ids.min())<=int(p.ids.max())<n: raise ValueError
+    return p
+
+def units_from(about, positions, masks):
+    "Units as a file tells of them. Raises `ValueError` where that is not what `masks` are made of"
+    try:
+        if about['kind'] in element_units: res = units_within({n:m.float() for n,m in masks.items()}, about['kind'])
+        else:
+            sizes,shapes = about['sizes'],about['shapes']
+            parts = [_part_from(d, i, positions, sizes, shapes) for i,d in enumerate(about['parts'])]
+            res = Units(sizes, parts, {n:tuple(s) for n,s in shapes.items()}, about['scored'], about['left'], str(about['kind']))
+            res.constant = frozenset(map(str, about['constant']))
+        if res.masks(res.alive(masks))==Masks(masks): return res
+    except (AttributeError,KeyError,IndexError,TypeError,ValueError,RuntimeError): pass
+    raise ValueError("its masks are not made of the units that its label tells of")

@@ -6,18 +6,22 @@
 __all__ = []
 
 # %% ../nbs/17_writes.ipynb #a1af7604
+import errno
 from copy import deepcopy
+import torch
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.callback.tracker import TrackerCallback
 from .core import *
 from .resets import state
+from .packing import masks_id,n_ones,only_kept,save_packed
 from .files import *
-from .files import atomic_text,read_label,short_hash
+from .files import atomic_text,digest_in,read_label,short_hash
 from .tickets import *
-from .tickets import is_whole
+from .tickets import is_whole,starts
 from .checkpoints import *
-from .checkpoints import callback_state,put_from_file,same_plain,with_states
+from .carried import callback_state,put_from_file
+from .checkpoints import same_plain,with_states
 from .trust import fits_here
 from .fits import *
 from .fits import place_of
@@ -63,19 +67,54 @@ def size_of(self:Folder, r):
     "Bytes of the files of round `r`"
     return sum(f.stat().st_size for f in self.round(r).glob('*'))
 
+# %% ../nbs/17_writes.ipynb #f8bf54b1
+def _same_tensors(a, b):
+    def same(v, w): return v.dtype==w.dtype and torch.equal(v, w.to(v.device))
+    return a is b or a.keys()==b.keys() and all(same(v, b[n]) for n,v in a.items())
+
+@patch
+def _start_of(self:Folder, t):
+    "Digest of the file in which the starting weights of `t` lie; none in the folder of one training, which has no such file"
+    if self.arm: return None
+    w,b = self.begun_at
+    if _same_tensors(t.weights, w) and _same_tensors(t.beside or {}, b): return digest_in(self.path/starts[0])
+    if self.start is None:
+        ts = {**t.weights, **{f'beside/{n}':v for n,v in (t.beside or {}).items()}}
+        self.start = digest_in(save_tensors(self.path/starts[1], ts, self.label(0)))
+    return self.start
+
+@patch
+def _save_trained(self:Folder, d, t, ws, meta):
+    "Write the trained weights `ws` of the round whose ticket is `t`"
+    held,part = t.held or {},[n for n,m in t.masks.items() if n_ones(m)<m.numel()]
+    kept = [f'trained/{n}' for n in part if only_kept(ws[n], t.masks[n], held.get(n))]
+    if not kept: return save_tensors(d/'weights', ws, meta)
+    ts = {f'trained/{n}':v for n,v in ws.items()}
+    return save_packed(d/'weights', ts, t.masks, meta, kept, own=False, under=masks_id(t.masks))
+
 # %% ../nbs/17_writes.ipynb #ead04f6d
 def check_own(d):
     "Raise `OSError` where the folder of a round is a link, so that writing there is writing elsewhere"
     if d.is_symlink(): raise OSError(f"{str(d)!r} is a link to another folder, and a run writes in its own: remove the link")
 
 @patch
+def _check_own(self:Folder, d, n):
+    "Raise `OSError` where the folder, or one of its first `n` rounds, is gone, and where that of a round, `d`, is a link"
+    self.here.check()
+    check_own(d)
+    gone = [d for i in range(0 if self.arm else n) if not (d := self.round(i)).is_dir()]
+    if not gone: return
+    raise OSError(errno.ENOENT, f"{str(gone[0])!r} was removed or renamed while the run went on: put it back, and go on. "
+                  "The rounds in memory are kept, see learn.lottery.rounds")
+
+# %% ../nbs/17_writes.ipynb #6686225c
+@patch
 @alone
 def write(self:Folder, learn, rounds, cbs=()):
     "Write the last of `rounds`, and what the callbacks of the Learner and `cbs` carry over rounds"
     r = rounds[-1]
     d,t,curve = self.round(0 if self.arm else r['round']),r.ticket,'' if r.curve is None else r.curve.to_csv(index=False)
-    self.here.check()
-    check_own(d)
+    self._check_own(d, r['round'])
     if curve:
         atomic_text(d/'curve.csv', curve)
         t.meta['curve'] = short_hash(curve)
@@ -87,8 +126,8 @@ def write(self:Folder, learn, rounds, cbs=()):
         write_checkpoint(d/'callbacks.ckpt', dict(round=r['round'], cbs=carried, **of))
         t.meta['carries'] = True
     t.meta.update(self.label(r['round']))
-    t.save(d/'ticket')
-    save_tensors(d/'weights', state(learn.model), dict(round=r['round'], **of))
+    t.save_round(d/'ticket', self._start_of(t), dense=t.dense)
+    self._save_trained(d, t, state(learn.model), dict(round=r['round'], **of))
     atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
     (self.path/'epoch.ckpt').unlink(missing_ok=True)
 

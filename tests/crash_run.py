@@ -9,6 +9,7 @@ from fastai.callback.fp16 import MixedPrecision,AMPMode
 from fastai_lottery.looks import *
 from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
+from fastai_lottery.gradual import *
 from fastai_lottery.data import TensorDS,TensorDL
 import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
@@ -193,6 +194,17 @@ def play(name='plain', folder='.', init=0, n=None, **change):
     with learn.no_bar(), learn.no_logging(): learn.fit_lottery(**s, test_dl=test, path=Path(folder)/'run')
     lot = learn.lottery
     return dict(model=digest(learn.model), masks=lot.masks.hash(), leaks=0 if lot.held else leaks(learn))
+
+def tightened(name='plain', folder='.', init=0, n=None, **change):
+    "A gradual fit, in `folder`/run, of a net that may be `pruned` before; `units` compete in its hidden layers"
+    Batches.n,learn = n,make(name, folder, init)
+    if units := change.pop('units', None): learn.lottery.units,learn.lottery.exclude = units,['8']
+    own = {k:v for k,v in runs[name].items() if k in ('fit','freeze_epochs','base_lr')}
+    if 'base_lr' not in own: own['lr_max'] = .05
+    with learn.no_bar(), learn.no_logging():
+        if change.pop('pruned', False): learn.prune(.2)
+        learn.fit_gradual(**{**dict(n_epoch=4, to=.3, seed=5, eval_every=4, every=1, **own), **change}, path=Path(folder)/'run')
+    return dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), leaks=leaks(learn))
 
 def replicate(folder='.', seed=0, measures=False, **change):
     "A replicate of the preset `digits`, whose settings are shorter"

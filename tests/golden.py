@@ -13,6 +13,7 @@ from fastai.optimizer import OptimWrapper,SGD,Adam,ranger
 from fastai.text.models.awdlstm import AWD_LSTM
 import fastai,fastai_lottery
 from fastai_lottery.all import *
+from fastai_lottery.labels import weights_in
 
 here = Path(__file__).resolve().parent
 records = here/'golden.json'
@@ -57,7 +58,7 @@ def of_table(df):
 
 def of_folder(d):
     "Tickets and trained weights of the rounds in a folder, whatever lottery of it they are of"
-    def of(d): return dict(of_ticket(Ticket.load(d/'ticket')), state=digest(load_tensors(d/'weights')[0]))
+    def of(d): return dict(of_ticket(Ticket.load(d/'ticket')), state=digest(weights_in(d)[0]))
     return {f.parent.relative_to(d).as_posix():of(f.parent) for f in sorted(d.rglob('ticket.safetensors'))}
 
 # --- data and nets
@@ -264,7 +265,7 @@ def controls_of(d, held=False, rewind_to='init', **kwargs):
     for n,kw in todo.items():
         with quiet(learn): r = learn.fit_ticket(t, 2, **{'seed':5, **kw})
         res[n] = dict(of_round(r), end=of_learner(learn))
-    return dict(ticket=of_ticket(t), **res)
+    return dict(ticket=of_ticket(learn.lottery.ticket()), **res)    # its file has the survivors only
 
 runs |= {'controls':controls_of, 'controls_late':partial(controls_of, rewind_to='3it'),
          'controls_held':partial(controls_of, held=True, hold='hold_init')}
@@ -395,7 +396,7 @@ def played(d, rewind_to='init', scope='global', **kwargs):
     learn = learner(**pixels, lot=dict(rewind_to=rewind_to))
     s = dict(n_epoch=2, fit=Learner.fit, lr=.02, eval_every=4)
     rs = lottery(learn, **s, scope=scope, test_dl=learn.dls[2], path=d/'run', **kwargs)
-    return Run(learn, rs, s, lambda r: load_tensors(d/'run'/f'round_{r:02d}'/'weights')[0], 5)
+    return Run(learn, rs, s, lambda r: weights_in(d/'run'/f'round_{r:02d}')[0], 5)
 
 @run
 def arms_tickets(d):

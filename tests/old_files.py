@@ -1,5 +1,6 @@
-"""Tickets and folders that version 0.0.1 wrote, in fixtures/old.zip, and how each of them goes on.
-`python old_files.py --write fixtures/old.zip` made it; made anew it would no longer be old."""
+"""Tickets and folders that earlier versions wrote, in fixtures, and how each of them goes on: old.zip is of version
+0.0.1, dense.zip of the last one whose tickets and weights were not packed. `python old_files.py --write fixtures/old.zip`
+made the first, with `--only stopped late held tickets` the other; made anew they would no longer be old."""
 import argparse,json,shutil,subprocess,sys,tempfile,warnings,zipfile
 from functools import partial
 from pathlib import Path
@@ -74,10 +75,11 @@ def write_tickets(d):
         lottery(learn, **kw)
         learn.lottery.ticket().save(d/n)
 
-def write_all(d):
-    for n in stops: write_stop(n, d/n)
-    write_tickets(d/'tickets')
-    play_seed(small, 0, d/'replicate'/'seed_00', device='cpu', rounds=1)
+def write_all(d, names):
+    for n in names:
+        if n in stops: write_stop(n, d/n)
+    if 'tickets' in names: write_tickets(d/'tickets')
+    if 'replicate' in names: play_seed(small, 0, d/'replicate'/'seed_00', device='cpu', rounds=1)
     for f in [*d.rglob('.*'), *d.rglob('models')]:
         shutil.rmtree(f) if f.is_dir() else f.unlink()    # locks, and what callbacks saved
 
@@ -130,8 +132,8 @@ def put_zip(f, d, more):
     with zipfile.ZipFile(f, 'w') as z:
         for n,b in {**more, **files}.items(): z.writestr(zipfile.ZipInfo(n), b, zipfile.ZIP_DEFLATED, 9)
 
-def expected(f):
-    "How each fixture in the zip `f` is read, and how it ends"
+def expected(f, names):
+    "How each of the fixtures `names` in the zip `f` is read, and how it ends"
     res = {}
     for n in names:
         with tempfile.TemporaryDirectory() as d:
@@ -140,11 +142,11 @@ def expected(f):
             print(n, flush=True)
     return res
 
-def write(f):
+def write(f, names):
     with tempfile.TemporaryDirectory() as d:
-        one_thread(write_all, Path(d))
+        one_thread(write_all, Path(d), names)
         put_zip(f, Path(d), {})
-        a,b = expected(f),expected(f)
+        a,b = expected(f, names),expected(f, names)
         if diff := difference(a, b): raise RuntimeError(f'it does not end twice the same: {diff}')
         put_zip(f, Path(d), {'expected.json':json.dumps(dict(about=about(), fixtures=a), indent=1)})
     print(f'{f}: {f.stat().st_size} bytes, by fastai_lottery of {golden.package_at()}')
@@ -155,4 +157,6 @@ if __name__=='__main__':
     else:
         p = argparse.ArgumentParser(description=__doc__)
         p.add_argument('--write', type=Path, required=True, help='where to')
-        write(p.parse_args().write)
+        p.add_argument('--only', nargs='+', default=names, choices=names, help='fixtures')
+        args = p.parse_args()
+        write(args.write, args.only)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from nets import *
 from fastai_lottery.arms import *
+from fastai_lottery.labels import weights_in
 from fastai_lottery.sizes import *
 from fastai_lottery.statistics import *
 from fastai_lottery.presets import *
@@ -32,7 +33,7 @@ def played(path, seed=0, p=small):
     shutil.copytree(folders[key], path, dirs_exist_ok=True)
     l,rs = play(path, seed, p)
     s = {k:v for k,v in p.settings.items() if k not in ('rounds','amount','scope','criterion')}
-    return Run(l, rs, s, lambda r: load_tensors(path/f'round_{r:02d}'/'weights')[0], seed)
+    return Run(l, rs, s, lambda r: weights_in(path/f'round_{r:02d}')[0], seed)
 
 @pytest.fixture
 def run(tmp_path): return played(tmp_path)

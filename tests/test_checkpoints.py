@@ -2,7 +2,7 @@
 import hashlib,io
 from collections import Counter
 import numpy as np,pytest,torch
-import fastai_lottery.checkpoints as checkpoints
+import fastai_lottery.carried as carried,fastai_lottery.checkpoints as checkpoints
 from fastai_lottery.checkpoints import *
 from nets import *
 for _n in [o for o in globals() if o.startswith('test_')]: del globals()[_n]
@@ -155,11 +155,11 @@ def test_a_checkpoint_of_a_learner_that_has_not_trained():
 def test_cost_does_not_grow_with_the_steps(monkeypatch):
     "The recorder has a loss and a rate a step: their number is not that of the calls"
     learn,n = fit(make(plain)),[]
-    old = checkpoints._plain
+    old = carried.as_plain
     def count(o):
         n[-1] += 1
         return old(o)
-    monkeypatch.setattr(checkpoints, '_plain', count)
+    monkeypatch.setattr(carried, 'as_plain', count)
     for steps in (50,5000):
         r = learn.recorder
         r.losses = [TensorBase(float(i)) for i in range(steps)]
@@ -191,23 +191,23 @@ def test_the_second_of_two_gaussians():
     "numpy draws them in pairs, and an own generator remembers the other one"
     r,s = np.random.RandomState(1),np.random.RandomState(2)
     r.normal()
-    d = checkpoints._plain([r])
+    d = carried.as_plain([r])
     want = r.normal(size=3)
-    checkpoints._back(d, [s])
+    carried.from_plain(d, [s])
     assert (s.normal(size=3)==want).all()
 
 def test_a_generator_of_before():
     "Files of version 1 have the bits alone"
     r,s = np.random.RandomState(1),np.random.RandomState(2)
-    d = [{'#rng':checkpoints._plain(r._bit_generator.state)}]
+    d = [{'#rng':carried.as_plain(r._bit_generator.state)}]
     want = r.normal(size=3)
-    checkpoints._back(d, [s])
+    carried.from_plain(d, [s])
     assert (s.normal(size=3)==want).all()
 
 lists = [1,2.5,None,'a',True],[np.float64(.1)]*9,[np.float32(.1),np.int64(3)],[.1,np.float64(.2)],[],[[1],[(2,)]]
 @pytest.mark.parametrize('o', lists, ids=str)
 def test_lists_come_back_as_python_numbers(o):
-    back = checkpoints._back(checkpoints._plain(o))
+    back = carried.from_plain(carried.as_plain(o))
     assert back==o and all(type(a) in (int,float,str,bool,type(None),list) for a in back)
 
 # --- files

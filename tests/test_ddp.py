@@ -4,7 +4,7 @@ from multiprocessing import forkserver,get_context
 from pathlib import Path
 import pytest,torch,torch.distributed as dist
 from fastai_lottery.core import named_weights
-from fastai_lottery.files import load_tensors
+from fastai_lottery.labels import weights_in
 from fastai_lottery.tickets import Ticket
 from ddp_run import LIMIT,N,digest,main,net
 
@@ -114,7 +114,7 @@ def test_trap_23_rank_0_alone_writes(ran):
     for r in range(3):
         t = Ticket.load(d/f'round_{r:02d}'/'ticket')
         assert t.masks.hash()==b['whole']['hashes'][r] and digest(t.weights)==b['whole']['starts'][r]
-    assert digest(load_tensors(d/'round_02'/'weights')[0])==b['whole']['state']
+    assert digest(weights_in(d/'round_02')[0])==b['whole']['state']
 
 def test_trap_23_rank_0_alone_prints(ran):
     a,b = results(ran, 'screen')

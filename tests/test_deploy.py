@@ -112,7 +112,8 @@ def images(n=40, size=8, bs=8, tfms=(), **kwargs):
     return dsets.dataloaders(bs=bs, after_batch=list(tfms), num_workers=0, device='cpu', **kwargs)
 
 def image_net():
-    return nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,2))
+    return nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(8,2))
 
 def test_inputs_are_not_augmented():
     learn = learner(image_net, images(tfms=[Shift()]))
@@ -205,7 +206,8 @@ def everything(learn):
     "What must not change"
     dls = [getattr(o, 'rng', None) for o in learn.dls.loaders]
     ps = [(id(p),p.requires_grad) for p in learn.model.parameters()]
-    return (bits(learn.model), [m.training for m in learn.model.modules()], ps, rng_states(), [o and o.getstate() for o in dls],
+    return (bits(learn.model), [m.training for m in learn.model.modules()], ps, rng_states(),
+            [o and o.getstate() for o in dls],
             list(learn.cbs), list(learn.metrics), vars(learn).get('training'), id(learn.model), torch.get_num_threads())
 
 def served(file, xs):
@@ -508,13 +510,14 @@ def test_wrong_settings_of_a_report(kw, monkeypatch):
 
 @extra
 @pytest.mark.slow
-@pytest.mark.parametrize('room', ['convert','deploy','report'])
-def test_lessons_that_need_the_extra_run(room):
+@pytest.mark.parametrize('path', [*[rooms[o] for o in 'coupled structured shrink convert deploy report'.split()],
+                                  'nbs/tutorials/11_production.ipynb', 'nbs/tutorials/12_how_small.ipynb'])
+def test_lessons_that_need_the_extra_run(path):
     "The cells that `nbdev-test` leaves out"
     import nbformat
     from nbclient import NotebookClient
-    nb = nbformat.read(root/rooms[room], 4)
-    NotebookClient(nb, timeout=600, resources={'metadata':{'path':str(root/'nbs')}}).execute()
+    nb = nbformat.read(root/path, 4)
+    NotebookClient(nb, timeout=600, resources={'metadata':{'path':str((root/path).parent)}}).execute()
 
 @pytest.mark.cuda
 @extra

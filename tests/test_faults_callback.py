@@ -867,7 +867,8 @@ def test_many_matrices_are_not_all_named():
 def test_nothing_is_said_of_what_was_asked_for(cb):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        warnings.filterwarnings('ignore', 'competing without effect')    # a positional table that is added: true, and another matter
+        warnings.filterwarnings('ignore',
+                                'competing without effect')    # a positional table that is added: true, and another matter
         learner(Own, cbs=LotteryCallback(**cb)).prune(.2)
         learner(mlp).prune(.2)
 

@@ -8,7 +8,9 @@ from wrong import *
 from fastai.callback.core import GatherPredsCallback
 from fastai_lottery.checkpoints import callback_state,put_from_file,read_checkpoint,write_checkpoint
 from fastai_lottery.cli import main
-from fastai_lottery.files import locked,shown,read_label
+from safetensors.torch import save_file
+from fastai_lottery.files import digest_of,locked,shown,read_label
+from fastai_lottery.sweeps import play
 from fastai_lottery.trust import texts_in
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
@@ -184,11 +186,50 @@ def test_a_lock_that_is_a_link(how, tmp_path):
     with pytest.raises(OSError, match='cannot write .*run.lock'), locked(tmp_path): pass
     assert (tmp_path/'mine').read_text()=='important'
 
-def test_a_pipe_in_place_of_a_file(tmp_path):
+@pytest.mark.parametrize('f',
+                         ['chance/round_00','chance/round_00/weights.safetensors','chance/init.safetensors','chance'])
+def test_a_lottery_beside_another_writes_through_no_link(f, played, tmp_path):
+    "A lottery whose dense round is that of another gets a copy of it"
+    d,mine = shutil.copytree(played, tmp_path/'run')/'seed_00',tmp_path/'mine'
+    shutil.rmtree(d/'chance')
+    (mine if '.' not in f else tmp_path).mkdir(exist_ok=True)
+    if '.' in f: mine.write_text('important')
+    (d/f).parent.mkdir(parents=True, exist_ok=True)
+    (d/f).symlink_to(mine)
+    with contextlib.nullcontext() if '.' in f else pytest.raises(OSError, match='is a link to another folder'):
+        assert len(play_seed(lab, 0, d))==len(play_seed(lab, 0, played/'seed_00'))
+    assert mine.read_text()=='important' if '.' in f else not list(mine.iterdir())
+
+def test_a_seed_that_is_a_link(tmp_path):
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'seed_01').symlink_to(tmp_path/'mine')
+    with pytest.raises(OSError, match='seed_01.* is a link to another folder'):
+        for _ in play('one-shot-tiny', tmp_path/'run', replicates=2, jobs=1): pass
+    assert not list((tmp_path/'mine').iterdir())
+
+@pytest.mark.parametrize('make', [os.mkdir, getattr(os, 'mkfifo', os.mkdir)])
+def test_a_lock_that_is_no_file(make, tmp_path):
+    "Who asked a pipe who has the lock waited for ever"
+    make(tmp_path/'.run.lock')
+    with pytest.raises(OSError, match='cannot write .*run.lock.*it is no file'), locked(tmp_path): pass
+
+def test_a_table_of_a_replicate_that_is_no_file(played, tmp_path):
+    "Of a folder that somebody sent, with a device or a pipe in it"
+    for i,f in enumerate('play.json rounds.csv tables.json round_00/ticket.safetensors measures.csv'.split()):
+        f = f if i==0 else f'seed_00/{f}'
+        d = shutil.copytree(played, tmp_path/f'run_{i}')
+        (d/f).unlink()
+        (d/f).symlink_to(os.devnull)
+        rc,out,err = report(d)
+        assert rc==1 and 'it is no file' in err and f in err
+
+def test_a_pipe_in_place_of_a_file(run, tmp_path):
     "Nobody waits for what never comes"
     if not hasattr(os, 'mkfifo'): pytest.skip('no pipes here')
-    for f in ('run.json','epoch.ckpt','rounds.csv','init.safetensors'):
-        d = stopped(tmp_path/f)
+    in_rounds = [f'round_01/{o}' for o in 'ticket.safetensors weights.safetensors curve.csv callbacks.ckpt'.split()]
+    for i,f in enumerate([*'run.json epoch.ckpt rounds.csv init.safetensors round_00/place.ckpt'.split(), *in_rounds]):
+        d = shutil.copytree(run, tmp_path/f'run_{i}')
         (d/f).unlink()
         os.mkfifo(d/f)
         with pytest.raises(ValueError, match='it is no file|is missing or damaged'): go_on(d)
@@ -219,6 +260,14 @@ def test_names_of_tensors_are_shown_escaped(tmp_path):
     assert shown('ä ☃\u00a0\t\x1b\u202e')=='ä ☃\u00a0\\t\\x1b\\u202e'
 
 # --- wrong content
+
+@pytest.mark.parametrize('head', [{}, dict(meta='[]'), dict(meta='{"a":'+'9'*5000+'}'), dict(meta='{"a":NaN}x')])
+def test_a_file_of_tensors_without_a_label(head, tmp_path):
+    "Its digest is right"
+    ts = dict(w=torch.ones(2))
+    save_file(ts, tmp_path/'t.safetensors',
+              dict(head, format='fastai_lottery ticket 1', sha256=digest_of(ts, head.get('meta', ''))))
+    with pytest.raises(ValueError, match='the label of .*t.safetensors.* is damaged'): load_tensors(tmp_path/'t')
 
 right = lambda: (dict(w=torch.ones(2,3).bool()),dict(w=torch.ones(2,3)))
 said = dict(names=['w'], kept=6, prunable=6, density=1.)
@@ -279,3 +328,47 @@ def test_wrong_content_in_a_replicate(first, played, tmp_path):
         f,says = spoilt(played, tmp_path/f'run_{n}', n)
         bad.append(tried(use_replicate, tmp_path/f'run_{n}', f, f'{says} [{n}]'))
     assert not any(bad), '\n'.join(filter(None, bad))
+
+# Found by `bench_hostile.py`
+def set_at(o, v, *at):
+    for k in at[:-1]: o = o[k]
+    if v is Gone: del o[at[-1]]
+    else: o[at[-1]] = v
+
+def cb_at(d, name): return next(i for i,(n,_) in enumerate(d['learn']['cbs']) if n==name)
+
+found = dict(
+    nested=lambda d: set_at(d, deep(60), 'learn', 'opt', 'state', 4, 'grad_avg'),
+    shape=lambda d: set_at(d, torch.empty(0), 'learn', 'opt', 'state', 1, 'grad_avg'),
+    nan=lambda d: d['learn']['opt']['state'][3]['sqr_avg'].fill_(math.nan),
+    step=lambda d: set_at(d, math.nan, 'learn', 'opt', 'state', 3, 'step'),
+    fewer=lambda d: set_at(d, Gone, 'learn', 'opt', 'state', 5), no_dict=lambda d: set_at(d, [1], 'learn', 'opt', 'state', 3),
+    value=lambda d: set_at(d, ['a'], 'learn', 'cbs', cb_at(d, 'Recorder'), 1, 'values', 0, '#L', 0),
+    rate=lambda d: set_at(d, '', 'learn', 'cbs', cb_at(d, 'Recorder'), 1, 'lrs', 0),
+    best=lambda d: set_at(d, {'a':1}, 'learn', 'cbs', cb_at(d, 'Watch'), 1, 'best'),
+    smoothing=lambda d: [o.update(label_smoothing=3) for o in d['learn']['params']['modules'] if 'label_smoothing' in o],
+    axis=lambda d: [o.update(axis=1.5) for o in d['learn']['params']['modules'] if 'axis' in o])
+
+@pytest.mark.parametrize('change', found.values(), ids=found)
+def test_a_checkpoint_of_wrong_content(change, run, tmp_path):
+    "What is noticed only when it is used is told with the file's name as well"
+    d = shutil.copytree(run, tmp_path/'run')
+    ckpt = read_checkpoint(f := d/'epoch.ckpt')
+    change(ckpt)
+    write_checkpoint(f, ckpt)
+    with pytest.raises(ValueError, match='epoch.ckpt'): go_on(d)
+
+def test_what_callbacks_carried_of_wrong_content(run, tmp_path):
+    d = shutil.copytree(run, tmp_path/'run')
+    (d/'epoch.ckpt').unlink()
+    ckpt = read_checkpoint(f := d/'round_01'/'callbacks.ckpt')
+    ckpt['cbs'][[n for n,_ in ckpt['cbs']].index('Count')][1]['n'] = ''
+    write_checkpoint(f, ckpt)
+    with pytest.raises(ValueError, match='Count.n is of another kind.*callbacks.ckpt'): go_on(d)
+
+@pytest.mark.parametrize('k,v', [('eps',None), ('wd',''), ('mom',None), ('mom',True), ('sqr_mom',[.9])])
+def test_hyper_parameters_of_another_kind_in_a_ticket(k, v, run, tmp_path):
+    ts,meta = load_tensors(f := shutil.copytree(run, tmp_path/'run')/'round_01'/'ticket.safetensors')
+    for o in meta['place']['hypers']: o[k] = v
+    save_tensors(f, ts, meta)
+    with pytest.raises(ValueError, match='hyper-parameters|label says'): train(tmp_path/'run')

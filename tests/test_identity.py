@@ -1,12 +1,17 @@
 "A function is what its code means, in another process, under other flags, with another docstring"
-import importlib,os,subprocess,sys
+import importlib,linecache,os,subprocess,sys
+from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache,partial
 from pathlib import Path
-import pytest,torch
+import numpy as np,pytest,torch
 from torch import nn
 from fastai.basics import CrossEntropyLossFlat,DataLoader,DataLoaders,Learner,noop,set_seed
 from fastai.callback.all import ProgressCallback
 from fastai_lottery.all import LotteryCallback
-from fastai_lottery.identity import say,source_of
+from fastai_lottery.fits import last_lr
+from fastai_lottery.identity import say,source_of,sources
 
 root = Path(__file__).resolve().parent.parent
 
@@ -40,7 +45,8 @@ import mine_0,mine_1,mine_2,mine_3
 exec({plain!r})
 print(*[say(g) for g in (mine_0.f, mine_1.f, mine_2.f, mine_3.f, f)], sep='|')"""
     env = dict(os.environ, PYTHONHASHSEED=seed, PYTHONPATH=f'{tmp_path}{os.pathsep}{root}', PYTHONDONTWRITEBYTECODE='1')
-    done = subprocess.run([sys.executable, '-W', 'ignore', *flags, '-c', run], capture_output=True, text=True, env=env, cwd=tmp_path)
+    done = subprocess.run([sys.executable, '-W', 'ignore', *flags, '-c', run], capture_output=True, text=True, env=env,
+                          cwd=tmp_path)
     assert done.returncode==0, done.stderr
     return done.stdout.strip().splitlines()[-1].split('|')
 
@@ -83,8 +89,106 @@ def test_a_file_that_was_edited_since_is_not_believed(tmp_path):
     f.write_text('def f(w): return w\n')
     scope = {}
     exec(compile(f.read_text(), str(f), 'exec'), scope)
-    f.write_text('def g(w): return w\n')
-    assert source_of(scope['f']) is None
+    for now in ('def g(w): return w\n', 'def f(w): return w+1\n'):    # the module is at work, and says what it was
+        f.write_text(now)
+        linecache.checkcache(str(f))
+        assert source_of(scope['f']) is None
+
+class Scorer:
+    def __init__(self, k, layers=()): self.k,self.layers = k,layers
+    def score(self, w_f): return w_f*self.k
+    def __call__(self, w_f): return w_f*self.k
+
+def renamed(name):
+    def _f(o):
+        o.__name__ = name
+        return o
+    return _f
+
+@renamed('Scorer')
+class Other(Scorer):
+    def __call__(self, w_f): return w_f+self.k
+
+@dataclass(slots=True)
+class Rates:
+    low:float
+    layers:list = ()
+    def __call__(self, w_f): return w_f*self.low
+
+def around(v):
+    def f(w_f): return w_f if v else -w_f
+    return f
+
+@lru_cache
+def cached(w_f): return w_f
+@renamed('cached')
+@lru_cache
+def cached_(w_f): return -w_f
+
+values = dict(lists=([1],[2]), dicts=({'a':1},{'a':2}), sets=({1,2},{1,3}),
+              tensors=(torch.ones(2),torch.zeros(2)), bytes_=(b'a',b'b'),
+              complex_=(1j,2j), ranges=(range(3),range(4)),
+              fractions=(Fraction(1,2),Fraction(1,3)), deques=(deque([1]),deque([2])),
+              sparse=(torch.eye(2).to_sparse(),torch.zeros(2,2).to_sparse()), numbers=(np.float32(1),np.float32(2)),
+              objects=(Scorer(1),Scorer(2)), held=(Scorer(1, ['a']),Scorer(1, ['b'])),
+              code=(Scorer(1),Other(1)), slots=(Rates(1),Rates(2)),
+              slotted=(Rates(1, [1]),Rates(1, [2])), methods=(Scorer(1).score,Scorer(2).score), caches=(cached,cached_))
+
+@pytest.mark.parametrize('a,b', values.values(), ids=values)
+def test_what_a_function_is_made_with_tells_it_from_another(a, b):
+    assert say(a)!=say(b)
+    assert say(around(a))!=say(around(b)) and say(partial(around, v=a))!=say(partial(around, v=b))
+    assert say(a)==say(a) and say(around(a))==say(around(a))
+
+def test_a_way_to_fit_of_ones_own_within_one_of_ours():
+    def mine(learn, n_epoch): learn.fit(n_epoch)
+    a = last_lr(mine)
+    def mine(learn, n_epoch): learn.fit(n_epoch+1)
+    assert say(a)!=say(last_lr(mine)) and say(last_lr(Learner.fit))=='last_lr(fit)'
+
+beside = """
+power = {power}
+def helper(w): return {helper}
+def f(w_f):
+    return helper(w_f)**power if w_f.ndim else g(w_f)
+def g(w_f): return f(w_f)
+count = 0
+def counting(w_f):
+    global count
+    count += 1
+    return w_f
+"""
+
+def test_what_stands_beside_a_function_counts(tmp_path):
+    "A number and a function that it reads, one that calls it again; not what it sets"
+    said = []
+    for i,(power,helper) in enumerate([(2,'w'), (2,'w'), (3,'w'), (2,'w+1')]):
+        (f := tmp_path/f'beside_{i}.py').write_text(beside.format(power=power, helper=helper))
+        exec(compile(f.read_text(), str(f), 'exec'), scope := {'__name__':f'beside_{i}'})
+        said.append(say(scope['f']))
+        was = say(scope['counting'])
+        scope['counting'](1)
+        assert say(scope['counting'])==was
+    assert said[0]==said[1] and len(set(said))==3 and '# power = 2' in sources[said[0]]
+
+def test_what_a_function_changes_counts_as_it_was():
+    "Else a run that is taken up in the same process would not go on"
+    seen = []
+    def stop(rounds):
+        seen.append(1)
+        return len(seen)>3
+    was = say(stop)
+    stop([])
+    assert say(stop)==was
+
+def test_an_empty_cell_and_things_that_hold_each_other():
+    def f(w_f): return later(w_f)
+    assert say(f)
+    def later(w_f): return f(w_f)
+    a,b = Scorer(1, []),Scorer(2, [])
+    a.layers.append(b)
+    b.layers.append(a)
+    assert say(later)==say(later) and say(a)!=say(b)
 
 # --- in a run's folder
 
@@ -107,7 +211,8 @@ def test_another_function_is_shown_and_may_be_vouched_for(tmp_path):
     def mine(w_f): return w_f.abs()
     rs = play(tmp_path, mine)
     def mine(w_f): return abs(w_f)
-    with pytest.raises(ValueError, match=r"(?s)criterion was 'mine .*- +return w_f.abs\(\).*\+ +return abs\(w_f\).*same=\['criterion'\]"):
+    with pytest.raises(ValueError,
+                       match=r"(?s)criterion was 'mine .*- +return w_f.abs\(\).*\+ +return abs\(w_f\).*same=\['criterion'\]"):
         play(tmp_path, mine)
     again = play(tmp_path, mine, same='criterion')
     assert [r['mask_hash'] for r in again]==[r['mask_hash'] for r in rs]

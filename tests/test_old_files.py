@@ -1,21 +1,28 @@
-"""Tickets and folders of version 0.0.1 are read as they were written, and go on as that version went on.
+"""Tickets and folders of earlier versions are read as they were written, and go on as those versions went on.
 Their own masks say what competes, whatever later versions prune by themselves."""
 import json,zipfile
 import pytest
 import golden,old_files
 
-with zipfile.ZipFile(old_files.fixtures) as z: written = json.loads(z.read('expected.json'))
+def of_zip(f):
+    with zipfile.ZipFile(f) as z: return json.loads(z.read('expected.json'))
+
+zips = {o:old_files.fixtures.with_name(o+'.zip') for o in ('old','dense')}
+all_written = {o:of_zip(f) for o,f in zips.items()}
+written = all_written['old']
 chancy = 'late','text'      # dropout
 
 @pytest.fixture(scope='module')
-def exact(): return golden.is_exact(written['about'])
+def exact(): return all(golden.is_exact(o['about']) for o in all_written.values())
 
 @pytest.fixture
 def old(request, tmp_path):
     "Name of a fixture, its folder, and what was recorded of it"
-    return request.param,old_files.unpack_zip(tmp_path, request.param),written['fixtures'][request.param]
+    of,name = request.param
+    return name,old_files.unpack_zip(tmp_path, name, zips[of]),all_written[of]['fixtures'][name]
 
-each = pytest.mark.parametrize('old', written['fixtures'], indirect=True)
+both = [(o,n) for o in zips for n in all_written[o]['fixtures']]
+each = pytest.mark.parametrize('old', both, indirect=True, ids='-'.join)
 def fails(name, diff): pytest.fail(f'{name}: {diff}', pytrace=False)
 
 @each

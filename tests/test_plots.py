@@ -337,7 +337,10 @@ def test_mask_of_tickets_rounds_and_files(played, tmp_path):
     want = r.masks['0.weight'].sum(0).reshape(8,8).numpy()
     t = Ticket.load(r.ticket.save(tmp_path/'t'))
     for o in (r, r.ticket, r.masks, played.lottery, t): assert (plot_mask(o).images[0].get_array()==want).all()
-    assert len(plot_density([t,t]).lines)==2 and len(plot_weights(t).patches)==2
+    assert len(plot_density([t,t]).lines)==2
+    with pytest.raises(ValueError, match=r'picture of what all weights start from.*save\(path, dense=True\)'):
+        plot_weights(t)
+    assert len(plot_weights(Ticket.load(r.ticket.save(tmp_path/'t', dense=True))).patches)==2
 
 def test_mask_errors(played):
     r = played.lottery.rounds[-1]

@@ -23,7 +23,7 @@ def test_hold_init_is_the_initial_value_not_the_rewind_point(to, mask):
 
 def test_a_late_ticket_elsewhere_has_no_initial_values(tmp_path):
     t = lottery('3it').lottery.ticket()
-    t.save(tmp_path/'t')
+    t.save(tmp_path/'t', dense=True)
     t = Ticket.load(tmp_path/'t')
     for learn in (learner(drop_bn, seed=5), lottery('3it', seed=5)):
         for again in range(2):      # the first call leaves nothing that would make it seem its own

@@ -37,12 +37,27 @@ def test_a_change_of_folder_in_a_callback_does_not_split_a_run(tmp_path, monkeyp
     learner(cbs=[LotteryCallback(), Wanders()]).fit_lottery(1, rounds=1, path='run')
     assert (tmp_path/'run'/'round_01').exists() and not list((tmp_path/'elsewhere').iterdir())
 
-@pytest.mark.parametrize('path,exc', [('',ValueError), (' ',ValueError), (7,TypeError)])
+class As:
+    "A path of its own kind"
+    def __init__(self, path): self.path = path
+    def __fspath__(self): return self.path
+    def __repr__(self): return f'As({self.path!r})'
+
+none = [*((o,ValueError) for o in ('',' ','a\0b','\ud800',As(''))), *((o,TypeError) for o in (7,b'x',As(b'x')))]
+@pytest.mark.parametrize('path,exc', none, ids=repr)
 def test_a_path_that_is_none(path, exc, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for f in (lambda: own_path(path), lambda: learner().fit_lottery(1, path=path), lambda: Ticket.load(path)):
         with pytest.raises(exc, match='should (name|be)'): f()
     assert not list(tmp_path.iterdir())
+
+def test_a_home_folder_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"no such home folder; '\./~nobody-here/x'"):
+        learner().fit_lottery(1, rounds=0, path='~nobody-here/x')
+    assert not list(tmp_path.iterdir())
+    assert own_path('./~nobody-here')==tmp_path/'~nobody-here' and own_path(As('x'))==tmp_path/'x'
+    with pytest.raises(ValueError, match='should name a file'): Ticket.load('/')
 
 # --- the folder of a run
 
@@ -65,6 +80,16 @@ def test_a_folder_that_goes_away_is_noticed(what, tmp_path):
     with pytest.raises(OSError, match='was removed or renamed while the run went on.*rounds in memory are kept'):
         learn.fit_lottery(2, rounds=2, path=path)
     assert len(learn.lottery.rounds)>=1 and (not path.exists() or not list(path.iterdir()))
+
+def test_a_round_that_goes_away_is_noticed(tmp_path):
+    learn = learner(cbs=[LotteryCallback(), Once()])
+    learn.do = lambda: (tmp_path/'run'/'round_00').rename(tmp_path/'old')
+    with pytest.raises(OSError, match='round_00.* was removed or renamed while the run went on'):
+        learn.fit_lottery(2, rounds=2, path=tmp_path/'run')
+    (tmp_path/'old').rename(tmp_path/'run'/'round_00')
+    learn.done = True
+    learn.do = noop
+    assert len(learn.fit_lottery(2, rounds=2, path=tmp_path/'run'))==3
 
 def test_files_of_others_are_left_alone(tmp_path):
     path = tmp_path/'run'
@@ -174,6 +199,13 @@ def test_a_script_from_stdin_is_told_so(tmp_path):
     assert "this one, '<stdin>', is no file: save it as one" in done.stderr and not (tmp_path/'out').exists()
 
 # --- the command line
+
+def test_what_is_read_is_found_in_the_home_folder(out, tmp_path, monkeypatch):
+    from fastai_lottery.experiments import measured,results
+    monkeypatch.setenv('HOME', str(out.parent))
+    assert results('~/a').equals(results(out))
+    for f in (results, measured):
+        with pytest.raises(ValueError, match='`out` should name'): f('')
 
 @pytest.fixture(scope='module')
 def out(tmp_path_factory):

@@ -49,7 +49,7 @@ def train(d):
     t = Ticket.load(f)
     with learn.no_bar(), learn.no_logging():
         try: learn.fit_ticket(t, 3, fit=Learner.fit, lr=.01, seed=0)
-        except ValueError as e: raise ValueError(f'{f}: {e}') from e    # it was in memory
+        except (ValueError,FloatingPointError) as e: raise ValueError(f'{f}: {e}') from e    # it was in memory
 
 def stopped(d):
     try: go_on(d, halt=2)
