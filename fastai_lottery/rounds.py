@@ -330,7 +330,8 @@ def play_ticket(learn, s, ticket, mask, arm, place, folder):
     "Put `ticket` on, train it, and note what it showed"
     lot,base = learn.lottery,of_rank0(torch.initial_seed) if s.seed is None else s.seed
     def seeds(what): return base,what,arm['round'],arm['trial']
-    masks = lot.with_units(ticket.masks)    # a file does not say which units they are made of
+    own = lot.with_units(Masks(ticket.masks))    # units in the order of this net: a file's may stand in another, or not be there
+    masks = ticket.masks if own.units is None else own
     if mask is not None: masks = mask(masks, generator(*seeds('mask')))
     put_on_ticket(learn, ticket, masks, s.reset, s.hold, seeds)
     if folder:
