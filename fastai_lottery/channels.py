@@ -76,6 +76,8 @@ def need_deploy(what):
 def copy_of(model):
     "A copy of `model` without its wrappers; also where a layer keeps what it makes in a forward pass, as `WeightDropout` does"
     m = unwrap(model)
+    if any(isinstance(o, torch.jit.ScriptModule) for o in m.modules()):
+        raise ValueError("the model is scripted, so its layers cannot be changed: take the one that it was made of")
     made = [t for o in m.modules() for t in vars(o).values() if torch.is_tensor(t) and not t.is_leaf]
     return deepcopy(m, {id(t):t.detach().clone() for t in made})
 

@@ -64,7 +64,7 @@ def _couple_item(net, root, dg, item):
     if kind=='OUTPUT': return spoil('an output of the net')
     if kind=='SPLIT': return _couple_pieces(net, root, t.split_sizes, item)
     if isinstance(t, nn.Parameter): return spoil('meets a parameter that is in no layer of a known kind')
-    if id(t) not in net.names: return
+    if id(t) not in net.names or slots(t)==[]: return    # a PReLU may have one number for all channels
     if why := _stops(net, root, t): return spoil(why)
     side = 'out' if dg.is_out_channel_pruning_fn(item.dep.handler) else 'in'
     if net.skips(t, side): return

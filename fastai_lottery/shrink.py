@@ -17,9 +17,9 @@ from .masks import *
 from .units import *
 from .files import *
 from .coupled import *
-from .channels import Conv,Norm,as_called,copy_of,is_maker,outputs
+from .channels import Conv,Norm,as_called,copy_of,is_maker
 from .removal import *
-from .removal import apart,cut,doubled,remove_
+from .removal import check_same,cut,doubled,other_inputs,remove_,said_by
 from .tickets import *
 from .model import *
 from .model import hypers_now
@@ -93,8 +93,7 @@ class _Watched:
 # %% ../nbs/23_shrink.ipynb #9b04217e
 def _sends(m, units, alive, xb, forward):
     w = _Watched(m, units, alive)
-    try:
-        with torch.no_grad(): forward(m, xb)
+    try: said_by(m, xb, forward)
     finally: w.off()
     return w
 
@@ -155,40 +154,6 @@ def _with_zeros(m, units, alive, g):
             w *= p.over(alive[g], w.shape).to(w.device)
     return m
 
-# %% ../nbs/23_shrink.ipynb #520502fa
-def _by_layer(m, xb, forward):
-    "Outputs of each layer, in the order of the forward pass, as far as it gets"
-    outs = []
-    def note(mod, args, out): outs.append((mod,outputs(out)))
-    hooks = [o.register_forward_hook(note) for o in m.modules() if not list(o.children())]
-    try:
-        with torch.no_grad(): forward(m, xb)
-    except Exception: pass
-    finally:
-        for h in hooks: h.remove()
-    return outs
-
-def _first_apart(a, b, xb, forward):
-    "The first layer whose outputs differ, where both have it in one shape; '' where none does"
-    names = {id(o):n for n,o in a.named_modules()}
-    for (mod,s),(_,t) in zip(_by_layer(a, xb, forward), _by_layer(b, xb, forward)):
-        if [o.shape for o in s]==[o.shape for o in t] and apart(s, t)>1e-5: return names[id(mod)]
-    return ''
-
-# %% ../nbs/23_shrink.ipynb #1fc24943
-def _check_same(masked, small, xb, forward):
-    "Raise `ValueError` where the two differ"
-    try:
-        with torch.no_grad(): a,b = outputs(forward(masked, xb)),outputs(forward(small, xb))
-    except Exception as e:
-        raise ValueError(f"the small net does not run: {type(e).__name__}: {str(e).splitlines()[0][:200]}. Nothing was changed; leave the "
-                         "layers around it out, LotteryCallback(exclude=...)") from e
-    if (far := apart(a, b))<=1e-5: return
-    at = _first_apart(masked, small, xb, forward)
-    raise ValueError(f"the small net's outputs differ by {far:.2g} of their size"+(f", first behind {at!r}" if at else '')+". Nothing was "
-                     "changed; leave that layer out, LotteryCallback(exclude=...), or report the net: units that pass the check before "
-                     "the first round should not end here")
-
 # %% ../nbs/23_shrink.ipynb #8d2e1181
 def _redrawn(model, gen):
     "A copy with other values where there are some now: zeros stay zeros"
@@ -199,20 +164,15 @@ def _redrawn(model, gen):
         if n.endswith('running_var'): b *= .5+torch.rand(b.shape, generator=gen).to(b)
     return m
 
-def _random_like(xb, gen):
-    def one(t):
-        return torch.randn(t.shape, generator=gen, dtype=torch.double).to(t.device) if t.is_floating_point() else t
-    return tuple(one(t) if torch.is_tensor(t) else t for t in xb)
-
 def smaller(model, units, alive, xb, forward):
     "What is left of `model`: the model to cut (what dead units sent is folded into it), which units stay, and how many were kept for that"
     m,alive,kept = _quieted(model, units, alive, xb, forward)
     m64 = copy_of(model).double().eval()
-    _check_same(m64, remove_(copy_of(m).double().eval(), units.cuts(alive)), doubled(xb), forward)
+    check_same(m64, remove_(copy_of(m).double().eval(), units.cuts(alive)), doubled(xb), forward)
     if not kept and not any((p!=q).any() for p,q in zip(m.state_dict().values(), copy_of(model).state_dict().values())):
         gen = generator(0, 'shrink')
         other = _redrawn(m64, gen)
-        _check_same(other, remove_(copy_of(other), units.cuts(alive)), _random_like(xb, gen), forward)
+        check_same(other, remove_(copy_of(other), units.cuts(alive)), other_inputs(other, doubled(xb), forward, gen), forward)
     return m,alive,kept
 
 # %% ../nbs/23_shrink.ipynb #ce29a5d6
@@ -326,6 +286,23 @@ def shrink(self:Learner,
     _cut_lottery(lot, units, alive, cs, masks)
     _tell_kept(kept)
     return removed(before, {n:p.numel() for n,p in m.named_parameters()}, units, alive)
+
+# %% ../nbs/23_shrink.ipynb #90fd2648
+_load = getattr(Learner.load, '__wrapped__', Learner.load)
+@patch
+def load(self:Learner,
+    file, # As in fastai
+    *args, # As in fastai
+    **kwargs # As in fastai
+):
+    "fastai's `load`, whose error says what to do where the file is of a net of other sizes, as `shrink` leaves it"
+    try: return _load(self, file, *args, **kwargs)
+    except RuntimeError as e:
+        if 'size mismatch' not in str(e): raise
+        raise RuntimeError(f"{str(file)!r} is of a net of other sizes, as learn.shrink() leaves one, and only what fits was loaded. Build "
+                           "that net first: shrunk_like(model, path) of what save_shrunk wrote, or learn.shrink() under the same "
+                           f"masks; or load_learner() what the small Learner exported. {e}") from e
+Learner.load.__wrapped__ = _load
 
 # %% ../nbs/23_shrink.ipynb #66f6e467
 def save_shrunk(
