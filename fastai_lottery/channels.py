@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/08_channels.ipynb #4437e9fa
 import re
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import NamedTuple
 import torch
@@ -163,6 +164,22 @@ def _graph(tp, pieces):
             return nodes
     return Graph()
 
+class Endless(ValueError): "Channels that are followed round and round"
+
+@contextmanager
+def bounded(m):
+    "Torch-Pruning gives up in here where it follows channels round and round, and finds ever more of them"
+    graph = need_deploy('finding units').dependency.graph
+    was,most = graph.Group,max(2**16, *(4*n for p in m.parameters() for n in p.shape))
+    class Group(was):
+        def add_dep(self, dep, idxs):
+            if len(idxs)>most or len(self)>most: raise Endless('its channels are followed without end')
+            super().add_dep(dep, idxs)
+    graph.Group = Group
+    try: yield
+    finally: graph.Group = was
+
+# %% ../nbs/08_channels.ipynb #d8c1b759
 def _other_layer(tp, through):
     "How Torch-Pruning sees a layer that it does not know; `through`: are outputs inputs, as far as one knows?"
     class Layer(tp.BasePruningFunc):

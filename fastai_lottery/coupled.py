@@ -13,7 +13,7 @@ from .core import *
 from .masks import *
 from .units import *
 from .channels import as_called,attentions,copy_of,is_grouped,is_maker,makes,mixing,need_deploy
-from .channels import other_attentions,slots,traced,width
+from .channels import bounded,other_attentions,slots,traced,width
 
 # %% ../nbs/09_coupled.ipynb #fb1abfb5
 class Joined:
@@ -105,7 +105,8 @@ def _couple_tied(net):
 def _items(net, dg, root):
     "What Torch-Pruning says goes with the outputs of the layer `root`"
     by,at = dg.get_pruner_of_module(root),list(range(width(root, 'out')))
-    try: return [] if by is None else dg.get_pruning_group(root, by.prune_out_channels, at).items
+    try:
+        with bounded(net.m): return [] if by is None else dg.get_pruning_group(root, by.prune_out_channels, at).items
     except Exception as e: net.bad.extend((net.place(root, 'out', i), f'Torch-Pruning fails: {e}') for i in at)
     return []
 

@@ -325,7 +325,7 @@ def play_ticket(learn, s, ticket, mask, arm, place, folder):
     "Put `ticket` on, train it, and note what it showed"
     lot,base = learn.lottery,of_rank0(torch.initial_seed) if s.seed is None else s.seed
     def seeds(what): return base,what,arm['round'],arm['trial']
-    masks = ticket.masks if mask is None else mask(ticket.masks, generator(*seeds('mask')))
+    masks = ticket.masks if mask is None else mask(lot.with_units(ticket.masks), generator(*seeds('mask')))
     put_on_ticket(learn, ticket, masks, s.reset, s.hold, seeds)
     if folder:
         folder.carry(learn, [], L(s.kwargs.get('cbs')))

@@ -77,7 +77,9 @@ class _Watched:
         def look(mod, args, out):
             if isinstance(mod, Norm): return self._behind(mod, id(args[0]))
             self.last[id(out)],self.kept = mod,getattr(self, 'kept', [])+[out]
-            for p in ps: self._note(mod, p, args[0].detach(), ~p.along(alive[p.group]))
+            for p in ps:
+                read = (mod.weight!=0).movedim(p.dim, 0).flatten(1).any(1).cpu()
+                self._note(mod, p, args[0].detach(), read&~p.along(alive[p.group]))
         return look
     def _behind(self, norm, at):
         if at in self.last: self.behind.setdefault(id(self.last[at]), norm)

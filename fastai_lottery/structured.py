@@ -17,11 +17,12 @@ from .scopes import NothingMore,as_scope,check_amount
 from .units import *
 from .units import element_units
 from .sizes import flops
+from .resets import zeros_of
 from .model import *
 from .model import Known
 from .coupled import *
 from .removal import *
-from .removal import only_of
+from .removal import doubled,in_double,only_of
 from .signals import *
 from .signals import tried,train_batches
 
@@ -74,6 +75,14 @@ def with_units(self:Known, masks):
     units = self.own_units()
     if units is None or masks.units is not None or list(masks)!=list(units.masks(units.ones())): return masks
     return Masks(masks, units)
+
+@patch
+def dead_units(self:Known):
+    "Masks without units whose weight matrices are exactly 0 (a bias may be, by itself), and how many weights went, by name"
+    units = self.masks.units
+    new,_ = zeros_of(self.net(), Masks({n:self.masks[n] for n in self.masks.scored}))
+    new = units.masks(units.alive(new)).near(self.masks)&self.masks
+    return new,{n:k for n,m in new.items() if (k := int(self.masks[n].sum()-m.sum()))}
 
 @patch
 def units_are(self:Known, units):
@@ -132,8 +141,8 @@ def sizes_after(
     xb # One batch on its device, or a tuple of its inputs
 )->dict: # `units` that are alive, `params` (parameters) and `macs` (multiply-adds an item) without the dead ones
     "How large the net would be with its dead units taken out"
-    small = without(model, units, alive).float()
-    n = int(flops(small.eval(), xb).flops['total'])//2//max(1, len(xb[0] if isinstance(xb, tuple) else xb))
+    small = without(model, units, alive).double()
+    with in_double(): n = int(flops(small.eval(), doubled(xb)).flops['total'])//2//max(1, len(xb[0] if isinstance(xb, tuple) else xb))
     return dict(units=Masks(alive).n_kept, params=sum(p.numel() for p in small.parameters()), macs=n)
 
 # %% ../nbs/10_structured.ipynb #b93f0699
