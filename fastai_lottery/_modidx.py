@@ -1388,6 +1388,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_lottery.shrink._cut_masks': ('shrink.html#_cut_masks', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._fold': ('shrink.html#_fold', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._fold_group': ('shrink.html#_fold_group', 'fastai_lottery/shrink.py'),
+                                       'fastai_lottery.shrink._is_read': ('shrink.html#_is_read', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._one_at_least': ('shrink.html#_one_at_least', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._pads': ('shrink.html#_pads', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._quieted': ('shrink.html#_quieted', 'fastai_lottery/shrink.py'),

@@ -61,6 +61,9 @@ def _one_at_least(m):
     m[0] = True
     return m
 
+# %% ../nbs/23_shrink.ipynb #53769099
+def _is_read(w, dim): return (w!=0).movedim(dim, 0).flatten(1).any(1).cpu()
+
 # %% ../nbs/23_shrink.ipynb #b5eaba0e
 class _Watched:
     "What dead units send to the layers that read them, and which norm stands behind such a layer"
@@ -77,9 +80,7 @@ class _Watched:
         def look(mod, args, out):
             if isinstance(mod, Norm): return self._behind(mod, id(args[0]))
             self.last[id(out)],self.kept = mod,getattr(self, 'kept', [])+[out]
-            for p in ps:
-                read = (mod.weight!=0).movedim(p.dim, 0).flatten(1).any(1).cpu()
-                self._note(mod, p, args[0].detach(), read&~p.along(alive[p.group]))
+            for p in ps: self._note(mod, p, args[0].detach(), _is_read(mod.weight, p.dim)&~p.along(alive[p.group]))
         return look
     def _behind(self, norm, at):
         if at in self.last: self.behind.setdefault(id(self.last[at]), norm)

@@ -76,6 +76,7 @@ def with_units(self:Known, masks):
     if units is None or masks.units is not None or list(masks)!=list(units.masks(units.ones())): return masks
     return Masks(masks, units)
 
+# %% ../nbs/10_structured.ipynb #a49f3f98
 @patch
 def dead_units(self:Known):
     "Masks without units whose weight matrices are exactly 0 (a bias may be, by itself), and how many weights went, by name"
@@ -84,6 +85,7 @@ def dead_units(self:Known):
     new = units.masks(units.alive(new)).near(self.masks)&self.masks
     return new,{n:k for n,m in new.items() if (k := int(self.masks[n].sum()-m.sum()))}
 
+# %% ../nbs/10_structured.ipynb #78222a87
 @patch
 def units_are(self:Known, units):
     "The model was changed in place, and its units are these; None where that is to be found out"
