@@ -7,6 +7,7 @@ __all__ = ['without', 'checked_units']
 
 # %% ../nbs/09_removal.ipynb #3d6052b1
 import torch
+from collections.abc import Mapping
 from contextlib import contextmanager
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -91,7 +92,7 @@ def without(
 def of_inputs(f, o):
     "Inputs, with `f` of each tensor"
     if torch.is_tensor(o): return f(o)
-    if isinstance(o, dict): return {k:of_inputs(f, v) for k,v in o.items()}
+    if isinstance(o, Mapping): return {k:of_inputs(f, v) for k,v in o.items()}
     return type(o)(of_inputs(f, v) for v in o) if type(o) in (list,tuple) else o
 
 def doubled(o):

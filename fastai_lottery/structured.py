@@ -9,6 +9,7 @@ __all__ = ['sizes_after']
 import torch
 from torch import nn
 from fastcore.basics import patch
+from fastai.torch_core import find_bs
 from .core import *
 from .masks import *
 from .masks import cut_prune
@@ -22,7 +23,7 @@ from .model import *
 from .model import Known
 from .coupled import *
 from .removal import *
-from .removal import doubled,in_double,only_of
+from .removal import doubled,in_double,of_inputs,only_of
 from .signals import *
 from .signals import tried,train_batches
 
@@ -35,7 +36,7 @@ def inputs_now(self:Known, n=2):
         raise ValueError("the units of a model are found on a batch of the training set, which gave none")
     try: xb = tried(learn, 'r')
     except Exception: xb = bs[0][:getattr(learn.dls, 'n_inp', 1 if len(bs[0])==1 else len(bs[0])-1)]
-    return tuple(t[:n] if torch.is_tensor(t) and t.ndim else t for t in xb)
+    return of_inputs(lambda t: t[:n] if t.ndim else t, tuple(xb))
 
 @patch
 def own_units(self:Known):
@@ -144,7 +145,7 @@ def sizes_after(
 )->dict: # `units` that are alive, `params` (parameters) and `macs` (multiply-adds an item) without the dead ones
     "How large the net would be with its dead units taken out"
     small = without(model, units, alive).double()
-    with in_double(): n = int(flops(small.eval(), doubled(xb)).flops['total'])//2//max(1, len(xb[0] if isinstance(xb, tuple) else xb))
+    with in_double(): n = int(flops(small.eval(), doubled(xb)).flops['total'])//2//max(1, find_bs(xb))
     return dict(units=Masks(alive).n_kept, params=sum(p.numel() for p in small.parameters()), macs=n)
 
 # %% ../nbs/10_structured.ipynb #b93f0699

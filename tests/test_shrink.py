@@ -384,3 +384,43 @@ def test_learners_of_other_kinds(how):
     n = n_params(learn.model)
     assert n==rounds[1]['params'] if how!='sigmoid' else rounds[1]['params']<n<rounds[0]['params']
     with learn.no_bar(): learn.fit(1)
+
+class OfDicts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a,self.b,self.c = nn.Linear(6,10),nn.Linear(4,10),nn.Linear(10,3)
+    def forward(self, d): return self.c((self.a(d['a'])+self.b(d['b'])).relu())
+
+def test_inputs_that_are_dicts():
+    rows = [(dict(a=torch.randn(6), b=torch.randn(4), no='text'), i%3) for i in range(96)]
+    dls = DataLoaders(DataLoader(rows[:64], bs=16), DataLoader(rows[64:], bs=16), device='cpu')
+    learn = Learner(dls, OfDicts(), loss_func=CrossEntropyLossFlat(), cbs=LotteryCallback(units='channels'))
+    with learn.no_bar(): rounds = learn.fit_lottery(1, rounds=1, amount=.3, seed=0)
+    assert [r['macs'] for r in rounds]==[10*6+10*4+10*3, 7*6+7*4+7*3], 'of one item'
+    learn.shrink()
+    assert n_params(learn.model)==rounds[1]['params']
+
+def test_looking_for_units_changes_nothing_in_a_learner():
+    learn = unit_learner()
+    learn.model.train()
+    learn.model[3].eval()
+    def look():
+        bufs = [b.clone() for b in learn.model.buffers()]
+        return [o.training for o in learn.model.modules()],bufs,[p.grad for p in learn.model.parameters()],torch.get_rng_state()
+    def hooks(): return [(len(o._forward_hooks),len(o._forward_pre_hooks)) for o in learn.model.modules()]
+    was,cbs,on = look(),list(learn.cbs),hooks()
+    learn.lottery.own_units()
+    new = look()
+    assert was[0]==new[0] and all(map(torch.equal, was[1], new[1])) and was[2]==new[2] and torch.equal(was[3], new[3])
+    assert list(learn.cbs)==cbs and hooks()==on and learn.opt is None
+
+def test_what_was_shrunk_twice_and_rounds_of_the_large_net(learn):
+    big = learn.lottery.ticket(1)
+    learn.shrink()
+    was,state = n_params(learn.model),deepcopy(learn.model.state_dict())
+    df = learn.shrink()
+    assert n_params(learn.model)==was==df.params['total']==df.params_left['total']
+    for f in (lambda: learn.lottery.load(1), lambda: learn.fit_ticket(big, 1), lambda: learn.fit_lottery(1, rounds=3, start='rounds'),
+              lambda: learn.fit_lottery(1, rounds=1, start=big)):
+        with learn.no_bar(),pytest.raises(ValueError): f()
+        assert all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())

@@ -12,7 +12,8 @@ import torchvision.models as tv
 from fastai.collab import EmbeddingDotBias
 from fastai.tabular.model import TabularModel
 from fastai.vision.learner import create_vision_model
-from fastai.vision.models import resnet18,xresnet
+from fastai.vision.models import resnet18
+from fastai.vision.models.xresnet import xresnet18
 from fastai_lottery.units import *
 from fastai_lottery.coupled import *
 from fastai_lottery.removal import *
@@ -75,7 +76,6 @@ def holds(m, xb, left=(), forward=None, n=2):
 
 moves,opaque = 'would not be 0 where they are read','units are not followed'
 ln,unclear = 'LayerNorm mixes channels','is not understood|view size|size of tensor|shape'
-def double_in(f): return around(Fn(f))
 def small_resnet(block=tv.resnet.BasicBlock, n=(1,1), **kw): return tv.ResNet(block, [*n,1,1], num_classes=4, **kw)
 small_tv = dict(
     resnet=small_resnet, bottleneck=partial(small_resnet, tv.resnet.Bottleneck),
@@ -108,7 +108,7 @@ def test_our_nets_are_right(name):
     assert not left_of(holds(m, images(side=32), n=1))
 
 fastais = dict(
-    xresnet18=(lambda: xresnet.XResNet(xresnet.ResBlock, 1, [1,1,1,1], n_out=4, stem_szs=(8,8,16)), lambda: images(side=48)),
+    xresnet18=(lambda: xresnet18(n_out=4), lambda: images(side=48)),
     vision=(lambda: create_vision_model(resnet18, 4, pretrained=False), lambda: images(side=48)),
     tabular=(lambda: TabularModel([(5,3),(4,2)], 3, 2, [20,10]), lambda: (torch.randint(0,4,(4,2)), torch.randn(4,3))))
 @pytest.mark.parametrize('name', fastais)
@@ -117,8 +117,6 @@ def test_nets_of_fastai_are_right(name):
     m,xb = fastais[name]
     holds(m().eval(), xb(), n=1)
 
-timms = dict(test_resnet={}, test_efficientnet={}, test_vit={'patch_embed':ln, 'proj':ln, 'fc2':ln}, test_byobnet={},
-             test_convnext={'stem':ln, 'conv_dw':ln, 'fc2':ln, 'downsample':ln}, test_mambaout=None)
 @pytest.mark.parametrize('name', ['test_resnet','test_efficientnet','test_vit','test_byobnet','test_convnext'])
 def test_nets_of_timm(name):
     timm = pytest.importorskip('timm', reason=need.format('timm'))

@@ -368,3 +368,18 @@ def test_living_units_by_weights_alone():
     ws['o.weight'][:,2] = 0
     alive = living(u, ws)
     assert (~alive['a']).nonzero().flatten().tolist()==[3,5] and (~alive['c']).nonzero().flatten().tolist()==[2]
+
+def test_without_the_extra_an_error_says_which(monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, 'torch_pruning', None)
+    learn = Learner(data(), mlp(), loss_func=nn.CrossEntropyLoss(), cbs=LotteryCallback(units='channels'))
+    with learn.no_bar(),pytest.raises(ImportError, match=r"finding units needs Torch-Pruning: pip install 'fastai_lottery\[deploy\]'"):
+        learn.fit_lottery(1, rounds=1)
+
+def test_zeros_of_biases_are_no_dead_units():
+    learn = unit_learner()
+    with torch.no_grad(): learn.model.a.weight[[1,3]] = learn.model.b.weight[[1,3]] = learn.model.c.weight[2] = 0
+    took = learn.keep_zeros()
+    masks = learn.lottery.masks
+    assert masks==masks.units.masks(masks.counted) and took['a.weight']==16 and took['n.bias']==2
+    assert [(~v).nonzero().flatten().tolist() for v in masks.counted.values()]==[[1,3],[2]]
