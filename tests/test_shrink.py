@@ -1,5 +1,5 @@
-"""Dead units really taken out: the small net says the same, and is a Learner's net like any other. Structured lotteries end to end.
-`python -m pytest -m extra`, with Torch-Pruning"""
+"""Dead units really taken out: the small net says the same, and is a Learner's net like any other. And structured
+lotteries end to end. `python -m pytest -m extra`, with Torch-Pruning"""
 import pickle,warnings
 from copy import deepcopy
 import pytest,torch
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.extra
 pytest.importorskip('torch_pruning', reason="needs torch-pruning: pip install 'fastai_lottery[deploy]'")
 
 def body(n=8, act=nn.ReLU):
-    return nn.Sequential(conv(3,n), nn.BatchNorm2d(n), act(), conv(n,12), nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+    return nn.Sequential(conv(3,n), nn.BatchNorm2d(n), act(), conv(n,12), nn.BatchNorm2d(12), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1),
                          nn.Flatten(), nn.Linear(12,10), nn.ReLU(), nn.Linear(10,4))
 def halves(m): return [list(m[:6].parameters()), list(m[6:].parameters())]
 def unit_learner(net=None, units='channels', cbs=(), rewind_to='init', seed=0, **kwargs):
@@ -39,7 +40,8 @@ def learn(): return played()
 
 nets_ = dict(conv=(lambda: around(nn.ReLU()), images), body=(body, images), twice=(Twice, images), c2f=(C2f, images),
              squeeze=(Squeeze, images), two_in=(lambda: linear(f=lambda s,x: s.b(s.a(x).relu())), rows6),
-             grouped=(lambda: nn.Sequential(conv(3,16), nn.ReLU(), conv(16,32,groups=4), nn.ReLU(), conv(32,8,1), nn.Flatten(),
+             grouped=(lambda: nn.Sequential(conv(3,16), nn.ReLU(), conv(16,32,groups=4), nn.ReLU(), conv(32,8,1),
+                                            nn.Flatten(),
                                             nn.Linear(512,4)), images))
 def masked(m, xb, seed=0):
     units = checked_units(channel_units(m, xb), m, xb)
@@ -77,7 +79,8 @@ def test_a_sigmoid_without_padding_is_folded(bias):
         warnings.simplefilter('error', ShrinkWarning)
         small = shrink(m, masks, xb)
     assert small[0].out_channels==8 and list(small.state_dict())==list(m.state_dict())
-    for x in (xb, images(3, 12)): assert same(said(masks.apply_(deepcopy(m)), x), said(small, x), 1e-6), 'but for the rounding of a bias'
+    for x in (xb, images(3, 12)):
+        assert same(said(masks.apply_(deepcopy(m)), x), said(small, x), 1e-6), 'but for the rounding of a bias'
 
 @pytest.mark.parametrize('kw', [dict(), dict(f=lambda s,x: s.b(s.a(x).sigmoid()))])
 def test_one_item_is_enough_to_shrink_on(kw):
@@ -107,10 +110,12 @@ def test_a_net_that_cannot_be_shrunk_is_refused_and_left():
     parts = [Part('0','0.weight',0,ids), Part('0','0.bias',0,ids), Part('0','2.weight',1,ids,False)]
     units = Units({'0':16}, parts, m.state_dict())
     was,masks = deepcopy(m.state_dict()),units.masks({'0':ids>5})
-    with pytest.raises(ValueError, match="the small net's outputs differ by .* of their size, first behind '2'. Nothing was changed"):
+    with pytest.raises(ValueError,
+                       match="the small net's outputs differ by .* of their size, first behind '2'. Nothing was changed"):
         shrink(m, masks, xb)
     units.parts = tuple(p for p in units.parts if p.makes)
-    with pytest.raises(ValueError, match='the small net does not run: RuntimeError.*Nothing was changed'): shrink(m, masks, xb)
+    with pytest.raises(ValueError, match='the small net does not run: RuntimeError.*Nothing was changed'):
+        shrink(m, masks, xb)
     assert all(torch.equal(v, was[k]) for k,v in m.state_dict().items())
 
 def test_files_of_a_small_net(tmp_path):
@@ -122,8 +127,10 @@ def test_files_of_a_small_net(tmp_path):
     torch.manual_seed(5)
     new = shrunk_like(body(), tmp_path/'small.safetensors')
     assert torch.equal(new.eval()(*xb), small.eval()(*xb)) and new[0].out_channels==4
-    with pytest.raises(ValueError, match='is of another architecture'): shrunk_like(body(16), tmp_path/'small.safetensors')
-    with pytest.raises(ValueError, match='is of another architecture'): shrunk_like(Twice(), tmp_path/'small.safetensors')
+    with pytest.raises(ValueError, match='is of another architecture'):
+        shrunk_like(body(16), tmp_path/'small.safetensors')
+    with pytest.raises(ValueError, match='is of another architecture'):
+        shrunk_like(Twice(), tmp_path/'small.safetensors')
 
 # --- on a Learner
 
@@ -133,7 +140,8 @@ def test_learn_shrink_says_the_same_and_is_as_large_as_said(learn):
     assert n_params(learn.model)==row['params']==df.params_left['total']<.6*n_params(big)
     assert df.units_left['total']==row['units'] and df.units['total']==row['units_dense']
     xb = images()
-    assert same(said(big, xb), said(learn.model, xb), 1e-9) and torch.allclose(tensor(loss), tensor(learn.validate()), atol=1e-5)
+    assert same(said(big, xb), said(learn.model, xb), 1e-9)
+    assert torch.allclose(tensor(loss), tensor(learn.validate()), atol=1e-5)
     assert len(learn.lottery.rounds)==3 and learn.lottery.report()['params'].iloc[0]==n_params(big), 'rounds tell of the large net'
 
 def test_ticket_and_masks_are_those_of_the_small_net(learn):
@@ -168,7 +176,8 @@ def test_the_first_steps_lose_the_same(learn):
 
 def test_groups_freezing_and_hyper_parameters_stay():
     torch.manual_seed(0)
-    learn = Learner(data((3,8,8)), body(), loss_func=nn.CrossEntropyLoss(), splitter=halves, cbs=LotteryCallback(units='channels'))
+    learn = Learner(data((3,8,8)), body(), loss_func=nn.CrossEntropyLoss(), splitter=halves,
+                    cbs=LotteryCallback(units='channels'))
     learn.prune(.4)
     learn.freeze_to(1)
     learn.opt.set_hypers(lr=[.1,.2], wd=.03)
@@ -241,7 +250,8 @@ def test_a_learner_that_cannot_be_shrunk_is_left(learn):
 
 # --- structured lotteries
 
-@pytest.mark.parametrize('kw', [dict(criterion='filter_l1'), dict(criterion='filter_l2'), dict(criterion='geometric_median'),
+@pytest.mark.parametrize('kw',
+                         [dict(criterion='filter_l1'), dict(criterion='filter_l2'), dict(criterion='geometric_median'),
                                 dict(criterion='bn_scale', include=['0','3']), dict(criterion='taylor'),
                                 dict(criterion='magnitude_increase'),
                                 dict(scope='local'), dict(reset='keep'), dict(reset='constant'), dict(reset='random_reinit'),
@@ -272,7 +282,8 @@ def test_to(to, what, share):
 def test_multiply_adds_as_counted_by_hand():
     learn = unit_learner()
     with learn.no_bar(): rounds = learn.fit_lottery(1, rounds=1, amount=.3, seed=0)
-    def by_hand(m): return 64*27*m[0].out_channels+64*9*m[0].out_channels*m[3].out_channels+m[8].weight.numel()+m[10].weight.numel()
+    def by_hand(m):
+        return 64*27*m[0].out_channels+64*9*m[0].out_channels*m[3].out_channels+m[8].weight.numel()+m[10].weight.numel()
     assert rounds[0]['macs']==by_hand(learn.model)
     learn.shrink()
     assert rounds[1]['macs']==by_hand(learn.model)
@@ -287,7 +298,8 @@ def test_include_and_exclude_go_by_what_is_coupled():
 
 def test_a_net_without_units_says_why_before_it_trains():
     learn = unit_learner(nn.Sequential(nn.Flatten(), nn.Linear(192,4)))
-    with learn.no_bar(),pytest.raises(ValueError, match="no channels, neurons or heads .*1: an output of the net.*units='weights'"):
+    with learn.no_bar(),pytest.raises(ValueError,
+                                      match="no channels, neurons or heads .*1: an output of the net.*units='weights'"):
         learn.fit_lottery(1, rounds=1)
 
 @pytest.mark.parametrize('rewind_to', ['init','3it','1ep'])
@@ -360,16 +372,20 @@ def in_bfloat16():
     dls = dls_of(torch.randn(96,3,8,8).bfloat16(), torch.randint(0,4,(96,)))
     return Learner(dls, body().bfloat16(), loss_func=lambda p,y: F.cross_entropy(p.float(), y))
 
-def plain(net=None, **kwargs): return Learner(data((3,8,8), **kwargs), net or body(), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+def plain(net=None, **kwargs):
+    return Learner(data((3,8,8), **kwargs), net or body(), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
 def frozen():
     learn = plain()
     learn.model[0].weight.requires_grad_(False)
     return learn
 
-others = dict(frozen=frozen, bfloat16=in_bfloat16, two_inputs=two_inputs, compiled=lambda: plain(torch.compile(body(), backend='eager')),
+others = dict(frozen=frozen, bfloat16=in_bfloat16, two_inputs=two_inputs,
+              compiled=lambda: plain(torch.compile(body(), backend='eager')),
               mixup=lambda: plain().add_cb(MixUp()), fp16=lambda: plain().to_bf16(), one_item=lambda: plain(n=8, bs=1),
-              last=lambda: plain(body().to(memory_format=torch.channels_last)), parallel=lambda: plain(nn.DataParallel(body())),
-              group_norm=lambda: plain(nn.Sequential(conv(3,8), nn.GroupNorm(2,8), nn.ReLU(), nn.Flatten(), nn.Linear(512,4))),
+              last=lambda: plain(body().to(memory_format=torch.channels_last)),
+              parallel=lambda: plain(nn.DataParallel(body())),
+              group_norm=lambda: plain(nn.Sequential(conv(3,8), nn.GroupNorm(2,8), nn.ReLU(), nn.Flatten(),
+                                                     nn.Linear(512,4))),
               sigmoid=lambda: plain(body(act=nn.Sigmoid)), clipped=lambda: plain().add_cb(GradientClip()),
               accumulated=lambda: plain().add_cb(GradientAccumulation(32)))
 @pytest.mark.filterwarnings('ignore::fastai_lottery.shrink.ShrinkWarning')
@@ -420,7 +436,8 @@ def test_what_was_shrunk_twice_and_rounds_of_the_large_net(learn):
     was,state = n_params(learn.model),deepcopy(learn.model.state_dict())
     df = learn.shrink()
     assert n_params(learn.model)==was==df.params['total']==df.params_left['total']
-    for f in (lambda: learn.lottery.load(1), lambda: learn.fit_ticket(big, 1), lambda: learn.fit_lottery(1, rounds=3, start='rounds'),
+    for f in (lambda: learn.lottery.load(1), lambda: learn.fit_ticket(big, 1),
+              lambda: learn.fit_lottery(1, rounds=3, start='rounds'),
               lambda: learn.fit_lottery(1, rounds=1, start=big)):
         with learn.no_bar(),pytest.raises(ValueError): f()
         assert all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())

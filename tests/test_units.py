@@ -41,12 +41,14 @@ def drawn(units, gen, share=.5):
 def unit_learner(seed=0, **kwargs):
     "A Learner whose units are known by hand, so that no graph is needed"
     torch.manual_seed(seed)
-    learn = Learner(data(), Two(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy, cbs=LotteryCallback(units='channels', **kwargs))
+    learn = Learner(data(), Two(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy,
+                    cbs=LotteryCallback(units='channels', **kwargs))
     learn.lottery.units_are(units_of_two(learn.model))
     return learn
 
 within = {'rows':'rows', 'kernels':'kernels', 'blocks':block_units(2, 3)}
-def small_conv(): return nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+def small_conv():
+    return nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 5))
 def units_in(kind, m): return units_within(named_weights(m, prunable(m)), within[kind])
 
 def some_units():
@@ -126,7 +128,8 @@ def test_controls_go_by_whole_units(f, mu):
 
 def ranks(u): return {n:torch.randn(s, generator=generator(0, n)) for n,s in u.shapes.items() if len(s)>1}
 
-@pytest.mark.parametrize('pool,f', [('mean',lambda t: t.mean(1)), ('sum',lambda t: t.sum(1)), ('max',lambda t: t.max(1).values),
+@pytest.mark.parametrize('pool,f',
+                         [('mean',lambda t: t.mean(1)), ('sum',lambda t: t.sum(1)), ('max',lambda t: t.max(1).values),
                                     (lambda t: t.std(1), lambda t: t.std(1))])
 def test_pooling_as_by_hand(pool, f):
     "Each coupled layer for itself, then together"
@@ -147,7 +150,8 @@ def test_pooling_within_a_weight():
 
 def test_a_pool_that_gives_no_number_a_unit():
     _,u = two()
-    with pytest.raises(ValueError, match="`pool`, or the criterion, should give one number a unit, 10 for 'a.weight'; it gave shape"):
+    with pytest.raises(ValueError,
+                       match="`pool`, or the criterion, should give one number a unit, 10 for 'a.weight'; it gave shape"):
         u.pooled(ranks(u), lambda s: s)
 
 def test_criteria_of_units_as_their_papers_have_them():
@@ -241,11 +245,15 @@ def test_what_perunit_refuses(kw, says):
 
 def test_units_that_are_none():
     w = {'w':torch.randn(4,3)}
-    for f in ('row', 3): pytest.raises(ValueError, units_within, w, f).match("`units` should be 'weights', 'channels', 'rows', 'kernels'")
+    for f in ('row', 3):
+        pytest.raises(ValueError, units_within, w,
+                      f).match("`units` should be 'weights', 'channels', 'rows', 'kernels'")
     for f in (lambda w: w, lambda w: torch.arange(4), lambda w: None):
-        pytest.raises(ValueError, units_within, w, f).match(r"units of 'w' should be whole numbers in a tensor of shape \(4, 3\); got")
+        pytest.raises(ValueError, units_within, w,
+                      f).match(r"units of 'w' should be whole numbers in a tensor of shape \(4, 3\); got")
     with pytest.raises(ValueError, match='`rows` should be a whole number'): block_units(0, 2)
-    with pytest.raises(ValueError, match='nothing can be taken out'): (u := units_within(w, 'rows')).cuts({'w':torch.zeros(4).bool()})
+    with pytest.raises(ValueError, match='nothing can be taken out'):
+        (u := units_within(w, 'rows')).cuts({'w':torch.zeros(4).bool()})
 
 # --- in a Learner
 
@@ -278,7 +286,8 @@ def test_units_are_held_at_nothing_but_0(hold):
     learn = unit_learner()
     before = {k:v.clone() for k,v in learn.model.state_dict().items()}
     for f in (lambda: learn.fit_lottery(1, rounds=1, hold=hold), lambda: learn.prune(.2, hold=hold)):
-        with pytest.raises(ValueError, match='units are pruned to 0, or they could not be taken out: leave out hold='): f()
+        with pytest.raises(ValueError, match='units are pruned to 0, or they could not be taken out: leave out hold='):
+            f()
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
 
 @pytest.mark.parametrize('kw,says', [
@@ -290,7 +299,9 @@ def test_settings_of_units_that_are_refused(kw, says):
     learn = unit_learner()
     with learn.no_bar(),pytest.raises(ValueError, match=says): learn.fit_lottery(1, rounds=1, **kw)
 
-@pytest.mark.parametrize('kw', [dict(pool='max'), dict(comparable=False), dict(floor=.2), dict(round_to=8), dict(to='50% params')])
+@pytest.mark.parametrize('kw',
+                         [dict(pool='max'), dict(comparable=False), dict(floor=.2), dict(round_to=8),
+                          dict(to='50% params')])
 def test_words_of_units_where_weights_compete(kw):
     learn = Learner(data(), mlp(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy, cbs=LotteryCallback())
     with learn.no_bar(),pytest.raises(ValueError, match='for units'): learn.fit_lottery(1, rounds=1, **kw)
@@ -298,7 +309,8 @@ def test_words_of_units_where_weights_compete(kw):
 def test_a_criterion_of_units_where_weights_compete():
     learn = Learner(data(), mlp(), loss_func=nn.CrossEntropyLoss(), metrics=accuracy, cbs=LotteryCallback())
     for f in (lambda: learn.prune(.2, 'filter_l1'), lambda: learn.fit_lottery(1, rounds=1, criterion='filter_l1')):
-        with learn.no_bar(),pytest.raises(ValueError, match="gives one number a unit, and single weights compete here"): f()
+        with learn.no_bar(),pytest.raises(ValueError, match="gives one number a unit, and single weights compete here"):
+            f()
 
 def test_what_competes_under_units():
     df = unit_learner().lottery.competing()
@@ -308,7 +320,8 @@ def test_what_competes_under_units():
 @pytest.mark.parametrize('kind', within)
 def test_lotteries_of_units_within_weights(kind):
     torch.manual_seed(0)
-    learn = Learner(data((2,8,8)), nn.Sequential(nn.Conv2d(2,6,3), nn.ReLU(), nn.Conv2d(6,4,3), nn.Flatten(), nn.Linear(64,4)),
+    learn = Learner(data((2,8,8)),
+                    nn.Sequential(nn.Conv2d(2,6,3), nn.ReLU(), nn.Conv2d(6,4,3), nn.Flatten(), nn.Linear(64,4)),
                     loss_func=nn.CrossEntropyLoss(), metrics=accuracy, cbs=LotteryCallback(units=within[kind]))
     with learn.no_bar(): rounds = learn.fit_lottery(1, rounds=2, amount=.25, seed=0)
     lot = learn.lottery
@@ -351,7 +364,8 @@ def test_frozen_units_stay():
     assert learn.lottery.masks.counted['c'].all() and int(learn.lottery.masks.counted['a'].sum())==5
 
 def test_to_meets_units_and_parameters():
-    for to,what,share in ((.5,'units',.5), ('40% units','units',.4), ('60% params','params',.6), ('60% macs','macs',.6)):
+    for to,what,share in ((.5,'units',.5), ('40% units','units',.4), ('60% params','params',.6),
+                          ('60% macs','macs',.6)):
         learn = unit_learner()
         with learn.no_bar(): last = learn.fit_lottery(1, to=to, amount=.3, seed=0)[-1]
         one = 1/16 if what=='units' else .12
@@ -373,7 +387,8 @@ def test_without_the_extra_an_error_says_which(monkeypatch):
     import sys
     monkeypatch.setitem(sys.modules, 'torch_pruning', None)
     learn = Learner(data(), mlp(), loss_func=nn.CrossEntropyLoss(), cbs=LotteryCallback(units='channels'))
-    with learn.no_bar(),pytest.raises(ImportError, match=r"finding units needs Torch-Pruning: pip install 'fastai_lottery\[deploy\]'"):
+    with learn.no_bar(),pytest.raises(ImportError,
+                                      match=r"finding units needs Torch-Pruning: pip install 'fastai_lottery\[deploy\]'"):
         learn.fit_lottery(1, rounds=1)
 
 def test_zeros_of_biases_are_no_dead_units():

@@ -31,7 +31,8 @@ class C2f(nn.Module):
     "A split and a concatenation, as YOLO's nets have them; `sizes`: are the split's written down?"
     def __init__(self, sizes=False):
         super().__init__()
-        def two(): return nn.Sequential(conv(16,16), nn.BatchNorm2d(16), nn.SiLU(), conv(16,16), nn.BatchNorm2d(16), nn.SiLU())
+        def two():
+            return nn.Sequential(conv(16,16), nn.BatchNorm2d(16), nn.SiLU(), conv(16,16), nn.BatchNorm2d(16), nn.SiLU())
         self.cv1,self.m1,self.m2,self.cv2,self.h,self.sizes = conv(3,32,1),two(),two(),conv(64,10,1),nn.Linear(10,3),sizes
     def forward(self, x):
         y = list(self.cv1(x).split((16,16), 1) if self.sizes else self.cv1(x).chunk(2, 1))
