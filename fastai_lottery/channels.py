@@ -26,7 +26,8 @@ def is_opaque(m):
     "Is `m` a layer whose channels are not followed: a recurrent one, or a norm of a class that is not torch's?"
     known = (Conv, nn.Linear, Norm, nn.GroupNorm, nn.LayerNorm)
     if isinstance(m, (nn.RNNBase, nn.LocalResponseNorm, nn.RMSNorm)): return True
-    return not isinstance(m, known) and bool(re.search(norm_names, type(m).__name__))
+    if isinstance(m, known) or any(isinstance(o, (Conv,nn.Linear)) for o in m.modules()): return False    # a block such as `ConvNormAct`
+    return bool(re.search(norm_names, type(m).__name__))
 
 def is_conv1d(m):
     "Is `m` a `Conv1D` of transformers, a linear layer with its matrix the other way round?"
