@@ -441,3 +441,24 @@ def test_what_was_shrunk_twice_and_rounds_of_the_large_net(learn):
               lambda: learn.fit_lottery(1, rounds=1, start=big)):
         with learn.no_bar(),pytest.raises(ValueError): f()
         assert all(torch.equal(v, state[k]) for k,v in learn.model.state_dict().items())
+
+def test_a_vision_learner_as_people_make_it():
+    "Body and head, its groups, and a head that ends in norms of vectors; no layer collapses"
+    from fastai.vision.learner import vision_learner
+    from fastai.vision.models import resnet18
+    torch.manual_seed(0)
+    dls = data((3,32,32), n=96, bs=32)
+    learn = vision_learner(dls, resnet18, pretrained=False, n_out=4, loss_func=CrossEntropyLossFlat(), metrics=accuracy, normalize=False,
+                           cbs=LotteryCallback(units='channels'))
+    groups = len(learn.splitter(learn.model))
+    with learn.no_bar(): rounds = learn.fit_lottery(1, rounds=3, amount=.3, seed=0)
+    assert rounds[-1]['params']<=.45*rounds[0]['params'] and rounds[-1]['macs']<.5*rounds[0]['macs']
+    units,alive = learn.lottery.masks.units,learn.lottery.masks.counted
+    assert all(int(v.sum())>=.05*units.sizes[g] for g,v in alive.items())
+    xb = images(side=32)
+    out = said(learn.model, xb)
+    learn.shrink()
+    assert same(out, said(learn.model, xb)) and n_params(learn.model)==rounds[-1]['params']
+    assert len(learn.splitter(learn.model))==groups==len(learn.opt.param_lists)
+    learn.freeze()
+    with learn.no_bar(): learn.fine_tune(1)
