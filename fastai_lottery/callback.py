@@ -126,7 +126,7 @@ def keep_zeros(self:Learner)->dict: # Number of weights that it took, by name; t
     has pruned: they stay 0 from now on. Warns where there is none, and where a layer is left empty"""
     lot = lottery_of(self)
     lot.remember()
-    new,took = of_rank0(lambda: zeros_of(self.model, lot.masks))
+    new,took = of_rank0(lambda: zeros_of(self.model, lot.masks) if lot.masks.units is None else lot.dead_units())
     lot.set_masks(new, lot.values(new))
     return took
 

@@ -26,7 +26,8 @@ def is_opaque(m):
     "Is `m` a layer whose channels are not followed: a recurrent one, or a norm of a class that is not torch's?"
     known = (Conv, nn.Linear, Norm, nn.GroupNorm, nn.LayerNorm)
     if isinstance(m, (nn.RNNBase, nn.LocalResponseNorm, nn.RMSNorm)): return True
-    return not isinstance(m, known) and bool(re.search(norm_names, type(m).__name__))
+    if isinstance(m, known) or any(isinstance(o, (Conv,nn.Linear)) for o in m.modules()): return False    # a block such as `ConvNormAct`
+    return bool(re.search(norm_names, type(m).__name__))
 
 def is_conv1d(m):
     "Is `m` a `Conv1D` of transformers, a linear layer with its matrix the other way round?"
@@ -77,6 +78,8 @@ def need_deploy(what):
 def copy_of(model):
     "A copy of `model` without its wrappers; also where a layer keeps what it makes in a forward pass, as `WeightDropout` does"
     m = unwrap(model)
+    if any(isinstance(o, torch.jit.ScriptModule) for o in m.modules()):
+        raise ValueError("the model is scripted, so its layers cannot be changed: take the one that it was made of")
     made = [t for o in m.modules() for t in vars(o).values() if torch.is_tensor(t) and not t.is_leaf]
     return deepcopy(m, {id(t):t.detach().clone() for t in made})
 
@@ -162,19 +165,22 @@ def _graph(tp, pieces):
             return nodes
     return Graph()
 
-@contextmanager
-def bounded(tp, most):
-    "Torch-Pruning goes through the flattenings of an attention without end: it stops where a channel has become too many"
-    kind = tp.dependency.index_mapping._FlattenIndexMapping
-    old = kind.__call__
-    def _call(self, idxs):
-        if len(idxs)*(1 if self.reverse else self._stride)>most: raise ValueError('channels are flattened over and over')
-        return old(self, idxs)
-    kind.__call__ = _call
-    try: yield
-    finally: kind.__call__ = old
+class Endless(ValueError): "Channels that are followed round and round"
 
-# %% ../nbs/08_channels.ipynb #otherlay
+@contextmanager
+def bounded(m):
+    "Torch-Pruning gives up in here where it follows channels round and round, and finds ever more of them"
+    graph = need_deploy('finding units').dependency.graph
+    was,most = graph.Group,max(2**16, *(4*n for p in m.parameters() for n in p.shape))
+    class Group(was):
+        def add_dep(self, dep, idxs):
+            if len(idxs)>most or len(self)>most: raise Endless('its channels are followed without end')
+            super().add_dep(dep, idxs)
+    graph.Group = Group
+    try: yield
+    finally: graph.Group = was
+
+# %% ../nbs/08_channels.ipynb #d8c1b759
 def _other_layer(tp, through):
     "How Torch-Pruning sees a layer that it does not know; `through`: are outputs inputs, as far as one knows?"
     class Layer(tp.BasePruningFunc):

@@ -12,8 +12,8 @@ from torch import nn
 from .core import *
 from .masks import *
 from .units import *
-from .channels import as_called,attentions,bounded,copy_of,is_grouped,is_maker,makes,mixing,need_deploy
-from .channels import other_attentions,slots,traced,width
+from .channels import as_called,attentions,copy_of,is_grouped,is_maker,makes,mixing,need_deploy
+from .channels import bounded,other_attentions,slots,traced,width
 
 # %% ../nbs/09_coupled.ipynb #fb1abfb5
 class Joined:
@@ -37,7 +37,6 @@ class Net:
         self.m,self.names,self.mods,self.joined,self.bad = m,{id(o):n for n,o in m.named_modules()},{},Joined(),[]
         self.tensors = {id(t):n for n,t in [*m.named_parameters(), *m.named_buffers()]}    # a tied one by its first name
         self.heads,self.others = attentions(m),other_attentions(m)
-        self.widest = 2*max([max(p.shape, default=1) for p in m.parameters()], default=1)
     def skips(self, mod, side):
         "Channels inside an attention go by heads"
         inside = [o for h in self.heads for o in h.makers] if side=='out' else [h.reader for h in self.heads]
@@ -65,7 +64,7 @@ def _couple_item(net, root, dg, item):
     if kind=='OUTPUT': return spoil('an output of the net')
     if kind=='SPLIT': return _couple_pieces(net, root, t.split_sizes, item)
     if isinstance(t, nn.Parameter): return spoil('meets a parameter that is in no layer of a known kind')
-    if id(t) not in net.names: return
+    if id(t) not in net.names or slots(t)==[]: return    # a PReLU may have one number for all channels
     if why := _stops(net, root, t): return spoil(why)
     side = 'out' if dg.is_out_channel_pruning_fn(item.dep.handler) else 'in'
     if net.skips(t, side): return
@@ -103,13 +102,11 @@ def _couple_tied(net):
         for o,s in more:
             for i in range(width(t, side)): net.joined.join(net.place(t, side, i), net.place(o, s, i))
 
-# %% ../nbs/09_coupled.ipynb #coupleds
 def _items(net, dg, root):
     "What Torch-Pruning says goes with the outputs of the layer `root`"
     by,at = dg.get_pruner_of_module(root),list(range(width(root, 'out')))
     try:
-        with bounded(need_deploy('finding units'), net.widest):
-            return [] if by is None else dg.get_pruning_group(root, by.prune_out_channels, at).items
+        with bounded(net.m): return [] if by is None else dg.get_pruning_group(root, by.prune_out_channels, at).items
     except Exception as e: net.bad.extend((net.place(root, 'out', i), f'Torch-Pruning fails: {e}') for i in at)
     return []
 

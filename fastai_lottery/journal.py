@@ -38,6 +38,7 @@ from .display import Live
 # %% ../nbs/18_journal.ipynb #7a94e39a
 def put_on(learn, lot, masks, held, weights):
     "Masks and trained weights of a round into `learn`, with a fresh optimizer"
+    masks.check(learn.model)    # the net may have been shrunk since
     learn.unprune()
     load_(learn.model, weights)
     lot.set_masks(masks, held)

@@ -6,11 +6,14 @@
 __all__ = ['without', 'checked_units']
 
 # %% ../nbs/09_removal.ipynb #3d6052b1
-import warnings
 import torch
+from collections.abc import Mapping
+from contextlib import contextmanager
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from fastcore.basics import patch
 from .core import *
+from .core import same_rng
 from .masks import *
 from .units import *
 from .coupled import *
@@ -85,13 +88,52 @@ def without(
     "A copy of `model` without dead units. What it says is the same where they are exactly 0 and read by known layers: see `checked_units`"
     return remove_(copy_of(model), units.cuts(alive))
 
-# %% ../nbs/09_removal.ipynb #21218957
+# %% ../nbs/09_removal.ipynb #820fe925
+def of_inputs(f, o):
+    "Inputs, with `f` of each tensor"
+    if torch.is_tensor(o): return f(o)
+    if isinstance(o, Mapping): return {k:of_inputs(f, v) for k,v in o.items()}
+    return type(o)(of_inputs(f, v) for v in o) if type(o) in (list,tuple) else o
+
 def doubled(o):
     "Inputs in double precision"
-    if torch.is_tensor(o): return o.double() if o.is_floating_point() else o
-    if isinstance(o, dict): return {k:doubled(v) for k,v in o.items()}
-    return type(o)(map(doubled, o)) if type(o) in (list,tuple) else o
+    return of_inputs(lambda t: t.double() if t.is_floating_point() else t, o)
 
+# %% ../nbs/09_removal.ipynb #6b4df878
+class Double(TorchFunctionMode):
+    "What a model casts to a lower precision stays in double precision"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, '__name__', '') in ('float','half','bfloat16'): return args[0].double()
+        def up(o): return torch.double if o in (torch.float,torch.half,torch.bfloat16) else o
+        args = [up(o) if isinstance(o, torch.dtype) else o for o in args]
+        return func(*args, **{k:up(o) if isinstance(o, torch.dtype) else o for k,o in (kwargs or {}).items()})
+
+@contextmanager
+def in_double(seed=0):
+    "Forward passes of models in double precision, which draw the same random numbers each time"
+    was = torch.get_default_dtype()
+    with torch.no_grad(), same_rng(), Double():
+        torch.manual_seed(seed)
+        torch.set_default_dtype(torch.double)
+        try: yield
+        finally: torch.set_default_dtype(was)
+
+def said_by(m, xb, forward, seed=0):
+    "Outputs of the model `m`, which is in double precision"
+    with in_double(seed): return outputs(forward(m, xb))
+
+# %% ../nbs/09_removal.ipynb #7f14d83a
+def other_inputs(m, xb, forward, gen):
+    "Inputs like `xb` with numbers at random and the rest in another order; `xb` where the model does not take them"
+    def one(t):
+        if t.is_floating_point(): return torch.randn(t.shape, generator=gen, dtype=torch.double).to(t.device)
+        return t[torch.randperm(len(t), generator=gen).to(t.device)] if t.ndim else t
+    new = of_inputs(one, xb)
+    try: said_by(m, new, forward)
+    except Exception: return xb
+    return new
+
+# %% ../nbs/09_removal.ipynb #21218957
 def stirred(model, gen):
     "A copy in double precision and evaluation mode, with statistics, scales, biases and what is constant drawn at random"
     m = copy_of(model).double().eval()
@@ -100,7 +142,7 @@ def stirred(model, gen):
         if n.endswith('running_mean'): b.copy_(normal(b, .5))
         if n.endswith('running_var'): b.copy_(1+.5*normal(b, 1).tanh())
     for n,p in m.named_parameters():
-        flat = p.numel()>1 and bool((p==p.view(-1)[0]).all())
+        flat = p.numel()>1 and bool((p==p.flatten()[0]).all())
         if p.ndim==1 or flat: p.data.copy_(normal(p, .3)+(1 if p.ndim==1 and not n.endswith('bias') else 0))
     return m
 
@@ -123,7 +165,7 @@ def _dim_in(m): return 1 if isinstance(m, Conv) else -1
 class Readers:
     "Looks at what dead units send to the layers that read them: `worst` by group, `moving` where it is no constant"
     def __init__(self, m, units, alive):
-        self.worst,self.moving,self.hooks = {},set(),[]
+        self.worst,self.moving,self.first,self.hooks = {},set(),{},[]
         mods,names = dict(m.named_modules()),{id(p):n for n,p in m.named_parameters()}
         by = {}
         for p in units.parts:
@@ -131,15 +173,17 @@ class Readers:
         for mod in mods.values():
             w = getattr(mod, 'weight', None) if is_maker(mod) else None
             for p in by.get(names.get(id(w)), ()):
-                self.hooks.append(mod.register_forward_pre_hook(self._look(p, alive)))
+                self.hooks.append(mod.register_forward_pre_hook(self._look(p, alive), with_kwargs=True))
     def _look(self, p, alive):
         dead = ~p.along(alive[p.group])
-        def look(mod, args):
-            x = args[0].movedim(_dim_in(mod), -1)
+        def look(mod, args, kwargs):
+            x = next(iter((*args, *kwargs.values()))).movedim(_dim_in(mod), -1)
             if x.shape[-1]!=len(dead): return self.moving.add(p.group)
             d = x[..., dead.to(x.device)].reshape(-1, int(dead.sum()))
-            self.worst[p.group] = max(self.worst.get(p.group, 0.), float(d.abs().max()))
-            if float((d-d[:1]).abs().max())>1e-9*max(1., float(d.abs().max())): self.moving.add(p.group)
+            worst = float(d.abs().max())
+            self.worst[p.group] = max(self.worst.get(p.group, 0.), worst)
+            first = self.first.setdefault((id(mod),p.group), d[:1])    # of another batch, maybe
+            if float((d-first).abs().max())>1e-9*max(1., worst): self.moving.add(p.group)
         return look
     def off(self):
         for h in self.hooks: h.remove()
@@ -150,41 +194,53 @@ class Trial:
     def __init__(self, model, xb, forward, gen):
         self.m,self.xb,self.forward = stirred(model, gen),doubled(xb),forward
         self.at = {n:t.detach().clone() for n,t in self.m.named_parameters()}
-    def masked(self, units, alive):
-        "Outputs with units masked, and what the layers see that read them"
+        self.other = other_inputs(self.m, self.xb, forward, gen)
+        self.constant = set()    # Groups whose dead units are taken for no 0 but a constant, which is folded elsewhere: nobody reads it
+    @torch.no_grad()
+    def mask_(self, units, alive):
         ps = dict(self.m.named_parameters())
-        with torch.no_grad():
-            for n,k in units.masks(alive).items(): ps[n].copy_(self.at[n]*k.to(self.at[n].device))
-            readers = Readers(self.m, units, alive)
-            try: return outputs(self.forward(self.m, self.xb)),readers
-            finally: readers.off()
-    def far(self, units, alive):
-        "How far the outputs of the smaller net are from those; `inf`, or the error, where it does not run"
-        a,_ = self.masked(units, alive)
-        self.tol = tol_of(a)
+        for n,p in ps.items(): p.copy_(self.at[n])
+        for n,k in units.masks(alive).items(): ps[n].mul_(k.to(ps[n].device))
+        for p in units.parts:
+            if not p.makes and p.group in self.constant and p.name in ps:
+                ps[p.name].mul_(p.over(alive[p.group], ps[p.name].shape).to(ps[p.name].device))
+    def looked(self, units, alive):
+        "What the layers see that read masked units, on two batches"
+        self.mask_(units, alive)
+        readers = Readers(self.m, units, alive)
         try:
-            with torch.no_grad(): return apart(a, outputs(self.forward(without(self.m, units, alive), self.xb))),''
-        except Exception as e: return float('inf'),f'{type(e).__name__}: {str(e).splitlines()[0][:100]}' if str(e) else type(e).__name__
+            for i,xb in enumerate([self.other, self.xb]): said_by(self.m, xb, self.forward, i)
+        finally: readers.off()
+        return readers
 
-# %% ../nbs/09_removal.ipynb #8d70f2ce
+# %% ../nbs/09_removal.ipynb #f428517b
+@patch
+def far(self:Trial, units, alive):
+    "How far the outputs of the smaller net are from those of the masked one; `inf`, and the error, where it does not run"
+    self.mask_(units, alive)
+    a = said_by(self.m, self.xb, self.forward)
+    self.tol = tol_of(a)
+    try: return apart(a, said_by(without(self.m, units, alive), self.xb, self.forward)),''
+    except Exception as e: return float('inf'),f'{type(e).__name__}: {str(e).splitlines()[0][:100]}' if str(e) else type(e).__name__
+
 def tol_of(outs):
     "How far outputs may be apart, as a share of the largest: some nets compute in single precision whatever they are given"
     return 1e-9 if all(t.dtype==torch.float64 for t in outs) else 1e-5
 
-def _constant_or_not(trial, units, gen, seen):
-    "Groups whose dead units send something that moves, to the reasons; those that send a constant go to `seen`"
-    alive = some_dead(units, gen)
-    _,r = trial.masked(units, alive)
-    seen |= {g for g,v in r.worst.items() if v>1e-9 and g not in r.moving}
+# %% ../nbs/09_removal.ipynb #e60d4e11
+def _constant_or_not(trial, units, gen):
+    "Groups whose dead units send something that moves, to the reasons; the trial is told of those that send a constant"
+    r = trial.looked(units, some_dead(units, gen))
+    trial.constant |= {g for g,v in r.worst.items() if v>1e-9 and g not in r.moving}
     return {g:'its pruned channels would not be 0 where they are read' for g in r.moving}
 
-def _wrong(trial, units, groups, gen):
+def _wrong(trial, units, groups, gen, share):
     "Which of `groups` cannot be taken out, and why: halves of them are tried, and halves of those"
-    far,why = trial.far(units, some_dead(units, gen, groups=set(groups)))
+    far,why = trial.far(units, some_dead(units, gen, share, set(groups)))
     if far<=trial.tol: return {}
     if len(groups)==1: return {groups[0]:why or f'outputs would change by {far:.2g} of their size'}
     k = len(groups)//2
-    return {**_wrong(trial, units, groups[:k], gen), **_wrong(trial, units, groups[k:], gen)} or \
+    return {**_wrong(trial, units, groups[:k], gen, share), **_wrong(trial, units, groups[k:], gen, share)} or \
         {g:why or 'outputs would change' for g in groups}
 
 def only_of(units, keep, why):
@@ -193,24 +249,55 @@ def only_of(units, keep, why):
     parts = [p for p in units.parts if p.group in keep]
     return Units({g:n for g,n in units.sizes.items() if g in keep}, parts, units.shapes, units.scored, left, units.kind)
 
+# %% ../nbs/09_removal.ipynb #211580fe
+def _by_layer(m, xb, forward):
+    "Outputs of each layer, in the order of the forward pass, as far as it gets"
+    outs = []
+    def note(mod, args, out): outs.append((mod,outputs(out)))
+    hooks = [o.register_forward_hook(note) for o in m.modules() if not list(o.children())]
+    try: said_by(m, xb, forward)
+    except Exception: pass
+    finally:
+        for h in hooks: h.remove()
+    return outs
+
+def _first_apart(a, b, xb, forward):
+    "The first layer whose outputs differ, where both have it in one shape; '' where none does"
+    names = {id(o):n for n,o in a.named_modules()}
+    for (mod,s),(_,t) in zip(_by_layer(a, xb, forward), _by_layer(b, xb, forward)):
+        if [o.shape for o in s]==[o.shape for o in t] and apart(s, t)>1e-5: return names[id(mod)]
+    return ''
+
+# %% ../nbs/09_removal.ipynb #b4395b3f
+def check_same(masked, small, xb, forward):
+    "Raise `ValueError` where the two differ"
+    try: a,b = [said_by(m, xb, forward) for m in (masked,small)]
+    except Exception as e:
+        raise ValueError(f"the small net does not run: {type(e).__name__}: {str(e).splitlines()[0][:200]}. Nothing was changed; leave the "
+                         "layers around it out, LotteryCallback(exclude=...)") from e
+    if (far := apart(a, b))<=1e-5: return
+    at = _first_apart(masked, small, xb, forward)
+    raise ValueError(f"the small net's outputs differ by {far:.2g} of their size"+(f", first behind {at!r}" if at else '')+". Nothing was "
+                     "changed; leave that layer out, LotteryCallback(exclude=...), or report the net: units that pass the check before "
+                     "the first round should not end here")
+
 # %% ../nbs/09_removal.ipynb #cbdea49a
 def checked_units(
     units:Units, # Units of a model
     model:nn.Module, # The model; it is not changed
     xb, # One batch on its device, or a tuple of its inputs
     forward=None, # `forward(model, xb)`, for a model that is not called as `model(*xb)`
-    tries:int=2 # Random subsets to try
+    shares=(.5,.9) # Shares of each group's units that a random subset is drawn of; a try each, in which a group keeps one
 )->Units: # Those of which any subset can be taken out; `.left` says which others there were, `.constant` which are no 0 but a constant
-    "Random halves of the units are taken out of a copy and compared, in double precision; groups that fail are left out by name"
-    gen,bad,constant = generator(0, 'units'),{},set()
-    with torch.random.fork_rng():
-        trial = Trial(model, xb if isinstance(xb, tuple) else (xb,), forward or as_called, gen)
-        for _ in range(tries):
-            units = only_of(units, set(units.sizes)-set(bad), bad)
-            if not units.sizes: break
-            bad = _constant_or_not(trial, units, gen, constant)
-            rest = [g for g in units.sizes if g not in bad and g not in constant]
-            if rest: bad = {**bad, **_wrong(trial, units, rest, gen)}
+    "Random subsets of the units are taken out of a copy and compared, in double precision; groups that fail are left out by name"
+    gen,bad = generator(0, 'units'),{}
+    trial = Trial(model, xb if isinstance(xb, tuple) else (xb,), forward or as_called, gen)
+    for share in shares:
+        units = only_of(units, set(units.sizes)-set(bad), bad)
+        if not units.sizes: break
+        bad = _constant_or_not(trial, units, gen)
+        rest = [g for g in units.sizes if g not in bad]
+        if rest: bad = {**bad, **_wrong(trial, units, rest, gen, share)}
     units = only_of(units, set(units.sizes)-set(bad), bad)
-    units.constant = frozenset(constant&set(units.sizes))
+    units.constant = frozenset(trial.constant&set(units.sizes))
     return units

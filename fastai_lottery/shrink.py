@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ShrinkWarning', 'units_of', 'shrink', 'save_shrunk', 'shrunk_like']
 
-# %% ../nbs/23_shrink.ipynb #a6ee35de
+# %% ../nbs/23_shrink.ipynb #ff625721
 import warnings
 import pandas as pd
 import torch
@@ -17,9 +17,9 @@ from .masks import *
 from .units import *
 from .files import *
 from .coupled import *
-from .channels import Conv,Norm,as_called,copy_of,is_maker,outputs
+from .channels import Conv,Norm,as_called,copy_of,is_maker
 from .removal import *
-from .removal import Readers,apart,cut,doubled,remove_,stirred,tol_of
+from .removal import check_same,cut,doubled,other_inputs,remove_,said_by
 from .tickets import *
 from .model import *
 from .model import hypers_now
@@ -27,7 +27,7 @@ from .callback import *
 from .callback import lottery_of
 from .resets import check_pruned_by_torch
 
-# %% ../nbs/23_shrink.ipynb #e8638d54
+# %% ../nbs/23_shrink.ipynb #efec09db
 def _acts(parts, ws, alive, units, group):
     "Which units of a group have a weight other than 0 in `parts`, where both ends are alive"
     res = torch.zeros(units.sizes[group], dtype=torch.bool)
@@ -54,14 +54,17 @@ def living(units, ws):
         alive = Masks(new)
     return Masks({g:_one_at_least(m) for g,m in alive.items()})
 
-# %% ../nbs/23_shrink.ipynb #54d59004
+# %% ../nbs/23_shrink.ipynb #0eb45652
 def _one_at_least(m):
     if m.any(): return m
     m = m.clone()
     m[0] = True
     return m
 
-# %% ../nbs/23_shrink.ipynb #088eba11
+# %% ../nbs/23_shrink.ipynb #53769099
+def _is_read(w, dim): return (w!=0).movedim(dim, 0).flatten(1).any(1).cpu()
+
+# %% ../nbs/23_shrink.ipynb #b5eaba0e
 class _Watched:
     "What dead units send to the layers that read them, and which norm stands behind such a layer"
     def __init__(self, m, units, alive):
@@ -77,7 +80,7 @@ class _Watched:
         def look(mod, args, out):
             if isinstance(mod, Norm): return self._behind(mod, id(args[0]))
             self.last[id(out)],self.kept = mod,getattr(self, 'kept', [])+[out]
-            for p in ps: self._note(mod, p, args[0].detach(), ~p.along(alive[p.group]))
+            for p in ps: self._note(mod, p, args[0].detach(), _is_read(mod.weight, p.dim)&~p.along(alive[p.group]))
         return look
     def _behind(self, norm, at):
         if at in self.last: self.behind.setdefault(id(self.last[at]), norm)
@@ -90,15 +93,14 @@ class _Watched:
     def off(self):
         for h in self.hooks: h.remove()
 
-# %% ../nbs/23_shrink.ipynb #5b88efe1
+# %% ../nbs/23_shrink.ipynb #9b04217e
 def _sends(m, units, alive, xb, forward):
     w = _Watched(m, units, alive)
-    try:
-        with torch.no_grad(): forward(m, xb)
+    try: said_by(m, xb, forward)
     finally: w.off()
     return w
 
-# %% ../nbs/23_shrink.ipynb #67749d88
+# %% ../nbs/23_shrink.ipynb #bd091d5b
 def _pads(mod):
     return isinstance(mod,
                       Conv) and any(p!=0 for p in (mod.padding if isinstance(mod.padding, tuple) else [mod.padding]))
@@ -113,7 +115,7 @@ def _fold(mod, p, dead, sent, norm, double):
     else: return not bool(adds.abs().max()>0)
     return True
 
-# %% ../nbs/23_shrink.ipynb #20d7f565
+# %% ../nbs/23_shrink.ipynb #972df3d9
 def _fold_group(m, m64, watched, group):
     "Fold what the dead units of one group send, in both copies; False where that cannot be done"
     byname,other = {id(o):n for n,o in m64.named_modules()},dict(m.named_modules())
@@ -126,7 +128,7 @@ def _fold_group(m, m64, watched, group):
         if not (_fold(mod, p, dead, sent, norm, double) and _fold(other[n], p, dead, sent, at, double)): return False
     return True
 
-# %% ../nbs/23_shrink.ipynb #c2c0a813
+# %% ../nbs/23_shrink.ipynb #cb416416
 def _restored(alive, groups):
     "`alive`, with all units of `groups`"
     return Masks({g:torch.ones_like(m) if g in groups else m for g,m in alive.items()})
@@ -155,41 +157,7 @@ def _with_zeros(m, units, alive, g):
             w *= p.over(alive[g], w.shape).to(w.device)
     return m
 
-# %% ../nbs/23_shrink.ipynb #64b4170f
-def _by_layer(m, xb, forward):
-    "Outputs of each layer, in the order of the forward pass, as far as it gets"
-    outs = []
-    def note(mod, args, out): outs.append((mod,outputs(out)))
-    hooks = [o.register_forward_hook(note) for o in m.modules() if not list(o.children())]
-    try:
-        with torch.no_grad(): forward(m, xb)
-    except Exception: pass
-    finally:
-        for h in hooks: h.remove()
-    return outs
-
-def _first_apart(a, b, xb, forward):
-    "The first layer whose outputs differ, where both have it in one shape; '' where none does"
-    names = {id(o):n for n,o in a.named_modules()}
-    for (mod,s),(_,t) in zip(_by_layer(a, xb, forward), _by_layer(b, xb, forward)):
-        if [o.shape for o in s]==[o.shape for o in t] and apart(s, t)>1e-5: return names[id(mod)]
-    return ''
-
-# %% ../nbs/23_shrink.ipynb #f77443fa
-def _check_same(masked, small, xb, forward):
-    "Raise `ValueError` where the two differ"
-    try:
-        with torch.no_grad(): a,b = outputs(forward(masked, xb)),outputs(forward(small, xb))
-    except Exception as e:
-        raise ValueError(f"the small net does not run: {type(e).__name__}: {str(e).splitlines()[0][:200]}. Nothing was changed; leave the "
-                         "layers around it out, LotteryCallback(exclude=...)") from e
-    if (far := apart(a, b))<=1e-5: return
-    at = _first_apart(masked, small, xb, forward)
-    raise ValueError(f"the small net's outputs differ by {far:.2g} of their size"+(f", first behind {at!r}" if at else '')+". Nothing was "
-                     "changed; leave that layer out, LotteryCallback(exclude=...), or report the net: units that pass the check before "
-                     "the first round should not end here")
-
-# %% ../nbs/23_shrink.ipynb #86a5dc16
+# %% ../nbs/23_shrink.ipynb #8d2e1181
 def _redrawn(model, gen):
     "A copy with other values where there are some now: zeros stay zeros"
     m = copy_of(model)
@@ -199,23 +167,18 @@ def _redrawn(model, gen):
         if n.endswith('running_var'): b *= .5+torch.rand(b.shape, generator=gen).to(b)
     return m
 
-def _random_like(xb, gen):
-    def one(t):
-        return torch.randn(t.shape, generator=gen, dtype=torch.double).to(t.device) if t.is_floating_point() else t
-    return tuple(one(t) if torch.is_tensor(t) else t for t in xb)
-
 def smaller(model, units, alive, xb, forward):
     "What is left of `model`: the model to cut (what dead units sent is folded into it), which units stay, and how many were kept for that"
     m,alive,kept = _quieted(model, units, alive, xb, forward)
     m64 = copy_of(model).double().eval()
-    _check_same(m64, remove_(copy_of(m).double().eval(), units.cuts(alive)), doubled(xb), forward)
+    check_same(m64, remove_(copy_of(m).double().eval(), units.cuts(alive)), doubled(xb), forward)
     if not kept and not any((p!=q).any() for p,q in zip(m.state_dict().values(), copy_of(model).state_dict().values())):
         gen = generator(0, 'shrink')
         other = _redrawn(m64, gen)
-        _check_same(other, remove_(copy_of(other), units.cuts(alive)), _random_like(xb, gen), forward)
+        check_same(other, remove_(copy_of(other), units.cuts(alive)), other_inputs(other, doubled(xb), forward, gen), forward)
     return m,alive,kept
 
-# %% ../nbs/23_shrink.ipynb #a33c6210
+# %% ../nbs/23_shrink.ipynb #ce29a5d6
 class ShrinkWarning(UserWarning): "Dead units were kept, since what they say cannot be folded away"
 
 def _tell_kept(kept):
@@ -244,7 +207,7 @@ def shrink(
     _tell_kept(kept)
     return remove_(small, units.cuts(alive))
 
-# %% ../nbs/23_shrink.ipynb #127b4320
+# %% ../nbs/23_shrink.ipynb #49fa346b
 def cut_units(units, alive):
     "`units` of the small net"
     def one(p):
@@ -268,7 +231,7 @@ def _cut_masks(masks, units, alive, cs):
     return Masks({n:cut(m, cs.get(n)) for n,m in masks.items()},
                  cut_units(units, alive) if masks.units is not None else None)
 
-# %% ../nbs/23_shrink.ipynb #cebfd1c6
+# %% ../nbs/23_shrink.ipynb #5097c025
 def _same_opt(learn, opt):
     "A fresh optimizer with the hyper-parameters and the frozen groups of `opt`"
     learn.opt = None
@@ -278,7 +241,7 @@ def _same_opt(learn, opt):
     learn.opt.freeze_to(opt.frozen_idx)
     for k in hypers[0] if hypers else (): learn.opt._set_hyper(k, [h[k] for h in hypers])
 
-# %% ../nbs/23_shrink.ipynb #f74bbf69
+# %% ../nbs/23_shrink.ipynb #766d6d65
 def removed(before, after, units, alive):
     "What has gone, layer by layer"
     rows = []
@@ -300,7 +263,7 @@ def _cut_lottery(lot, units, alive, cs, masks):
         lot.small = Ticket(lot.masks.to('cpu'), {k:v.cpu() for k,v in lot.w_k.items()},
                            {**r.meta, **r.row, 'shrunk':True}, None, r.beside)
 
-# %% ../nbs/23_shrink.ipynb #7a3da249
+# %% ../nbs/23_shrink.ipynb #aa03830b
 @patch
 def shrink(self:Learner,
     xb=None # One batch on the model's device, or a tuple of its inputs, to try it on; two items of a training batch by default
@@ -328,7 +291,24 @@ def shrink(self:Learner,
     _tell_kept(kept)
     return removed(before, {n:p.numel() for n,p in m.named_parameters()}, units, alive)
 
-# %% ../nbs/23_shrink.ipynb #395b4d8f
+# %% ../nbs/23_shrink.ipynb #90fd2648
+_load = getattr(Learner.load, '__wrapped__', Learner.load)
+@patch
+def load(self:Learner,
+    file, # As in fastai
+    *args, # As in fastai
+    **kwargs # As in fastai
+):
+    "fastai's `load`, whose error says what to do where the file is of a net of other sizes, as `shrink` leaves it"
+    try: return _load(self, file, *args, **kwargs)
+    except RuntimeError as e:
+        if 'size mismatch' not in str(e): raise
+        raise RuntimeError(f"{str(file)!r} is of a net of other sizes, as learn.shrink() leaves one, and only what fits was loaded. Build "
+                           "that net first: shrunk_like(model, path) of what save_shrunk wrote, or learn.shrink() under the same "
+                           f"masks; or load_learner() what the small Learner exported. {e}") from e
+Learner.load.__wrapped__ = _load
+
+# %% ../nbs/23_shrink.ipynb #66f6e467
 def save_shrunk(
     path, # File; `.safetensors` is added where it is missing
     small:nn.Module, # What `shrink` gave
@@ -347,7 +327,7 @@ def save_shrunk(
     return save_tensors(path, {**kept, **ws},
                         dict(kind='shrunk', mask_hash=masks.hash(), shapes={k:list(v.shape) for k,v in ws.items()}))
 
-# %% ../nbs/23_shrink.ipynb #6b861ae4
+# %% ../nbs/23_shrink.ipynb #d3a9699c
 def shrunk_like(
     model:nn.Module, # A model of the original architecture; it is left as it is
     path # What `save_shrunk` wrote

@@ -9,6 +9,7 @@ __all__ = ['sizes_after']
 import torch
 from torch import nn
 from fastcore.basics import patch
+from fastai.torch_core import find_bs
 from .core import *
 from .masks import *
 from .masks import cut_prune
@@ -17,11 +18,12 @@ from .scopes import NothingMore,as_scope,check_amount
 from .units import *
 from .units import element_units
 from .sizes import flops
+from .resets import zeros_of
 from .model import *
 from .model import Known
 from .coupled import *
 from .removal import *
-from .removal import only_of
+from .removal import doubled,in_double,of_inputs,only_of
 from .signals import *
 from .signals import tried,train_batches
 
@@ -34,7 +36,7 @@ def inputs_now(self:Known, n=2):
         raise ValueError("the units of a model are found on a batch of the training set, which gave none")
     try: xb = tried(learn, 'r')
     except Exception: xb = bs[0][:getattr(learn.dls, 'n_inp', 1 if len(bs[0])==1 else len(bs[0])-1)]
-    return tuple(t[:n] if torch.is_tensor(t) and t.ndim else t for t in xb)
+    return of_inputs(lambda t: t[:n] if t.ndim else t, tuple(xb))
 
 @patch
 def own_units(self:Known):
@@ -75,6 +77,16 @@ def with_units(self:Known, masks):
     if units is None or masks.units is not None or list(masks)!=list(units.masks(units.ones())): return masks
     return Masks(masks, units)
 
+# %% ../nbs/10_structured.ipynb #a49f3f98
+@patch
+def dead_units(self:Known):
+    "Masks without units whose weight matrices are exactly 0 (a bias may be, by itself), and how many weights went, by name"
+    units = self.masks.units
+    new,_ = zeros_of(self.net(), Masks({n:self.masks[n] for n in self.masks.scored}))
+    new = units.masks(units.alive(new)).near(self.masks)&self.masks
+    return new,{n:k for n,m in new.items() if (k := int(self.masks[n].sum()-m.sum()))}
+
+# %% ../nbs/10_structured.ipynb #78222a87
 @patch
 def units_are(self:Known, units):
     "The model was changed in place, and its units are these; None where that is to be found out"
@@ -132,8 +144,8 @@ def sizes_after(
     xb # One batch on its device, or a tuple of its inputs
 )->dict: # `units` that are alive, `params` (parameters) and `macs` (multiply-adds an item) without the dead ones
     "How large the net would be with its dead units taken out"
-    small = without(model, units, alive).float()
-    n = int(flops(small.eval(), xb).flops['total'])//2//max(1, len(xb[0] if isinstance(xb, tuple) else xb))
+    small = without(model, units, alive).double()
+    with in_double(): n = int(flops(small.eval(), doubled(xb)).flops['total'])//2//max(1, find_bs(xb))
     return dict(units=Masks(alive).n_kept, params=sum(p.numel() for p in small.parameters()), macs=n)
 
 # %% ../nbs/10_structured.ipynb #b93f0699

@@ -87,12 +87,15 @@ def _any(p, m, n):
 
 @patch
 def alive(self:Units,
-    masks # Masks that these units made
+    masks # Masks that these units made, or of some of their tensors
 )->Masks: # A bool vector a group
-    "Which units have anything left that makes them"
-    res = {g:torch.zeros(n, dtype=torch.bool) for g,n in self.sizes.items()}
-    for p in self.makers: res[p.group] |= _any(p, masks[p.name], self.sizes[p.group])
-    return Masks(res)
+    "Which units have anything left that makes them; all, where there is no mask for it"
+    res = {}
+    for p in self.makers:
+        if p.name not in masks: continue
+        on = _any(p, masks[p.name], self.sizes[p.group])
+        res[p.group] = res[p.group]|on if p.group in res else on
+    return Masks({**self.ones(), **res})
 
 # %% ../nbs/04_units.ipynb #bc15daf0
 @patch
