@@ -335,7 +335,7 @@ def positions(self:Units):
 @patch
 def about(self:Units):
     "All but the positions, in plain data"
-    d = dict(sizes=self.sizes, parts=[p.as_dict() for p in self.parts], shapes={n:list(s) for n,s in self.shapes.items()})
+    d = dict(sizes=list(self.sizes.items()), parts=[p.as_dict() for p in self.parts], shapes={n:list(s) for n,s in self.shapes.items()})
     return dict(d, scored=list(self.scored), left=self.left, kind=self.kind, constant=sorted(self.constant))
 
 # %% ../nbs/04_units.ipynb #fileco02
@@ -355,7 +355,7 @@ def units_from(about, positions, masks):
     try:
         if about['kind'] in element_units: res = units_within({n:m.float() for n,m in masks.items()}, about['kind'])
         else:
-            sizes,shapes = about['sizes'],about['shapes']
+            sizes,shapes = dict(about['sizes']),about['shapes']    # a label's dicts are sorted, and the order of groups counts
             parts = [_part_from(d, i, positions, sizes, shapes) for i,d in enumerate(about['parts'])]
             res = Units(sizes, parts, {n:tuple(s) for n,s in shapes.items()}, about['scored'], about['left'], str(about['kind']))
             res.constant = frozenset(map(str, about['constant']))

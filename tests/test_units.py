@@ -398,3 +398,15 @@ def test_zeros_of_biases_are_no_dead_units():
     masks = learn.lottery.masks
     assert masks==masks.units.masks(masks.counted) and took['a.weight']==16 and took['n.bias']==2
     assert [(~v).nonzero().flatten().tolist() for v in masks.counted.values()]==[[1,3],[2]]
+
+def test_a_tickets_file_keeps_the_order_of_units(tmp_path):
+    "Random numbers are dealt out group by group, so a control of the read ticket is that of the one in memory"
+    net = nn.Sequential(nn.Linear(4,6), nn.ReLU(), nn.Linear(6,5))
+    parts = [Part(g, f'{n}.weight', 0, torch.arange(k)) for g,n,k in (('z',2,5),('a',0,6))]
+    units = Units({'z':5, 'a':6}, parts, named_weights(net))
+    masks = units.masks(Masks({'z':torch.arange(5)<3, 'a':torch.arange(6)%2==0}))
+    t = Ticket(masks, state(net))
+    read = Ticket.load(t.save(tmp_path/'t'))
+    assert list(read.masks.units.sizes)==['z','a'] and read.masks==masks and read.digest()==t.digest()
+    for seed in range(3):
+        assert shuffle_mask(read.masks, generator(seed))==shuffle_mask(masks, generator(seed))
