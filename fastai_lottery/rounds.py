@@ -46,7 +46,7 @@ def prune_once(learn, s, r):
     if r==1 and not plays_one_fit(s.fit): _warn_frozen(learn, lot)    # a way to fit may freeze and unfreeze, as `fine_tune` does
     if s.takes_all(lot.masks.counted.n_kept): return _at_bottom(s, lot, f'a prune of amount={s.amount:g} would leave no weight')
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
-    try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot), s.per)
+    try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.counted.numel, lot), s.per)
     except NothingMore as e: return _at_bottom(s, lot, e)
     if s.amount>0 and new.n_kept==lot.masks.n_kept: return _at_bottom(s, lot, _nothing(s))
     lot.pruned_to(new, lot.values(new, s.hold, s.seed_for('hold', r)))

@@ -170,10 +170,11 @@ def goes_on(self:Settings, rounds):
     return not (_is_met(self, rounds[-1]) or _is_worse(self, rounds) or self.stop is not None and self.stop(rounds))
 
 @patch
-def least(self:Settings, lot):
-    "How many weights or units the next prune has to leave; for parameters and multiply-adds, a function that says whether it is met"
+def least(self:Settings, numel, lot=None):
+    """How many of `numel` weights or units the next prune has to leave; where `to` is of the parameters or multiply-adds of `lot`'s
+    model, a function of units that says whether it is met"""
     share,what = goal_of(self.to) if self.to is not None else (0,'units')
-    if what=='units': return at_least(self, lot.masks.counted.numel)
+    if what=='units': return at_least(self, numel)
     most = share*lot.dense_sizes()[what]
     return lambda alive: lot.unit_sizes(alive)[what]<=most
 
