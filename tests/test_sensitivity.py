@@ -1,11 +1,16 @@
 "Laws of `sensitivity`: figures equal those of a net pruned by hand, one layer at a time, and the Learner is as it was"
-import math,random
+import math,random,re
 import pytest
 import matplotlib.pyplot as plt
 from nets import *
 from fastai_lottery.analysis import *
 from fastai_lottery.pictures import plot_sensitivity
 from fastai_lottery.units import bn_scale,filter_l1
+
+def said(o):
+    "A case's name, the same in each process: no address of a function"
+    return re.sub(r' at 0x[0-9a-f]+', '', str(o))
+
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 pytestmark = pytest.mark.filterwarnings('ignore::fastai_lottery.scopes.EmptyLayerWarning')
 cols = ['layer','amount','kept','of','valid_loss','accuracy']
@@ -181,7 +186,7 @@ def test_channels(cb, criterion):
 wrong = [(dict(amounts=(1.,)), '`amount` should be in'), (dict(amounts=('a',)), '`amount`'),
     (dict(by='net'), "`by` should be 'layer' or 'group'"),
     (dict(criterion='larg_final'), 'did you mean'), (dict(criterion=filter_l1), "one number a unit: by='group'")]
-@pytest.mark.parametrize('kw,says', wrong, ids=str)
+@pytest.mark.parametrize('kw,says', wrong, ids=said)
 def test_wrong_values(kw, says):
     learn = trained()
     was = all_of(learn)
