@@ -68,7 +68,7 @@ def sizes(d): return {f.relative_to(d).as_posix():f.stat().st_size for f in sort
 def bench_folder():
     "What a round costs on the disk: LeNet-300-100 played, and what each file would be at least"
     with tempfile.TemporaryDirectory() as d:
-        l,d = learner(images(600, (1,28,28)), lenet_300_100(), cbs=LotteryCallback(rewind_to='2it')),Path(d)
+        l,d = learner(images(600, (1,28,28)), lenet_300_100(), cbs=LotteryCallback(rewind_to='1it')),Path(d)
         with l.no_bar(): rs = l.fit_lottery(1, rounds=sized(10, 1), path=d, seed=0)
         has,names = sizes(d),list(rs[0].masks)
         rest = sum(v.numel()*v.element_size() for n,v in state(l.model).items() if n not in names)
