@@ -346,6 +346,7 @@ def test_the_model_alone_is_nobodys():
 @pytest.mark.parametrize('wrap', ['compiled','in place','dataparallel','both'])
 def test_wrapped_models(wrap):
     "`fullgraph`: the hook breaks no graph"
+    torch._dynamo.reset()    # what other tests of this process compiled counts, too
     learn = learner(opt_func=torchs(ScheduleFree), cbs=[LotteryCallback(), Swaps()])
     make = dict(compiled=lambda m: torch.compile(m, backend='eager', fullgraph=True), dataparallel=nn.DataParallel,
                 both=lambda m: nn.DataParallel(torch.compile(m, backend='eager', fullgraph=True)))
