@@ -1136,6 +1136,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_lottery.packing._are': ('packing.html#_are', 'fastai_lottery/packing.py'),
                                         'fastai_lottery.packing._blank': ('packing.html#_blank', 'fastai_lottery/packing.py'),
                                         'fastai_lottery.packing._flat': ('packing.html#_flat', 'fastai_lottery/packing.py'),
+                                        'fastai_lottery.packing._is_drawn': ('packing.html#_is_drawn', 'fastai_lottery/packing.py'),
                                         'fastai_lottery.packing._is_shape': ('packing.html#_is_shape', 'fastai_lottery/packing.py'),
                                         'fastai_lottery.packing._is_text': ('packing.html#_is_text', 'fastai_lottery/packing.py'),
                                         'fastai_lottery.packing._kind': ('packing.html#_kind', 'fastai_lottery/packing.py'),

@@ -155,14 +155,19 @@ def _weight(n): return n.partition('/')[2]
 
 def _kind(n, t): return n.partition('/')[0],t.shape,t.dtype
 
+def _is_drawn(t, n=4096):
+    "Are the values of a matrix drawn at random? Two that are equal are one then; zeros, ones and identities are equal by chance"
+    v = t.reshape(-1)[:n]
+    return t.ndim>1 and len(v.unique())>len(v)/4
+
 def twins_in(tensors, masks):
-    "Tensors without a mask that are bit for bit the same as a masked one of their part, and which that is"
+    "Matrices without a mask that are bit for bit the same as a masked one of their part, and which that is: tied weights"
     masked,res = {},{}
     for n,t in tensors.items():
         if _weight(n) in masks: masked.setdefault(_kind(n, t), []).append(n)
     for n,t in tensors.items():
         same = (o for o in masked.get(_kind(n, t), ()) if np.array_equal(_raw(t), _raw(tensors[o])))
-        if _weight(n) not in masks and (o := next(same, None)): res[n] = o
+        if _weight(n) not in masks and t.is_floating_point() and _is_drawn(t) and (o := next(same, None)): res[n] = o
     return res
 
 # %% ../nbs/07_packing.ipynb #567392ca

@@ -345,6 +345,8 @@ def test_a_ticket_from_a_file_knows_its_units_again(learn, tmp_path):
     t = Ticket.load(tmp_path/'t')
     with new.no_bar(): new.fit_ticket(t, 1, seed=0)
     assert new.lottery.masks.counted==learn.lottery.masks.counted
+    with pytest.raises(ValueError, match='dense=True'): new.fit_ticket(t, 1, mask=random_mask, seed=0)
+    t = Ticket.load(learn.lottery.ticket().save(tmp_path/'whole', dense=True))
     with new.no_bar(): new.fit_ticket(t, 1, mask=random_mask, seed=0)
     masks = new.lottery.masks
     assert masks.counted.n_kept==learn.lottery.masks.counted.n_kept and masks==masks.units.masks(masks.counted)
