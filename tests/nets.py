@@ -1,5 +1,5 @@
 "Small nets, data and probes that the tests share"
-import hashlib,random
+import hashlib,random,re
 from functools import partial
 import numpy as np,torch
 from torch import nn
@@ -187,3 +187,7 @@ def raiser(e):
     return _f
 
 def rng_states(): return random.getstate(),repr(np.random.get_state()),torch.get_rng_state().numpy().tobytes()
+
+def said(o):
+    "A case's name, the same in each process: no address of a function"
+    return re.sub(r' at 0x[0-9a-f]+', '', str(o))

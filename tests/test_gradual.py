@@ -1,5 +1,5 @@
 "Masks that tighten within one fit: laws of the pace, of the masks, and of what stays when a process is killed"
-import math,re,shutil
+import math,shutil
 import pytest
 from test_crash import server,whole,same,batches,other,needs_fork
 from nets import *
@@ -8,10 +8,6 @@ from fastai_lottery.checkpoints import read_checkpoint,same_plain
 from fastai_lottery.gradual import *
 from fastai_lottery.gradual import EarlyEndWarning,pace_of
 from fastai_lottery.rounds import DroppedWarning
-
-def said(o):
-    "A case's name, the same in each process: no address of a function"
-    return re.sub(r' at 0x[0-9a-f]+', '', str(o))
 
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 pytestmark = pytest.mark.filterwarnings('ignore::fastai_lottery.scopes.EmptyLayerWarning')

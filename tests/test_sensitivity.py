@@ -1,15 +1,11 @@
 "Laws of `sensitivity`: figures equal those of a net pruned by hand, one layer at a time, and the Learner is as it was"
-import math,random,re
+import math,random
 import pytest
 import matplotlib.pyplot as plt
 from nets import *
 from fastai_lottery.analysis import *
 from fastai_lottery.pictures import plot_sensitivity
 from fastai_lottery.units import bn_scale,filter_l1
-
-def said(o):
-    "A case's name, the same in each process: no address of a function"
-    return re.sub(r' at 0x[0-9a-f]+', '', str(o))
 
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 pytestmark = pytest.mark.filterwarnings('ignore::fastai_lottery.scopes.EmptyLayerWarning')
