@@ -43,6 +43,7 @@ from .analysis import *
 from .gradual import *
 from .regularise import *
 from .data import *
+from .folders import *
 from .nets import *
 from .arms import *
 from .retrained import *
