@@ -51,6 +51,7 @@ def as_plain(o):
 
 # %% ../nbs/12_carried.ipynb #25fadcbe
 def _plain_thing(o):
+    if _is_long(o): return {'#ints':torch.tensor(o)}
     if type(o) is tuple: return tuple(map(as_plain, o))
     if isinstance(o, dict): return _plain_dict(o)
     for tag,kind in _kinds.items():
@@ -59,6 +60,10 @@ def _plain_thing(o):
     raise NotPlain(type(o).__name__)
 
 # %% ../nbs/12_carried.ipynb #2386ee9a
+def _is_long(o):
+    "Many whole numbers, such as the state of a random generator"
+    return type(o) is tuple and len(o)>99 and set(map(type, o))=={int} and -2**63<=min(o) and max(o)<2**63
+
 def _plain_tensor(o):
     if o.layout!=torch.strided: raise NotPlain(f'tensor of layout {o.layout}')
     return o.detach().as_subclass(torch.Tensor)
@@ -116,9 +121,9 @@ def _inside(o, mods):
         try: yield _within.get()
         finally: _within.reset(token)
 
-def callback_state(cb, learn=None):
-    "What a callback holds, as plain data; what is no plain data is left out, and so are parts of the net of its Learner"
-    has = held_by(cb)
+def callback_state(cb, learn=None, holds=None):
+    "What a callback holds (or `holds`), as plain data; what is no plain data is left out, and so are parts of the net of its Learner"
+    has = held_by(cb) if holds is None else holds
     learn = learn or has.get('learn')
     with _inside(cb, set(learn.model.modules()) if isinstance(learn, Learner) else set()) as mods:
         return plain_of({k:v for k,v in has.items() if k!='learn' and not _part_of(v, mods)})
@@ -213,6 +218,7 @@ def _choice_back(v, old):
     if not isinstance(old, Enum) or v not in type(old).__members__: raise NotHere(_made)
     return type(old)[v]
 
+# %% ../nbs/12_carried.ipynb #a7c01f04
 def _part_back(v, old):
     if not isinstance(old, dict): raise NotHere(_made)
     old.update({k:from_plain(x, old.get(k)) for k,x in v.items()})
@@ -222,6 +228,8 @@ def _places_back(v, old):
     if not isinstance(old, list) or len(old)!=v[0]: raise NotHere(_made)
     for i,x in v[1].items(): old[i] = from_plain(x, old[i])
     return old
+
+_unasked = {'#ints':lambda v,_: tuple(v.tolist()), '#items':_items_back, '#part':_part_back, '#places':_places_back}
 
 def _bytes_back(v, old): return (bytearray if isinstance(old, bytearray) else bytes)(v, 'latin-1')
 
@@ -249,9 +257,7 @@ _kinds = {
     '#rng':   _Kind(lambda o: generator_of(o) is not None, lambda o: as_plain(generator_of(o)[0]()), _rng_back),
     '#state': _Kind(_stateful, lambda o: as_plain(o.state_dict()), _in_place(_stateful, _state_back)),
     '#vars':  _Kind(_has_attributes, callback_state, _in_place(_has_attributes, lambda o,v: _put.get()(o, v))),
-    '#items': _Kind(lambda o: False, None, _items_back),
-    '#part':  _Kind(lambda o: False, None, _part_back),
-    '#places': _Kind(lambda o: False, None, _places_back),
+    **{k:_Kind(lambda o: False, None, back) for k,back in _unasked.items()},
 }
 
 # %% ../nbs/12_carried.ipynb #10e077d2

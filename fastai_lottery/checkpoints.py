@@ -6,7 +6,7 @@
 __all__ = ['with_states', 'take_checkpoint', 'put_checkpoint', 'write_checkpoint', 'read_checkpoint']
 
 # %% ../nbs/12_checkpoints.ipynb #d1c15eb7
-import hashlib,io,random,warnings
+import hashlib,random,warnings
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -18,21 +18,22 @@ from .core import *
 from .resets import state,load_,copy_into_,loss_module
 from .files import atomic,plain_file
 from .signals import outside_of
-from .trust import check_opt,fits_here,one_line
+from .trust import check_opt,fits_here
 from .carried import NotPlain,as_plain,callback_state,from_plain,generator_of,plain_of,put_from_file
+from .chain import History,bytes_of,tensors_of,with_lists
 
 # %% ../nbs/12_checkpoints.ipynb #9e83e74b
 def _generators(dl): return [getattr(dl,'rng',None),getattr(dl,'generator',None),getattr(getattr(dl,'sampler',None),'generator',None)]
 
 def _rng(dls):
     "States of all generators: the global ones and the loaders' own"
-    res = dict(python=random.getstate(), numpy=as_plain(np.random.get_state()), torch=torch.get_rng_state(), loaders=[])
+    res = dict(python=as_plain(random.getstate()), numpy=as_plain(np.random.get_state()), torch=torch.get_rng_state(), loaders=[])
     if torch.cuda.is_available(): res['cuda'] = torch.cuda.get_rng_state_all()
     for dl in dls.loaders: res['loaders'].append([as_plain(g) if generator_of(g) else None for g in _generators(dl)])
     return res
 
 def _set_rng(dls, d):
-    random.setstate(d['python'])
+    random.setstate(from_plain(d['python']))
     np.random.set_state(from_plain(d['numpy']))
     torch.set_rng_state(d['torch'])
     if 'cuda' in d and torch.cuda.is_available(): torch.cuda.set_rng_state_all(d['cuda'])
@@ -115,17 +116,19 @@ def with_states(cbs, saved):
 # %% ../nbs/12_checkpoints.ipynb #9bc71454
 def take_checkpoint(
     learn, # A Learner at the end of an epoch, or in a fit that is about to begin its first
-    skip=() # Classes of callbacks that look after themselves
+    skip=(), # Classes of callbacks that look after themselves
+    history:History=None # Of this training, where a log beside the checkpoint holds what only grows; see `write_checkpoint`
 )->dict: # Plain data. Tensors are the training's own where they can be: write it before training goes on
     "All that the rest of this training depends on. Raises `TypeError` for an optimizer whose state is no plain data"
     cbs,scaler = [cb for cb in learn.cbs if not isinstance(cb, skip)],vars(learn).get('scaler')
     loss = _loss(learn)
+    states = dict(cbs=[(type(cb).__name__, callback_state(cb)) for cb in cbs]) if history is None else history.states(learn, cbs)
     return dict(
         model=state(learn.model),
         params=param_state(learn),
         opt=_opt_state(learn.opt),
         rng=_rng(learn.dls),
-        cbs=[(type(cb).__name__, callback_state(cb)) for cb in cbs],
+        **states,
         scaler=scaler and scaler.state_dict(),
         loss=None if loss is None else as_plain(loss.state_dict()),
         others={n:p.detach() for n,p in _others(learn).items()},
@@ -179,9 +182,7 @@ def write_checkpoint(
     d:dict # Plain data and tensors
 ):
     "Write `d` to `path`, atomically"
-    buf = io.BytesIO()
-    torch.save(d, buf)
-    b = buf.getbuffer()
+    b = bytes_of(d)
     with atomic(path, sync=False) as tmp:
         with open(tmp, 'wb') as f:
             f.write(_head)
@@ -194,18 +195,18 @@ def _wrong(head, digest, b):
     if head!=_head: return 'of another version of fastai_lottery, or damaged'
     return 'damaged' if hashlib.sha256(b).digest()!=digest else None
 
+# %% ../nbs/12_checkpoints.ipynb #a7c01e19
 def read_checkpoint(
     path, # File that `write_checkpoint` wrote
     device='cpu' # Where tensors go that were not on the CPU
 ): # The dict; `None`, with a warning, for a file that is damaged or of another version, and `None` where there is none
-    "Read a checkpoint and check it"
+    "Read a checkpoint, and the log beside it if it has one, and check them"
     if not plain_file(path := Path(path)): return None
     b,n = path.read_bytes(),len(_head)
-    if wrong := _wrong(b[:n], b[n:n+32], b[n+32:]):
-        warnings.warn(f"the checkpoint {str(path)!r} is {wrong}; its round starts again from the beginning")
-        return None
-    def place(o, at): return o if at=='cpu' else torch.serialization.default_restore_location(o, str(device))
-    try: d = torch.load(io.BytesIO(b[n+32:]), map_location=place, weights_only=True)
-    except Exception as e: raise ValueError(f"{str(path)!r} is damaged, or holds what no checkpoint does: {one_line(e)}") from None
-    if not isinstance(d, dict): raise ValueError(f"{str(path)!r} is damaged: it holds a {type(d).__name__}")
+    wrong,d = _wrong(b[:n], b[n:n+32], b[n+32:]),None
+    if not wrong: d = tensors_of(b[n+32:], device, path)
+    if d and 'log' in d:
+        with fits_here(path, 'is damaged'): d = with_lists(path, d, device)
+        if d is None: wrong = 'without its log, which is missing or damaged'
+    if wrong: warnings.warn(f"the checkpoint {str(path)!r} is {wrong}; its round starts again from the beginning")
     return d

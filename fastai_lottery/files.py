@@ -56,7 +56,7 @@ os.umask(_umask)
 def _cannot_write(path, e):
     return OSError(e.errno, f"cannot write {str(path)!r}: {e.strerror}. Choose a folder that you can write to")
 
-def _no_room(path, e):
+def no_room(path, e):
     says = f"cannot write {str(path)!r}: {getattr(e,'strerror',None) or e}. What was finished before is on the disk; make room and go on"
     return OSError(e.errno, says) if getattr(e, 'errno', None) else OSError(says)    # safetensors' error has no number
 
@@ -80,7 +80,7 @@ def atomic(
             with open(tmp, 'rb+') as f: os.fsync(f.fileno())
         os.chmod(tmp, 0o666&~_umask)
         os.replace(tmp, path)
-    except (OSError,SafetensorError) as e: raise _no_room(path, e) from None
+    except (OSError,SafetensorError) as e: raise no_room(path, e) from None
     finally: Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/06_files.ipynb #d6bbefb4

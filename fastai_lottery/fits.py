@@ -6,19 +6,17 @@
 __all__ = ['last_lr', 'Round']
 
 # %% ../nbs/14_fits.ipynb #633bcad7
-import math,time
+import inspect,math,time
 from collections.abc import Callable
 from contextlib import ExitStack,contextmanager,nullcontext
 from copy import deepcopy
 from dataclasses import dataclass,field
 from functools import partial
-import inspect
 import numpy as np,pandas as pd
 import torch
 from fastcore.basics import patch,store_attr
 from fastcore.foundation import L
 from fastai.callback.core import *
-from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback,CSVLogger,ShowGraphCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.callback.tracker import SaveModelCallback,TrackerCallback
@@ -32,6 +30,7 @@ from .resets import state,load_
 from .tickets import *
 from .checkpoints import *
 from .carried import callback_state,put_from_file
+from .chain import History
 from .checkpoints import param_state,put_param_state,same_plain
 from .trust import fits_here,same_kinds
 from .callback import *
@@ -321,9 +320,10 @@ def _check_best(track):
 # %% ../nbs/14_fits.ipynb #0a8c5a11
 def _keeper(save, t0):
     "A function that gives `save` a checkpoint of a training, on its course"
+    history = History()
     def keep(course):
         level_ranks(course.learn)
-        d = take_checkpoint(course.learn, _apart)
+        d = take_checkpoint(course.learn, _apart, history)
         where = {k:getattr(course, k) for k in ('fit','ends','start','place','before','rows')}
         save(dict(where, seconds=time.perf_counter()-t0, learn=d))
     return keep

@@ -29,6 +29,7 @@ from .masks import *
 from .tickets import *
 from .checkpoints import *
 from .carried import callback_state,put_callback_state
+from .chain import adds_only
 from .checkpoints import same_plain
 from .statistics import unique,as_figure
 from .model import on_copies
@@ -167,6 +168,8 @@ class Watch(Callback):
         if row['valid_loss']>=self.best: return
         self.best = row['valid_loss']
         self.seen = {f'es_{k}':v for k,v in {'iteration':self.n, **row, **tests_of(self.learn, self.tests)}.items()}
+
+adds_only(Watch, 'curve')
 
 # %% ../nbs/13_looks.ipynb #41e21941
 _inner = '''before_batch after_pred after_loss before_backward after_cancel_backward after_backward before_step after_step

@@ -24,6 +24,7 @@ from .packing import dense_limit
 from .tickets import is_place,is_whole,read_ticket,start_of
 from .callback import *
 from .checkpoints import *
+from .chain import Log
 from .trust import fits_here
 from .fits import *
 from .fits import level_ranks,place_of
@@ -54,7 +55,7 @@ class Folder:
     def __init__(self, path, learn, s, es, arm=None):
         lot = learn.lottery
         self.path,self.fresh,self.vouched,self._ties = own_path(path),[],s.same,None
-        self.starts,self.begun_at,self.start,self.ticket = {},None,None,s.start
+        self.starts,self.begun_at,self.start,self.ticket,self.log = {},None,None,s.start,Log(self.path)
         self.arm = arm    # what tells the training of a ticket from others
         self._lock(es)
         self._take_names(learn, lot)
@@ -74,8 +75,6 @@ class Folder:
         "Take away what a kill has left: our own temporary files, in this folder and those of its rounds"
         for d in (self.path, *(o for o in numbered(self.path, 'round').values() if not o.is_symlink())):
             for f in d.glob('.*'+leftover): f.unlink(missing_ok=True)
-    @alone
-    def end(self): (self.path/'epoch.ckpt').unlink(missing_ok=True)
 
 # %% ../nbs/17_runs.ipynb #c1b8260b
 _forms = dict(vouched=list, code=str)
@@ -224,7 +223,7 @@ def _begin(self:Folder, lot):
         return (w,w,b,b) if lot.rewind_to.n==0 else (w,None,b,{})
     if (self.path/'rounds.csv').exists():
         raise ValueError(f"{str(f)!r} is missing, and the rounds in {str(self.path)!r} began there. {elsewhere}")
-    (self.path/'epoch.ckpt').unlink(missing_ok=True)
+    self.drop_checkpoint()
     save_tensors(f, {**lot.w_i, **{_outside+k:v for k,v in (lot.b_i or {}).items()}},
                  dict(of=dict(run=ids_of(self.all)[1])))
     return lot.w_i,lot.w_k,lot.b_i,lot.b_k

@@ -21,7 +21,7 @@ from .files import shown
 
 # %% ../nbs/11_trust.ipynb #b80a7cbe
 _many_of = (list,tuple,L,set,frozenset,deque)
-_by_kind = dict(figure='#array #complex', some='#stack #L #set #frozenset #tuple #deque #texts #places',
+_by_kind = dict(figure='#array #complex', some='#stack #ints #L #set #frozenset #tuple #deque #texts #places',
                 named='#items #part', itself='#rng #vars #state', bytes='#bytes', range='#range', choice='#enum')
 _tags = {**{tag:kind for kind,tags in _by_kind.items() for tag in tags.split()}, '#like':None}
 _kinds = [(type(None),None), (Enum,'choice'), (str,'text'), ((bool,int,float,complex,np.generic,torch.Tensor),'figure'),

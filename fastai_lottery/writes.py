@@ -107,6 +107,19 @@ def _check_own(self:Folder, d, n):
     raise OSError(errno.ENOENT, f"{str(gone[0])!r} was removed or renamed while the run went on: put it back, and go on. "
                   "The rounds in memory are kept, see learn.lottery.rounds")
 
+# %% ../nbs/17_writes.ipynb #a7c01f02
+@patch
+def drop_checkpoint(self:Folder):
+    "Remove the checkpoint and its log; called by rank 0"
+    (self.path/'epoch.ckpt').unlink(missing_ok=True)
+    self.log.keep_only(None)
+
+@patch
+@alone
+def end(self:Folder):
+    "The training is over: its checkpoint is no longer needed"
+    self.drop_checkpoint()
+
 # %% ../nbs/17_writes.ipynb #6686225c
 @patch
 @alone
@@ -129,7 +142,7 @@ def write(self:Folder, learn, rounds, cbs=()):
     t.save_round(d/'ticket', self._start_of(t), dense=t.dense)
     self._save_trained(d, t, state(learn.model), dict(round=r['round'], **of))
     atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
-    (self.path/'epoch.ckpt').unlink(missing_ok=True)
+    self.drop_checkpoint()
 
 # %% ../nbs/17_writes.ipynb #d91cb8e0
 _of_checkpoint = dict(fit=is_whole, before=is_whole, rows=is_whole,
@@ -140,6 +153,7 @@ _of_checkpoint = dict(fit=is_whole, before=is_whole, rows=is_whole,
 def _checked(self:Folder, r, lot):
     "The checkpoint in the folder, if it is of round `r` of this run"
     d = read_checkpoint(f := self.path/'epoch.ckpt', device_of(lot.learn))
+    self.log.keep_only(None if d is None else d.get('beside'))
     if d is None or d.get('round')!=r: return None
     self.ties().check(f, d.get('of'), r, after=before(lot, r))
     wrong = [k for k,ok in _of_checkpoint.items() if k in d and not ok(d[k])]
@@ -157,8 +171,12 @@ def keep(self:Folder, r, lot, d):
     late = r==0 and lot.rewind_to.n and not self.arm
     more = dict(round=r, passed=list(lot.passed), hypers=lot.hypers, masks={n:m.cpu() for n,m in lot.masks.items()}, held=lot.held)
     more.update(self.label(r, after=before(lot, r)))
-    write_checkpoint(self.path/'epoch.ckpt', dict(d, **more, w_k=lot.w_k if late else None, b_k=lot.b_k if late else None))
+    learn = dict(d['learn'])
+    more.update(w_k=lot.w_k if late else None, b_k=lot.b_k if late else None, log=self.log.add(learn.pop('gained'), learn.pop('begins')))
+    write_checkpoint(self.path/'epoch.ckpt', {**d, **more, 'learn':learn})
+    self.log.keep_only(self.log.name)
 
+# %% ../nbs/17_writes.ipynb #a7c01f03
 @patch
 def checkpoint(self:Folder, r, lot):
     "The checkpoint of round `r`, with its masks put on; nothing where there is none"
