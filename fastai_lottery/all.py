@@ -30,6 +30,7 @@ from .identity import *
 from .labels import *
 from .settings import *
 from .runs import *
+from .take_up import *
 from .writes import *
 from .journal import *
 from .rounds import *

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from fastcore.foundation import L
 from fastai.callback.core import Callback
+from fastai.imports import noop
 from .core import *
 from .resets import state,load_,copy_into_,loss_module
 from .files import atomic,plain_file
@@ -198,13 +199,15 @@ def _wrong(head, digest, b):
 # %% ../nbs/12_checkpoints.ipynb #a7c01e19
 def read_checkpoint(
     path, # File that `write_checkpoint` wrote
-    device='cpu' # Where tensors go that were not on the CPU
+    device='cpu', # Where tensors go that were not on the CPU
+    check=noop # Called with the dict before the log beside it is read; raises where it is of something else
 ): # The dict; `None`, with a warning, for a file that is damaged or of another version, and `None` where there is none
     "Read a checkpoint, and the log beside it if it has one, and check them"
     if not plain_file(path := Path(path)): return None
     b,n = path.read_bytes(),len(_head)
     wrong,d = _wrong(b[:n], b[n:n+32], b[n+32:]),None
     if not wrong: d = tensors_of(b[n+32:], device, path)
+    if d is not None: check(d)
     if d and 'log' in d:
         with fits_here(path, 'is damaged'): d = with_lists(path, d, device)
         if d is None: wrong = 'without its log, which is missing or damaged'

@@ -21,8 +21,10 @@ from .scopes import *
 from .resets import *
 from .files import *
 from .tickets import starts
-from .files import own_path,append_rows,atomic_text,count_rows,mark_of,numbered,read_rows,read_table,read_written
-from .files import plain_file,rows_of,short_hash
+from .files import own_path,atomic_text,numbered
+from .tables import append_rows,count_rows,mark_of,read_rows,read_table,read_written
+from .files import plain_file
+from .tables import rows_of,short_hash
 from .callback import *
 from .identity import say
 from .labels import checked_rounds,round_cols,round_weights,rounds_table

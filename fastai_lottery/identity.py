@@ -27,7 +27,7 @@ from fastai.torch_core import set_seed
 from .core import *
 from .core import name_of,same_rng
 from .scopes import *
-from .files import short_hash
+from .tables import short_hash
 from .callback import *
 from .trust import held_by
 from .carried import is_installed,is_own

@@ -31,6 +31,7 @@ from .settings import *
 from .settings import best_of,decided,monitor_of,says_lower
 from .statistics import better_when,is_lower,lower_of
 from .runs import *
+from .take_up import *
 from .writes import *
 from .display import *
 from .display import Live

@@ -17,7 +17,8 @@ from .core import *
 from .masks import *
 from .resets import state
 from .files import *
-from .files import digest_in,mark_of,numbered,read_label,read_table,rows_of,short_hash,tensor_file
+from .files import digest_in,numbered,read_label,tensor_file
+from .tables import check_digests,mark_of,read_table,rows_of,short_hash
 from .packing import load_packed,masks_id,part_of
 from .tickets import *
 from .tickets import kind_of
@@ -67,11 +68,12 @@ round_cols = 'round density kept valid_loss mask_hash'.split()
 def rounds_table(d):
     "`rounds.csv` of the run in `d`"
     f,dirs = Path(d)/'rounds.csv',numbered(d, 'round')    # in this order: the run may be at work
-    df = read_table(f, round_cols) if f.exists() else pd.DataFrame()
+    df = read_table(f, round_cols, torn=True) if f.exists() else pd.DataFrame()
+    if 'digest' in df: check_digests(f, rows_of(df), elsewhere)
     if late := [o for i,o in dirs.items() if i>len(df)]:    # one more may be there, of a round that was being written
         raise ValueError(f"{str(f)!r} has {len(df)} rounds, but there is {str(late[0])!r}: the file is damaged or missing. "
                          f"{elsewhere}")
-    return df
+    return df.drop(columns='digest', errors='ignore')
 
 def _same(v, w): return v==w or v!=v and (w is None or w!=w)
 

@@ -25,7 +25,7 @@ from .tickets import *
 from .callback import *
 from .statistics import lower_of
 from .signals import outside_state,load_outside_
-from .files import short_hash
+from .tables import short_hash
 from .signals import as_reset,as_action
 from .callback import lottery_of,new_masks
 from .fits import *

@@ -8,35 +8,24 @@ __all__ = []
 # %% ../nbs/17_runs.ipynb #44228098
 import json
 from functools import wraps
-from pathlib import Path
-import pandas as pd
 import torch
 from fastcore.basics import patch
-from fastcore.foundation import L
 from .core import *
 from .masks import *
-from .resets import state,load_
 from .files import *
 from .files import Here,leftover,own_path,atomic_text
-from .files import digest_in,locked,mark_of,parsed,plain_file,read_label,read_table,short_hash,shown,numbered
+from .files import digest_in,locked,parsed,plain_file,read_label,shown,numbered
+from .tables import mark_of
 from .tickets import *
-from .packing import dense_limit
-from .tickets import is_place,is_whole,read_ticket,start_of
+from .tickets import is_whole
 from .callback import *
 from .checkpoints import *
 from .chain import Log
-from .trust import fits_here
 from .fits import *
-from .fits import level_ranks,place_of
 from .settings import *
 from .statistics import better_when,is_lower
 from .identity import about_learner,about_run,changed_lines,functions_in,sources,without_code
-from .labels import Ties,check_of,check_row,check_state,check_weights,elsewhere,ids_of,later,own,round_weights,rounds_table
-
-# %% ../nbs/17_runs.ipynb #f98b5d0c
-def report_of(rounds):
-    "One row a round"
-    return pd.DataFrame([r.row for r in rounds])
+from .labels import Ties,check_of,check_state,elsewhere,ids_of,own
 
 # %% ../nbs/17_runs.ipynb #421f200d
 _format = 3    # of run.json; it has none in folders of version 0.0.1, and in the second functions were told by their bytecode
@@ -75,6 +64,19 @@ class Folder:
         "Take away what a kill has left: our own temporary files, in this folder and those of its rounds"
         for d in (self.path, *(o for o in numbered(self.path, 'round').values() if not o.is_symlink())):
             for f in d.glob('.*'+leftover): f.unlink(missing_ok=True)
+
+# %% ../nbs/17_runs.ipynb #a7c01f02
+@patch
+def drop_checkpoint(self:Folder):
+    "Remove the checkpoint and its log; called by rank 0"
+    (self.path/'epoch.ckpt').unlink(missing_ok=True)
+    self.log.keep_only(None)
+
+@patch
+@alone
+def end(self:Folder):
+    "The training is over: its checkpoint is no longer needed"
+    self.drop_checkpoint()
 
 # %% ../nbs/17_runs.ipynb #c1b8260b
 _forms = dict(vouched=list, code=str)
@@ -131,7 +133,7 @@ def _compare(self:Folder):
     # what else we know of the Learner, the folder's version did not write
     keys = [k for k in dict.fromkeys([*self.same,*old]) if (k in self.all or k[:5]!='data_') and k not in own]
     if 'format' not in old: keys = [k for k in keys if k in old and k in self.all and k not in _said_otherwise]
-    self._agree_on(old, keys)
+    self.agree_on(old, keys)
 
 # %% ../nbs/17_runs.ipynb #c41829f1
 @patch
@@ -143,7 +145,7 @@ def _other(self:Folder, k, was):
     return old.get('format', 0)>2 or without_code(was)!=without_code(now)
 
 @patch
-def _agree_on(self:Folder, old, keys):
+def agree_on(self:Folder, old, keys):
     if not (diff := [k for k in keys if self._other(k, old.get(k))]): return
     code = self.settings().get('code', {})
     said = [f'{k} was {old.get(k)!r} and is now {self.all.get(k)!r}'+shown(changed_lines(old.get(k), self.all.get(k), code)) for k in diff]
@@ -216,7 +218,7 @@ def begin(self:Folder, lot):
 def _begin(self:Folder, lot):
     f = self.path/'init.safetensors'
     if f.exists():
-        ts,label = self._load(f)
+        ts,label = self.load(f)
         if 'belongs' in self.settings() or 'of' in label: check_of(f, label.get('of'), dict(run=self.ties().dense))
         w,b = _split(ts, device_of(lot.learn))
         check_state(f, w, lot.learn.model)
@@ -229,135 +231,8 @@ def _begin(self:Folder, lot):
     return lot.w_i,lot.w_k,lot.b_i,lot.b_k
 
 @patch
-def _load(self:Folder, f, read=load_tensors):
+def load(self:Folder, f, read=load_tensors):
     try: return read(f)
     except (ValueError,OSError) as e:
         raise ValueError(f"{e}. {elsewhere}; to play the run again from there, remove that round's folder "
                          f"and its line and those after it in {str(self.path/'rounds.csv')!r}") from None
-
-# %% ../nbs/17_runs.ipynb #a8d93e6d
-@patch
-def resume(self:Folder, learn, lot):
-    "Load the finished rounds, and the trained net of the last of them; all files must agree"
-    rounds,masks,held,lot.place = of_rank0(lambda: self._resume(learn, lot), alone=True)
-    lot.rounds = L(rounds)
-    if rounds:
-        lot.w_k,lot.b_k = rounds[0].start,rounds[0].beside or {}
-        lot.set_masks(masks, held)
-        lot.fresh_opt()
-    level_ranks(learn)
-
-@patch
-def _ticket(self:Folder, d, model):
-    "The ticket in the folder `d`"
-    t = self._load(d/'ticket', lambda f: read_ticket(f, self._limit(model), self._find))
-    with fits_here(d/'ticket.safetensors'): t.check(model)
-    return t
-
-# %% ../nbs/17_runs.ipynb #c6cfaf5a
-@patch
-def _limit(self:Folder, model):
-    "A ticket of this net may be as large as it must be"
-    return max(dense_limit, 8*sum(v.numel()*v.element_size() for v in state(model).values()))
-
-@patch
-def _find(self:Folder, folder, digest):
-    "Starting weights by the digest of their file, which all rounds share and is read once"
-    if digest not in self.starts: self.starts = {digest:start_of(self.path, digest)}
-    return self.starts[digest]
-
-# %% ../nbs/17_runs.ipynb #f7af54b3
-@patch
-def _weights(self:Folder, d, row, model, t):
-    ts = self._load(d/'weights', lambda f: round_weights(d, row, t))
-    return check_state(d/'weights.safetensors', ts, model)
-
-# %% ../nbs/17_runs.ipynb #c1f463ba
-@patch
-def _resume(self:Folder, learn, lot):
-    f,rounds,t = self.path/'rounds.csv',[],None
-    rows = rounds_table(self.path).to_dict('records')
-    for i,row in enumerate(rows):
-        d = self.round(i)
-        t = self._ticket(d, learn.model)
-        curve = self._agree(f, i, row, d, t)
-        if i+1<len(rows): self._load(d/'weights', lambda f: check_weights(d, row, read_label(f)))    # controls and measures read them
-        start = rounds[0].start if rounds else lot.w_k
-        if start is None: start = {k:v.to(device_of(learn)) for k,v in t.weights.items()}
-        rounds.append(Round(row, t.masks.pack(), start, self.same, curve, t.held, t.beside))
-    if rows: load_(learn.model, self._weights(d, row, learn.model, t))
-    self.starts = {}
-    return rounds,t and t.masks,t and t.held,self._place(learn, lot, rounds)
-
-# %% ../nbs/17_runs.ipynb #2d0ba56f
-_carried = 'params start cbs'.split()
-
-def _is_full_place(p):
-    "Is `p` a place in a training, with what callbacks and parameters were there?"
-    return is_place({k:v for k,v in p.items() if k not in _carried}) and all(isinstance(p.get(k, {}), dict) for k in _carried)
-
-@patch
-def _place(self:Folder, learn, lot, rounds):
-    "Where late-rewound rounds of this run go on"
-    if not rounds or not lot.rewind_to.n: return None
-    place = read_checkpoint(f := self.round(0)/'place.ckpt', device_of(learn))
-    if place:
-        self.ties().check(f, place.pop('of', None), 0, **of_row(rounds[0].row))
-        if not _is_full_place(place): raise ValueError(f"{str(f)!r} is damaged: it holds no place in a training. {elsewhere}")
-    return place or place_of(learn, rounds[0].meta, lot.rewind_to, self.same['n_epoch'])
-
-# %% ../nbs/17_runs.ipynb #25f0a9f2
-@patch
-def _agree(self:Folder, f, i, row, d, t):
-    "Check the row of round `i` against its ticket; the round's curve"
-    check_row(f, i, row, t.meta)
-    keys = [k for k in self.same if not self.arm and k in t.meta and k not in row and not (i==0 and k in later)]
-    self._agree_on(t.meta, [k for k in keys if k in self.all])    # where run.json was lost
-    self.ties().check(d/'ticket.safetensors', t.meta.pop('of', None), row['round'])
-    return self._curve(d/'curve.csv', t.meta) if self.same['eval_every'] else None
-
-@patch
-def _curve(self:Folder, f, meta):
-    "The curve in `f`, which the round's ticket knows by its digest"
-    try:
-        plain_file(f)
-        text = f.read_text(encoding='utf-8')
-    except (OSError,ValueError) as e: raise ValueError(f"{str(f)!r} is missing or damaged: {e}. {elsewhere}") from None
-    if meta.get('curve', short_hash(text))!=short_hash(text):
-        raise ValueError(f"{str(f)!r} is damaged: it is not what the round's ticket says. {elsewhere}")
-    return read_table(f, ['iteration'])
-
-# %% ../nbs/17_runs.ipynb #4c28efa6
-@patch
-@alone
-def trained(self:Folder, r):
-    "Masks, held values and trained weights of round `r`"
-    t,row = Ticket.load(self.round(r)/'ticket'),rounds_table(self.path).to_dict('records')[r]
-    check_row(self.path/'rounds.csv', r, row, t.meta)
-    return t.masks,t.held,round_weights(self.round(r), row)
-
-# %% ../nbs/17_runs.ipynb #edd8b1f6
-@patch
-@alone
-def _trained_ticket(self:Folder, model):
-    rows = rounds_table(self.path).to_dict('records')
-    if not rows: return None
-    if not self.settings():
-        raise ValueError(f"{str(self.path/'run.json')!r}, which says how the ticket was trained, is missing. {elsewhere}")
-    d = self.round(0)
-    t = self._ticket(d, model)
-    curve = self._agree(self.path/'rounds.csv', 0, rows[0], d, t)
-    weights = self._weights(d, rows[0], model, t)
-    return Round(rows[0], t.masks.pack(), t.weights, {**t.meta, **rows[0]}, curve, t.held, t.beside),weights
-
-@patch
-def trained_ticket(self:Folder, learn):
-    "The training of the ticket, where it is over: what it showed, and its trained net in the Learner; else nothing"
-    if (res := self._trained_ticket(learn.model)) is None: return None
-    lot,(r,weights) = learn.lottery,res
-    learn.unprune()
-    load_(learn.model, weights)
-    lot.w_k,lot.b_k = {k:v.to(device_of(learn)) for k,v in r.start.items()},r.beside or {}
-    lot.set_masks(r.masks, r.held)
-    lot.fresh_opt()
-    return r

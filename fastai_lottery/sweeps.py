@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from .files import *
-from .files import own_path,atomic_text,read_json
+from .files import own_path,atomic_text
+from .tables import read_json
 from .channels import need_deploy
 from .experiments import *
 from .writes import check_own

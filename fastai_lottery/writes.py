@@ -16,7 +16,8 @@ from .core import *
 from .resets import state
 from .packing import masks_id,n_ones,only_kept,save_packed
 from .files import *
-from .files import atomic_text,digest_in,read_label,short_hash
+from .files import atomic_text,digest_in,read_label
+from .tables import append_rows,short_hash
 from .tickets import *
 from .tickets import is_whole,starts
 from .checkpoints import *
@@ -27,7 +28,7 @@ from .fits import *
 from .fits import place_of
 from .identity import counts_as_setting
 from .labels import elsewhere
-from .runs import Folder,alone,before,device_of,masks_in,of_row,report_of
+from .runs import Folder,alone,before,device_of,masks_in,of_row
 
 # %% ../nbs/17_writes.ipynb #d1a12223
 def _may_carry(learn, cbs):
@@ -99,26 +100,13 @@ def check_own(d):
 
 @patch
 def _check_own(self:Folder, d, n):
-    "Raise `OSError` where the folder, or one of its first `n` rounds, is gone, and where that of a round, `d`, is a link"
+    "Raise `OSError` where the folder, or of its first `n` rounds the first or the last, is gone, and where that of a round, `d`, is a link"
     self.here.check()
     check_own(d)
-    gone = [d for i in range(0 if self.arm else n) if not (d := self.round(i)).is_dir()]
+    gone = [d for i in ({0,n-1} if n and not self.arm else ()) if not (d := self.round(i)).is_dir()]
     if not gone: return
     raise OSError(errno.ENOENT, f"{str(gone[0])!r} was removed or renamed while the run went on: put it back, and go on. "
                   "The rounds in memory are kept, see learn.lottery.rounds")
-
-# %% ../nbs/17_writes.ipynb #a7c01f02
-@patch
-def drop_checkpoint(self:Folder):
-    "Remove the checkpoint and its log; called by rank 0"
-    (self.path/'epoch.ckpt').unlink(missing_ok=True)
-    self.log.keep_only(None)
-
-@patch
-@alone
-def end(self:Folder):
-    "The training is over: its checkpoint is no longer needed"
-    self.drop_checkpoint()
 
 # %% ../nbs/17_writes.ipynb #6686225c
 @patch
@@ -141,7 +129,7 @@ def write(self:Folder, learn, rounds, cbs=()):
     t.meta.update(self.label(r['round']))
     t.save_round(d/'ticket', self._start_of(t), dense=t.dense)
     self._save_trained(d, t, state(learn.model), dict(round=r['round'], **of))
-    atomic_text(self.path/'rounds.csv', report_of(rounds).to_csv(index=False))
+    append_rows(self.path/'rounds.csv', [o.row for o in rounds[:-1]], [r.row], count=False)
     self.drop_checkpoint()
 
 # %% ../nbs/17_writes.ipynb #d91cb8e0
@@ -152,10 +140,12 @@ _of_checkpoint = dict(fit=is_whole, before=is_whole, rows=is_whole,
 @patch
 def _checked(self:Folder, r, lot):
     "The checkpoint in the folder, if it is of round `r` of this run"
-    d = read_checkpoint(f := self.path/'epoch.ckpt', device_of(lot.learn))
+    f = self.path/'epoch.ckpt'
+    def check(d):
+        if d.get('round')==r: self.ties().check(f, d.get('of'), r, after=before(lot, r))
+    d = read_checkpoint(f, device_of(lot.learn), check)
     self.log.keep_only(None if d is None else d.get('beside'))
     if d is None or d.get('round')!=r: return None
-    self.ties().check(f, d.get('of'), r, after=before(lot, r))
     wrong = [k for k,ok in _of_checkpoint.items() if k in d and not ok(d[k])]
     if wrong or not {'fit','learn','seconds'}<=d.keys() or set(masks_in(f, d))!=set(self.all['competes']):
         raise ValueError(f"{str(f)!r} is damaged, or of another net: see its {wrong or 'masks'}. {elsewhere}")

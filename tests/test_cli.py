@@ -366,7 +366,7 @@ def test_run_with_a_damaged_play_json(copy):
     assert files(copy)==was
 
 going_on = {'run.json':'half empty', 'rounds.csv':'empty noise other', 'controls.csv':'empty noise other',
-    'round_01/ticket.safetensors':'half bit', 'round_02/weights.safetensors':'half', 'init.safetensors':'noise'}
+    'round_02/ticket.safetensors':'half bit', 'round_02/weights.safetensors':'half', 'init.safetensors':'noise'}
 
 @pytest.mark.parametrize('f,how', [(f,h) for f,hs in going_on.items() for h in hs.split()])
 def test_going_on_with_damaged_files(f, how, copy):

@@ -3,7 +3,8 @@ import errno,os,re,shutil,signal,subprocess,sys,threading,warnings
 from pathlib import Path
 import pandas as pd,pytest,torch
 import fastai_lottery.files as files
-from fastai_lottery.files import append_rows,locked,numbered,read_label,read_rows,read_table,read_written,row_digest,save_tensors
+from fastai_lottery.files import locked,numbered,read_label,save_tensors
+from fastai_lottery.tables import append_rows,read_rows,read_table,read_written,row_digest
 
 # --- the lock
 

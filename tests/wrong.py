@@ -7,7 +7,8 @@ from nets import *
 from fastai_lottery.checkpoints import read_checkpoint,write_checkpoint
 from fastai_lottery.data import TensorDS,TensorDL
 from fastai_lottery.experiments import Preset,measured,play_seed,read_replicate
-from fastai_lottery.files import append_rows,load_tensors,save_tensors
+from fastai_lottery.files import load_tensors,save_tensors
+from fastai_lottery.tables import append_rows
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
 # --- a run that was stopped, with files of all kinds
