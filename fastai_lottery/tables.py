@@ -65,6 +65,7 @@ def _as_read(k, v):
     if isinstance(v, (int,float,np.number)) and not isinstance(v, bool): return float(v) if v==v else None
     if not isinstance(v, str) or k in _texts: return None if v is None else str(v)
     if v in STR_NA_VALUES: return None
+    if v.lower() in ('true','false'): return v.capitalize()    # pandas reads these as `bool`
     try: return v if '_' in v else float(v)
     except ValueError: return v
 
