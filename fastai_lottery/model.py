@@ -39,7 +39,9 @@ def zero_grad_(self:Hold,
     if bs is None or bs[0].element_size()!=g.element_size()//(1+g.is_complex()) or g.device!=bs[0].device:
         return hold_([g], [self.kept[id(w)].to(g.device)])
     a = (torch.view_as_real(g) if g.is_complex() else g).data.view(bs[0].dtype)
-    for o,b in [(a,bs[0])] if len(bs)==1 else zip(a.split(len(bs[0])), bs): o.bitwise_and_(b)
+    for o,b in [(a,bs[0])] if len(bs)==1 else zip(a.split(len(bs[0])), bs):
+        if id(w) in self.together: o.mul_(b)
+        else: o.bitwise_and_(b)
 
 # %% ../nbs/04_model.ipynb #c64e68f4
 def _on_grad(w, method):
