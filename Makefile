@@ -10,7 +10,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint sync nbs docs pytest extras export readme serve bench clean
+.PHONY: help demo test lint sync nbs docs pytest extras export readme serve bench gpu clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -82,6 +82,10 @@ serve: docs ## build the site and show it on localhost
 bench: $(ENV)/.lottery-dev ## the benchmarks in bench/
 	$(say) 'benchmarks'
 	@python -m pytest -q -s -p no:cacheprovider -o 'python_functions=bench_*' bench
+
+gpu: $(ENV)/.lottery-dev ## what only a GPU can tell, as a table; make gpu ARGS=--cpu runs the same code small
+	$(say) 'checks on a GPU'
+	@python bench/gpu.py $(ARGS)
 
 clean: ## remove what builds and tests leave, and .venv
 	@rm -rf .venv docs/_build build dist *.egg-info .pytest_cache .ruff_cache .benchmarks

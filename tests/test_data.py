@@ -472,7 +472,7 @@ def test_loss_is_inferred():
     with pytest.raises(AssertionError, match='Could not infer'): Learner(DataLoaders(reg,reg), nn.Linear(2,1))
     quiet(Learner(DataLoaders(reg,reg), nn.Linear(2,1), loss_func=MSELossFlat()))
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.cuda
 def test_same_batches_on_a_gpu():
     a,b = digits(seed=0, device='cpu'),digits(seed=0, device='cuda')
     assert b.train.device.type == 'cuda' and b.one_batch()[0].is_cuda
