@@ -20,7 +20,9 @@ from fastcore.foundation import L
 from .core import *
 from .masks import *
 from .criteria import *
+from .lowest import *
 from .scopes import *
+from .tallies import tally
 from .resets import state,load_
 from .tickets import *
 from .callback import *
@@ -111,12 +113,17 @@ def beside(
 # %% ../nbs/32_arms.ipynb #4948afd6
 def _amount_for(masks, n, d, scope):
     "The fraction which, taken `n` times, leaves a density of `d` or just below"
-    gen = torch.Generator().manual_seed(0)
-    s = {k:torch.rand(m.shape, generator=gen) for k,m in masks.items()}
-    lo,hi = 0.,.9999
-    def left(a): return reduce(lambda m,_: make_masks(s, m, a, scope), range(n), Masks.ones(masks).to('cpu')).density
+    lo,hi,dense = 0.,.9999,Masks.ones(masks).to('cpu')
+    count = tally(dense, scope)
+    def left(a): return _played(dense, n, a, scope) if count is None else (count(*n*[a]) or 0)/dense.numel
     for _ in range(20): lo,hi = (lo,a) if left(a := (lo+hi)/2)<=d else (a,hi)
     return hi
+
+def _played(masks, n, a, scope):
+    "The density after prunes by random scores"
+    gen = torch.Generator().manual_seed(0)
+    s = {k:torch.rand(m.shape, generator=gen) for k,m in masks.items()}
+    return reduce(lambda m,_: make_masks(s, m, a, scope), range(n), masks).density
 
 def _like(l, dls, model, cb):
     "A Learner that trains as `l` does"
