@@ -31,6 +31,9 @@ class Masks(Mapping):
     def __getitem__(self, n): return self.d[n]
     def __iter__(self): return iter(self.d)
     def __len__(self): return len(self.d)
+    def keys(self): return self.d.keys()    # a Mapping's own ask for each item by itself
+    def values(self): return self.d.values()
+    def items(self): return self.d.items()
     def __reduce__(self): return Masks, (dict(self.d),self.units)
     def __repr__(self):
         return f'Masks({len(self)} layers, {self.n_kept:,} of {self.numel:,} weights kept, density {self.density:.4g})'

@@ -15,7 +15,6 @@ from types import FunctionType
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import pad
 from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -23,7 +22,7 @@ from .core import *
 from .core import behind,clean_name,meant,role_by_name
 from .masks import *
 from .lowest import *
-from .lowest import drop_each,drop_from,not_finite
+from .lowest import counts,drop_each,drop_from,may_go,not_finite
 
 # %% ../nbs/03_scopes.ipynb #ab1d0b51
 def global_(
@@ -55,10 +54,6 @@ def local(
     return Masks(drop_each(scores, masks, ks))
 
 # %% ../nbs/03_scopes.ipynb #c452f198
-def counts(masks):
-    "Survivors by name"
-    return {n:int(m.count_nonzero()) for n,m in masks.items()}
-
 def _free(have, floor):
     "How many of the weights that layers `have` may go"
     return {n:max(0, h-floor) for n,h in have.items()}
@@ -152,7 +147,7 @@ def n_of_m(
     if not all(isinstance(o,int) and not isinstance(o,bool) for o in (n,m)) or not 1<=n<m:
         raise ValueError(f"`n_of_m(n, m)` should be two whole numbers, 1 <= n < m, such as n_of_m(2, 4); got n={n!r}, m={m!r}")
     def _n_of_m(scores, masks, amount):
-        free = {o:_may_go(scores[o], k, n, m) for o,k in masks.items()}
+        free = may_go(scores, masks, n, m)
         have,can = counts(masks),counts(free)
         if bad := [o for o in masks if round(amount*have[o])>can[o]]:
             o,most = bad[0],min(can[o]*10000//have[o] for o in masks if have[o])/10000
@@ -162,35 +157,6 @@ def n_of_m(
         return Masks(drop_each(scores, free, {o:round(amount*h) for o,h in have.items()}, masks))
     _n_of_m.__name__,_n_of_m.pattern = f'n_of_m({n}, {m})',(n,m)
     return _n_of_m
-
-# %% ../nbs/03_scopes.ipynb #2db942f8
-def _rows(t): return t.flatten(1) if t.ndim>1 else t.reshape(1, -1)
-
-def _best_of(s, k, n, m):
-    "Of rows `s`, with flags `k`: the best `n` of each `m`, survivors before pruned ones, of equals the last in order"
-    low = -float('inf')
-    s = s.detach().to(k.device, torch.float64 if s.element_size()>4 else torch.float32).masked_fill(~k, low)
-    rest = s.shape[1]%m
-    groups = pad(s, (0, -s.shape[1]%m), value=low).unflatten(1, (-(-s.shape[1]//m), m))
-    i = groups.argsort(dim=-1, stable=True)
-    best = torch.zeros_like(i, dtype=torch.bool).scatter_(-1, i[...,m-n:], True)
-    if rest: best[:,-1].scatter_(-1, i[:,-1,:m+(-n*rest)//m], False)
-    return best.flatten(1)[:,:s.shape[1]]
-
-def _tiles(t, m, chunk=2**17):
-    "Rows of `t` in tiles of about `chunk` weights, which cut no `m` consecutive ones apart"
-    wide = max(1, chunk//m)*m
-    for o in t.split(max(1, chunk//max(1, t[:1].numel()))) if t.ndim>1 else [t]: yield from _rows(o).split(wide, 1)
-
-def _may_go(s, mask, n, m):
-    "Survivors that are not among the best `n` of their `m`"
-    free = torch.zeros(mask.shape, dtype=torch.bool, device=mask.device)
-    for f,o,k in zip(_tiles(free, m), _tiles(s, m), _tiles(mask, m)): torch.greater(k, _best_of(o, k, n, m), out=f)
-    return free
-
-def stay_of(mask, n, m):
-    "How many of a layer's survivors `n_of_m(n, m)` keeps in any case"
-    return int(mask.count_nonzero()-_may_go(mask, mask, n, m).count_nonzero())
 
 # %% ../nbs/03_scopes.ipynb #51e0730e
 named_scopes = {'global_':global_, 'global':global_, 'local':local, 'erk':erk}
@@ -229,22 +195,24 @@ def lengths_of(m):
 
 # %% ../nbs/03_scopes.ipynb #f659e66f
 def slices(t, dim): return t.reshape(1,-1) if dim is None else t.movedim(dim, 0).flatten(1)
+def _unsliced(t, shape, dim):
+    if dim is None: return t.view(shape)
+    return t.unflatten(1, shape[:dim]+shape[dim+1:]).movedim(0, dim) if len(shape)>1 else t.view(shape)
 
 def best_last(scores, masks, lengths):
     "`scores` under which the best weight left in each slice goes last"
     res = dict(scores)
-    for n in lengths.keys()&masks.keys():
+    for n in [o for o in masks if o in lengths]:
         s,m = scores[n].detach(),masks[n].to(scores[n].device)
         s = s.to(torch.float64 if s.element_size()>4 else torch.float32).clone()
-        i = torch.arange(s.numel(), device=s.device).view(s.shape)
         top = slices(s.masked_fill(~m, -float('inf')), lengths[n]).argmax(1, keepdim=True)
-        s.view(-1)[slices(i, lengths[n]).gather(1, top)] = torch.finfo(s.dtype).max
-        res[n] = s
+        last = torch.zeros_like(slices(m, lengths[n])).scatter_(1, top, True)
+        res[n] = s.masked_fill_(_unsliced(last, m.shape, lengths[n]), torch.finfo(s.dtype).max)
     return res
 
 def check_lengths(masks, lengths, held=None):
     "Raises `ValueError` where a slice has no weight left, nor values that its weights are `held` at"
-    for n in lengths.keys()&masks.keys()-set(held or ()):
+    for n in [o for o in masks if o in lengths and o not in (held or ())]:
         if (gone := int((~slices(masks[n], lengths[n]).any(1)).sum())) and masks[n].numel():
             raise NothingMore(f"no weight is left in {gone} slice(s) of {n!r}, each of which is divided by its length: 0/0 is nan. "
                               "Prune less, or leave the layer out by `exclude`")
@@ -286,6 +254,7 @@ def _check(scores, masks):
 def _only(new, masks, scope):
     "What of `new` was there before, in memory of its own"
     if not is_ours(scope): return new&masks
+    if not any(m is masks[n] for n,m in new.items()): return new
     return Masks({n:m.clone() if m is masks[n] else m for n,m in new.items()})
 
 def _adds(n, m):

@@ -10,14 +10,15 @@ import warnings
 import numpy as np
 from .masks import *
 from .scopes import *
-from .scopes import NothingMore,as_scope,check_amount,counts,is_ours,rate_of,stay_of
+from .lowest import counts,may_go
+from .scopes import NothingMore,as_scope,check_amount,is_ours,rate_of
 
 # %% ../nbs/03_tallies.ipynb #43d30af8
 def _sets(masks, f, floor):
     "Of each set that competes: how many there are, how many of these stay in any case, and the multiple of the amount"
     have = counts(masks)
     stay,rates = {n:min(h, floor) for n,h in have.items()},dict.fromkeys(have, 1)
-    if hasattr(f, 'pattern'): stay = {n:stay_of(m, *f.pattern) for n,m in masks.items()}
+    if hasattr(f, 'pattern'): stay = {n:have[n]-k for n,k in counts(may_go(masks, masks, *f.pattern)).items()}
     if hasattr(f, 'rates'): rates = {n:rate_of(f.rates, n) for n in have}
     if f in (global_, erk): return [(sum(have.values()),sum(stay.values()),1)]
     return [(have[n],stay[n],rates[n]) for n in have]
@@ -59,7 +60,7 @@ def _by_counts(left, rest):
         return -1 if n is None else rest+n
     return _left
 
-# %% ../nbs/03_tallies.ipynb #fa013bc8
+# %% ../nbs/03_tallies.ipynb #3f808721
 def _cut(left, amount, least, have, n0, layers):
     "`amount`, or the largest that leaves `least` of the `have` weights"
     n = left(amount)
