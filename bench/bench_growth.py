@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from fastai.basics import DataLoaders,Learner
 from fastai_lottery.all import large_final,LotteryCallback,make_masks,Masks
-from fastai_lottery.arms import _amount_for
+from fastai_lottery.arms import amount_for
 from fastai_lottery.model import one_more
 from common import interleave,sized,tiny
 
@@ -49,12 +49,16 @@ def prunes_of_many(title, scope, peer, name):
 
 def bench_each_layer_by_itself():
     def loop(s): return [v.view(-1).kthvalue(40) for v in s.values()]
-    prunes_of_many('local', 'local', loop, 'a loop of kthvalue')
-    prunes_of_many('rates', {'l1*':.5}, loop, 'a loop of kthvalue')
+    for name,scope in {'local':'local', 'rates':{'l1*':.5}, 'erk':'erk'}.items(): prunes_of_many(name, scope, loop, 'a loop of kthvalue')
 
 def bench_many_small_layers():
     def one(s): return torch.cat([v.view(-1) for v in s.values()]).kthvalue(40*len(s))
-    for scope in ('erk','global','1:8'): prunes_of_many(scope, scope, one, 'kthvalue of all')
+    for scope in ('global','erk'): prunes_of_many(scope, scope, one, 'kthvalue of all')
+
+def bench_groups_of_many_small_layers():
+    "`1:8`, which leaves every layer enough to take from, to torch's own choice of the best of each eight"
+    def best(s): return [v.view(-1, 8).topk(1).indices for v in s.values()]
+    prunes_of_many('1:8', '1:8', best, 'a loop of topk')
 
 def peak(n, parts, scope):
     "Bytes that a prune of `n` weights in `parts` takes beside scores and masks, at most, in a process of its own"
@@ -81,7 +85,7 @@ def bench_peak_of_a_prune():
     "In bytes a weight; what a process takes once, some megabytes, is in it and counts for less the more weights there are"
     sizes,most = [sized(k*10**6, 10**4*k) for k in (5,10,30,100)],2
     print('\npeak of a prune beside scores and masks, bytes a weight')
-    for scope in sized(('global','local','erk','2:4'), ('2:4',)):
+    for scope in sized(('global','2:4'), ('2:4',)):
         for parts in (1,10):
             b = [peak(n, parts, scope) for n in sizes]
             line = '  '.join(f'{n:,}: {o/n:.2f}' for n,o in zip(sizes, b))
@@ -99,14 +103,15 @@ def bench_last_prune():
         lot.set_masks(lot.all_kept(), None)
         def prune(least): return one_more(lot, large_final, .3, {'0':.5}, None, least)
         return {'last prune':lambda: prune(round(.83*lot.masks.n_kept)), 'a prune':lambda: prune(0)}
-    growth('the last prune under `to=`, layers at rates of their own', [sized(10**k, 400*k) for k in (4,5,6,7)], arms, most=1.5, unit='weights')
+    sizes = [sized(10**k, 400*k) for k in (4,5,6,7)]
+    growth('the last prune under `to=`, layers at rates of their own', sizes, arms, most=1.5, unit='weights')
 
 def bench_rate_of_a_search():
     "The rate that leads to a density in five prunes, to one prune"
     def arms(n):
         s = {f'l{i}':torch.rand(10, n//50) for i in range(5)}
         m = Masks.ones(s)
-        return {'its rate':lambda: [_amount_for(m, 5, .2, {'l0':.5})], 'a prune':lambda: make_masks(s, m, .2, {'l0':.5})}
+        return {'its rate':lambda: [amount_for(m, 5, .2, {'l0':.5})], 'a prune':lambda: make_masks(s, m, .2, {'l0':.5})}
     growth('a rate for five prunes', [sized(10**k, 500*k) for k in (4,5,6,7)], arms, most=1, unit='weights')
 
 # ---- folders of runs

@@ -6,10 +6,12 @@
 __all__ = ['drop_lowest']
 
 # %% ../nbs/03_lowest.ipynb #322c804c
+from itertools import groupby
 import numpy as np
 import torch
-from torch.nn.functional import pad
 from torch._utils import _flatten_dense_tensors
+from torch.nn.functional import pad
+from fastcore.basics import patch
 
 # %% ../nbs/03_lowest.ipynb #a7cb63cd
 def in_blocks(tensors, chunk):
@@ -42,14 +44,17 @@ def flags_of(masks, block, own=True):
     if own and ms[0].device.type=='cpu' and ms[0].is_contiguous(): return ms[0].view(-1)
     return torch.empty(ms[0].shape, dtype=torch.bool).copy_(ms[0]).view(-1)
 
+# %% ../nbs/03_lowest.ipynb #2195a7d3
 class Rows:
     "Scores beside flags, row by row. The flags, those of `masks` at first, are written to: in place where they are `own`"
-    def __init__(self, scores, masks, chunk, own=False):
+    def __init__(self, scores, masks, own=False, chunk=2**17):
         kinds = {(s.device,s.dtype) for s in scores.values()}
-        self.scores,self.masks,self.chunk,self.alike = scores,masks,chunk,len(kinds)==1
+        self.scores,self.was,self.chunk,self.alike = scores,masks,chunk,len(kinds)==1
+        self.sizes = {n:m.numel() for n,m in masks.items()}
         self.dt = torch.float64 if any(d.itemsize>4 for _,d in kinds) else torch.float32
         self.blocks = in_blocks(masks, chunk)
         self.flags = [flags_of(masks, b, own) for b in self.blocks]
+    @torch.no_grad()
     def in_block(self, i):
         "Rows of block `i`: scores, and where in its flags they are"
         ss,at = [self.scores[n] for n in self.blocks[i]],0
@@ -60,17 +65,52 @@ class Rows:
             at += len(s)
 
 # %% ../nbs/03_lowest.ipynb #44c8f013
-def _tensors(rows, i):
-    ms,f = [rows.masks[n] for n in rows.blocks[i]],rows.flags[i]
-    if len(ms)==1: return [f.view(ms[0].shape).to(ms[0].device)]
-    return [o.view_as(m).clone() if m.is_cpu else o.view_as(m).to(m.device) for o,m in zip(f.split([m.numel() for m in ms]), ms)]
+def _set_in(flags, ends):
+    "How many flags are set in each stretch of a row, up to `ends`"
+    return np.diff(np.concatenate([[0], flags.cumsum(dtype=np.int32)])[ends], prepend=0)
 
-def as_masks(rows):
-    "`{name: bool tensor}` of the flags as they are; `rows` is used up"
+@patch
+def ends(self:Rows, i):
+    "Where each tensor of block `i` ends in its row"
+    return np.cumsum([self.sizes[n] for n in self.blocks[i]])
+
+@patch
+def counts(self:Rows):
+    "How many flags are set, by name"
     res = {}
-    for i,b in enumerate(rows.blocks):
-        res.update(zip(b, _tensors(rows, i)))
-        rows.flags[i] = None
+    for i,(b,f) in enumerate(zip(self.blocks, self.flags)):
+        if len(b)==1: res[b[0]] = int(f.count_nonzero())
+        else: res.update(zip(b, _set_in(f.numpy(), self.ends(i)).tolist()))
+    return res
+
+def counts(masks):
+    "Survivors by name"
+    return Rows({}, masks, own=True).counts()
+
+@patch
+def turn(self:Rows):
+    "Set the flags that were set at first and are not now"
+    for b,f in zip(self.blocks, self.flags): f.logical_xor_(flags_of(self.was, b))
+
+# %% ../nbs/03_lowest.ipynb #231e4320
+@patch
+def masks(self:Rows):
+    "`{name: bool tensor}` of the flags as they are, which are used up"
+    res = {}
+    for i,b in enumerate(self.blocks):
+        res.update(zip(b, _tensors(self.flags[i], [self.was[n] for n in b])))
+        self.flags[i] = None
+    return res
+
+def _tensors(f, ms):
+    "Tensors like `ms` of the flags `f`"
+    if len(ms)==1: return [f.view(ms[0].shape).to(ms[0].device)]
+    res,at = [],0
+    for (shape,dev),run in groupby(ms, lambda m: (m.shape,m.device)):
+        k = len(list(run))
+        to = at+k*shape.numel()
+        res += torch.unbind_copy(f[at:to].view(k, *shape).to(dev))
+        at = to
     return res
 
 # %% ../nbs/03_lowest.ipynb #27067900
@@ -88,8 +128,8 @@ def _kth(parts, k, bits):
     pre = None
     for sh in range(bits-16, -1, -16):
         h = np.zeros(2**16, int)
-        for s,m in parts():
-            d = _key(s)>>sh
+        for key,m,_ in parts():
+            d = key>>sh
             d = (d+2**15)*m if pre is None else (d & 65535)[m & (d>>16==pre)]
             h += np.bincount(d, minlength=2**16)
             if pre is None: h[0] -= len(m)-np.count_nonzero(m)
@@ -104,26 +144,34 @@ def _kth_of_few(keys, k):
     keys.partition(k-1)
     return keys[k-1],k-np.count_nonzero(keys[:k-1]<keys[k-1])
 
-def _take(m, gone, kept):
-    "Write to the flags `m` what is `kept` (they themselves, where that is None) without what is `gone`"
-    np.greater(m if kept is None else kept, gone, out=m)
-
-def _drop(rows, blocks, k, kept, few=2**20):
-    "Take the `k` lowest off the flags of `blocks`, or leave there the masks `kept` without those"
-    def parts(): return ((s,rows.flags[i].numpy()[at]) for i in blocks for s,at in rows.in_block(i))
-    if sum(int(rows.flags[i].count_nonzero()) for i in blocks)>few: t,ties = _kth(parts, k, 8*rows.dt.itemsize)
-    else: t,ties = _kth_of_few(np.concatenate([_key(s)[m] for s,m in parts()]), k)
-    for i in blocks:
-        stay = None if kept is None else flags_of(kept, rows.blocks[i]).numpy()
-        for s,at in rows.in_block(i):
-            key,m = _key(s),rows.flags[i].numpy()[at]
-            gone = m & (key<t)
-            e = np.flatnonzero(m & (key==t))[:ties] if ties else []
-            gone[e] = True
-            ties -= len(e)
-            _take(m, gone, stay if stay is None else stay[at])
+def _parts(rows, blocks, kept, few):
+    "A function that gives keys, flags and what is `kept`, row by row; of up to `few` they are made once"
+    def parts():
+        for i in blocks:
+            f,stay = rows.flags[i].numpy(),None if kept is None else flags_of(kept, rows.blocks[i]).numpy()
+            for s,at in rows.in_block(i): yield _key(s),f[at],f[at] if stay is None else stay[at]
+    if sum(rows.flags[i].numel() for i in blocks)>few: return parts
+    once = list(parts())
+    return lambda: once
 
 # %% ../nbs/03_lowest.ipynb #eed96ffe
+@patch
+def drop(self:Rows, k, kept=None, blocks=None, few=2**20):
+    "Take the `k` lowest off the flags, of equals the first in order; or leave there the masks `kept` without those"
+    if k<=0 and kept is None: return
+    blocks = range(len(self.blocks)) if blocks is None else blocks
+    parts = _parts(self, blocks, kept, few)
+    if k<=0: t,ties = -np.inf,0
+    elif sum(int(self.flags[i].count_nonzero()) for i in blocks)>few: t,ties = _kth(parts, k, 8*self.dt.itemsize)
+    else: t,ties = _kth_of_few(np.concatenate([key[m] for key,m,_ in parts()]), k)
+    for key,m,stay in parts():
+        gone = m & (key<t)
+        e = np.flatnonzero(m & (key==t))[:ties] if ties else []
+        gone[e] = True
+        ties -= len(e)
+        np.greater(stay, gone, out=m)
+
+# %% ../nbs/03_lowest.ipynb #208b45e3
 def drop_lowest(
     scores:dict, # Score by name; no nan among survivors
     masks, # `{name: bool tensor}`: only these compete
@@ -131,22 +179,12 @@ def drop_lowest(
     chunk=2**17 # Scores at a time, so that temporaries stay in the cache
 )->dict: # New masks, `{name: bool tensor}`
     "`masks` without the `k` lowest scores, of equals the first in order"
-    return drop_from(scores, masks, k, chunk=chunk)
-
-# %% ../nbs/03_lowest.ipynb #f09ce790
-def drop_from(scores, free, k, kept=None, chunk=2**17):
-    "`drop_lowest`; or the masks `kept` without the `k` lowest scores of those `free` among them, whose memory it takes"
-    if k<=0: return dict(free if kept is None else kept)
-    with torch.no_grad():
-        rows = Rows(scores, free, chunk, own=kept is not None)
-        _drop(rows, range(len(rows.blocks)), k, kept)
-        return as_masks(rows)
+    if k<=0: return dict(masks)
+    rows = Rows(scores, masks, chunk=chunk)
+    rows.drop(k)
+    return rows.masks()
 
 # %% ../nbs/03_lowest.ipynb #8a35421a
-def _set_in(flags, ends):
-    "How many flags are set in each stretch of a row, up to `ends`"
-    return np.diff(np.concatenate([[0], flags.cumsum(dtype=np.int32)])[ends], prepend=0)
-
 def _kths(key, m, ends, ks):
     "For each stretch of the row `key` up to `ends`: the key of its `ks`-th lowest survivor"
     live,t,a = key[m],[np.iinfo(key.dtype).min]*len(ks),0
@@ -160,32 +198,25 @@ def _kths(key, m, ends, ks):
 
 def _drop_small(rows, i, ks, kept):
     "Take the `ks` lowest of each tensor off the flags of block `i`"
-    (s,_),m = next(iter(rows.in_block(i))),rows.flags[i].numpy()
-    key,sizes = _key(s),[rows.masks[n].numel() for n in rows.blocks[i]]
-    ends = np.cumsum(sizes)
+    (key,m,stay),ends = _parts(rows, [i], kept, np.inf)()[0],rows.ends(i)
+    sizes = np.diff(ends, prepend=0)
     at = np.repeat(_kths(key, m, ends, ks), sizes)
     gone,same = m & (key<at),np.flatnonzero(m & (key==at))
     ties = np.maximum(ks, 0)-_set_in(gone, ends)
     of = ends.searchsorted(same, side='right')    # tensor of each that is equal to the threshold, and its number among these
     gone[same[np.arange(len(same))-same.searchsorted((ends-sizes)[of])<ties[of]]] = True
-    _take(m, gone, None if kept is None else flags_of(kept, rows.blocks[i]).numpy())
+    np.greater(stay, gone, out=m)
 
 # %% ../nbs/03_lowest.ipynb #c83a5576
-@torch.no_grad()
-def drop_each(
-    scores, # Score by name; no nan among survivors
-    free, # `{name: bool tensor}`: these compete, each tensor's by themselves
+@patch
+def drop_each(self:Rows,
     ks, # How many go, by name
-    kept=None, # Masks of what is there, free or not; the memory of `free` is taken then
-    chunk=2**17 # Scores at a time
-): # New masks, of memory of their own unless `kept` is given
-    "`drop_lowest` for each tensor by itself, in time that does not ask how many there are"
-    rows = Rows(scores, free, chunk, own=kept is not None)
-    for i,b in enumerate(rows.blocks):
-        if len(b)>1 or free[b[0]].numel()<=chunk: _drop_small(rows, i, [ks[n] for n in b], kept)
-        elif ks[b[0]]>0: _drop(rows, [i], ks[b[0]], kept)
-        elif kept is not None: rows.flags[i].copy_(kept[b[0]].reshape(-1))
-    return as_masks(rows)
+    kept=None # Masks of what is there, whether it may go or not; as in `drop`
+):
+    "`drop` for each tensor by itself"
+    for i,b in enumerate(self.blocks):
+        if len(b)>1 or self.flags[i].numel()<=self.chunk: _drop_small(self, i, [ks[n] for n in b], kept)
+        else: self.drop(ks[b[0]], kept, [i])
 
 # %% ../nbs/03_lowest.ipynb #4914166e
 def _rows(t): return t.flatten(1) if t.ndim>1 else t.reshape(1, -1)
@@ -226,19 +257,15 @@ def may_go(scores, masks, n, m, chunk=2**17):
             else:
                 k = in_row([ks[o] for o in b]).view(-1, width)
                 free = k&~_best_of(in_row([scores[o] for o in b]).view(-1, width), k, n, m)
-                res.update((o,f.view_as(ks[o])) for o,f in zip(b, free.view(-1).split([ks[o].numel() for o in b])))
-    return res
-
-# %% ../nbs/03_lowest.ipynb #0b616261
-def counts(masks, chunk=2**17):
-    "Survivors by name"
-    res = {}
-    for b in in_blocks(masks, chunk):
-        if len(b)==1: res[b[0]] = int(masks[b[0]].count_nonzero())
-        else: res.update(zip(b, _set_in(flags_of(masks, b).numpy(), np.cumsum([masks[n].numel() for n in b])).tolist()))
+                sizes = [ks[o].numel() for o in b]
+                res.update((o,f.view_as(ks[o])) for o,f in zip(b, free.view(-1).split(sizes)))
     return res
 
 # %% ../nbs/03_lowest.ipynb #af918650
+def _all_finite(t):
+    "Are all finite? A sum that is has only such terms; one that is not may have overflown"
+    return bool(t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).isfinite())
+
 def _pairs(s, m, chunk):
     "Pieces of scores and of their mask, however they lie"
     if s.is_contiguous() and m.is_contiguous(): return zip(s.view(-1).split(chunk), m.view(-1).split(chunk))
@@ -250,7 +277,7 @@ def not_finite(scores, masks, chunk=2**17):
     "The first tensor of which scores of survivors are not finite, and how many of them; None where all are"
     alike = len({(s.device,s.dtype) for s in scores.values()})==1
     for b in in_blocks(masks, chunk):
-        if alike and len(b)>1 and in_row([scores[n] for n in b]).isfinite().all(): continue
+        if alike and len(b)>1 and _all_finite(in_row([scores[n] for n in b])): continue
         for n in b:
-            bad = [(~o.isfinite()&m).count_nonzero() for o,m in _pairs(scores[n], masks[n], chunk)]
-            if any(bad): return n,int(sum(bad))
+            bad = [int((~o.isfinite()&m).count_nonzero()) for o,m in _pairs(scores[n], masks[n], chunk) if not _all_finite(o)]
+            if any(bad): return n,sum(bad)

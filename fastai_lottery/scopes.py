@@ -22,7 +22,7 @@ from .core import *
 from .core import behind,clean_name,meant,role_by_name
 from .masks import *
 from .lowest import *
-from .lowest import counts,drop_each,drop_from,may_go,not_finite
+from .lowest import Rows,counts,may_go,not_finite
 
 # %% ../nbs/03_scopes.ipynb #ab1d0b51
 def global_(
@@ -32,14 +32,17 @@ def global_(
     floor:int=0 # Keep at least so many weights of each layer
 )->Masks: # New masks
     "All layers compete (1803.03635, for deep nets)"
-    have = counts(masks)
-    k = round(amount*sum(have.values()))
-    if not floor: return Masks(drop_lowest(scores, masks, k))
-    _enough(amount, k, sum(_free(have, floor).values()), floor)
-    free = drop_each(scores, masks, _free(have, floor))
-    for n,m in masks.items(): free[n].logical_xor_(m)
-    return Masks(drop_from(scores, free, k, masks))
+    rows = Rows(scores, masks)
+    have = rows.counts()
+    k,free = round(amount*sum(have.values())),_free(have, floor)
+    _enough(amount, k, sum(free.values()), floor)
+    if floor:
+        rows.drop_each(free)
+        rows.turn()    # only those compete that no floor keeps
+    rows.drop(k, masks if floor else None)
+    return Masks(rows.masks())
 
+# %% ../nbs/03_scopes.ipynb #23a44c2f
 def local(
     scores:dict, # Score by name
     masks:Masks, # Masks so far
@@ -47,11 +50,12 @@ def local(
     floor:int=0 # Keep at least so many weights of each layer
 )->Masks: # New masks
     "Each layer by itself (1803.03635, for LeNet and Conv-2/4/6)"
-    have = counts(masks)
+    rows = Rows(scores, masks)
+    have = rows.counts()
     ks = {n:round(amount*h) for n,h in have.items()}
-    if floor:
-        for n,f in _free(have, floor).items(): _enough(amount, ks[n], f, floor)
-    return Masks(drop_each(scores, masks, ks))
+    for n,f in _free(have, floor).items(): _enough(amount, ks[n], f, floor)
+    rows.drop_each(ks)
+    return Masks(rows.masks())
 
 # %% ../nbs/03_scopes.ipynb #c452f198
 def _free(have, floor):
@@ -73,7 +77,9 @@ def per_layer(
     "Each layer by itself, at a multiple of `amount` (1803.03635: output layers at half the rate)"
     def _per_layer(scores, masks, amount):
         check_rates(rates, masks)
-        return Masks(drop_each(scores, masks, {n:round(check_amount(amount*rate_of(rates, n))*h) for n,h in counts(masks).items()}))
+        rows = Rows(scores, masks)
+        rows.drop_each({n:round(check_amount(amount*rate_of(rates, n))*h) for n,h in rows.counts().items()})
+        return Masks(rows.masks())
     _per_layer.__name__,_per_layer.rates = f'per_layer({rates})',rates
     return _per_layer
 
@@ -132,11 +138,13 @@ def erk(
     floor:int=0 # Keep at least so many weights of each layer
 )->Masks: # New masks; a layer never has more than before
     "Each layer at a density as (sum of dims)/(product of dims), the Erdős–Rényi kernel (1707.04780, 1911.11134)"
-    have = counts(masks)
+    rows = Rows(scores, masks)
+    have = rows.counts()
     k = round(amount*sum(have.values()))
     _enough(amount, k, sum(_free(have, floor).values()), floor)
     kept = _erk_kept(masks, list(have.values()), sum(have.values())-k, power, floor)
-    return Masks(drop_each(scores, masks, {n:h-o for (n,h),o in zip(have.items(), kept)}))
+    rows.drop_each({n:h-o for (n,h),o in zip(have.items(), kept)})
+    return Masks(rows.masks())
 
 # %% ../nbs/03_scopes.ipynb #11579cc4
 def n_of_m(
@@ -147,14 +155,15 @@ def n_of_m(
     if not all(isinstance(o,int) and not isinstance(o,bool) for o in (n,m)) or not 1<=n<m:
         raise ValueError(f"`n_of_m(n, m)` should be two whole numbers, 1 <= n < m, such as n_of_m(2, 4); got n={n!r}, m={m!r}")
     def _n_of_m(scores, masks, amount):
-        free = may_go(scores, masks, n, m)
-        have,can = counts(masks),counts(free)
+        rows = Rows(scores, may_go(scores, masks, n, m), own=True)
+        have,can = counts(masks),rows.counts()
         if bad := [o for o in masks if round(amount*have[o])>can[o]]:
             o,most = bad[0],min(can[o]*10000//have[o] for o in masks if have[o])/10000
             raise NothingMore(f"amount={amount:g} would remove {round(amount*have[o])} of the {have[o]} weights left in {o!r}, "
                               f"but {n}:{m} lets only {can[o]} go: `amount` can be at most {most:g} here. Lower it, or leave out "
                               f"layers whose rows are no multiple of {m} (`exclude=`)")
-        return Masks(drop_each(scores, free, {o:round(amount*h) for o,h in have.items()}, masks))
+        rows.drop_each({o:round(amount*h) for o,h in have.items()}, masks)
+        return Masks(rows.masks())
     _n_of_m.__name__,_n_of_m.pattern = f'n_of_m({n}, {m})',(n,m)
     return _n_of_m
 
@@ -229,7 +238,8 @@ def make_masks(
     check_amount(amount)
     _check(scores, masks)
     scope = as_scope(scope, masks)
-    new = _only(scope(best_last(scores, masks, lengths or {}), masks, amount), masks, scope)
+    new = scope(best_last(scores, masks, lengths or {}), masks, amount)
+    if not is_ours(scope): new = new&masks
     have = counts(new)
     if not any(have.values()): raise NothingMore(f"amount={amount:g} of {masks.n_kept} survivors would leave no weight at all")
     check_lengths(new, lengths or {})
@@ -250,12 +260,6 @@ def _check(scores, masks):
     if bad := not_finite(scores, masks):
         raise ValueError(f"{bad[1]} scores of {bad[0]!r} are not finite: the weights or the criterion went to inf or nan, "
                          "so there is nothing to compare. Train at a lower learning rate, or rewind first")
-
-def _only(new, masks, scope):
-    "What of `new` was there before, in memory of its own"
-    if not is_ours(scope): return new&masks
-    if not any(m is masks[n] for n,m in new.items()): return new
-    return Masks({n:m.clone() if m is masks[n] else m for n,m in new.items()})
 
 def _adds(n, m):
     "Is the weight `n` of mask `m` added, not multiplied by?"
