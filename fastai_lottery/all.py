@@ -9,6 +9,7 @@ __all__ = []
 from .core import *
 from .masks import *
 from .criteria import *
+from .lowest import *
 from .scopes import *
 from .units import *
 from .resets import *

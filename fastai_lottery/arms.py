@@ -20,7 +20,9 @@ from fastcore.foundation import L
 from .core import *
 from .masks import *
 from .criteria import *
+from .lowest import *
 from .scopes import *
+from .tallies import tally
 from .resets import state,load_
 from .tickets import *
 from .callback import *
@@ -109,15 +111,21 @@ def beside(
         for dl,s in rngs: dl.rng.setstate(s)
 
 # %% ../nbs/32_arms.ipynb #4948afd6
-def _amount_for(masks, n, d, scope):
+def amount_for(masks, n, d, scope):
     "The fraction which, taken `n` times, leaves a density of `d` or just below"
-    gen = torch.Generator().manual_seed(0)
-    s = {k:torch.rand(m.shape, generator=gen) for k,m in masks.items()}
-    lo,hi = 0.,.9999
-    def left(a): return reduce(lambda m,_: make_masks(s, m, a, scope), range(n), Masks.ones(masks).to('cpu')).density
+    lo,hi,dense = 0.,.9999,Masks.ones(masks).to('cpu')
+    count = tally(dense, scope)
+    def left(a): return _played(dense, n, a, scope) if count is None else (count(*n*[a]) or 0)/dense.numel
     for _ in range(20): lo,hi = (lo,a) if left(a := (lo+hi)/2)<=d else (a,hi)
     return hi
 
+def _played(masks, n, a, scope):
+    "The density after prunes by random scores"
+    gen = torch.Generator().manual_seed(0)
+    s = {k:torch.rand(m.shape, generator=gen) for k,m in masks.items()}
+    return reduce(lambda m,_: make_masks(s, m, a, scope), range(n), masks).density
+
+# %% ../nbs/32_arms.ipynb #7498ce21
 def _like(l, dls, model, cb):
     "A Learner that trains as `l` does"
     return Learner(dls, model, opt_func=l.opt_func, loss_func=l.loss_func, metrics=l.metrics, cbs=cb)
@@ -141,7 +149,7 @@ def searched(
     so that only the ticket is rewound: the second strategy of 1803.03635"""
     t,other = run.ticket(k),_another(run)
     d = t.masks.density
-    asked = dict(rounds=n, amount=_amount_for(t.masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
+    asked = dict(rounds=n, amount=amount_for(t.masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
     with beside(run.learn), other.no_bar(), other.no_logging():
         rs = other.fit_lottery(**{**run.settings, **kwargs}, **asked)
     return Ticket(rs[-1].masks, run.rounds[0].start, {**t.meta, 'how':f'{n} prunes'})

@@ -6,7 +6,7 @@
 __all__ = ['Masks', 'Packed', 'unpack', 'hold_', 'Hold']
 
 # %% ../nbs/01_masks.ipynb #38bfeffd
-import contextlib,hashlib,warnings,weakref
+import contextlib,hashlib,weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,6 +33,9 @@ class Masks(Mapping):
     def __getitem__(self, n): return self.d[n]
     def __iter__(self): return iter(self.d)
     def __len__(self): return len(self.d)
+    def keys(self): return self.d.keys()    # a Mapping's own ask for each item by itself
+    def values(self): return self.d.values()
+    def items(self): return self.d.items()
     def __reduce__(self): return Masks, (dict(self.d),self.units)
     def __repr__(self):
         return f'Masks({len(self)} layers, {self.n_kept:,} of {self.numel:,} weights kept, density {self.density:.4g})'
@@ -49,7 +52,7 @@ def numel(self:Masks):
 @patch(as_prop=True)
 def n_kept(self:Masks):
     "Number of weights kept"
-    return sum(int(m.sum()) for m in self.values())
+    return sum(int(m.count_nonzero()) for m in self.values())
 @patch(as_prop=True)
 def density(self:Masks):
     "Fraction of the weights kept"
@@ -164,31 +167,6 @@ def holder(self:Masks, weights, held=None):
     "A `Hold` of what is pruned; layers that are dense are left out"
     part = [n for n,m in self.items() if not m.all()]
     return Hold([weights[n] for n in part], [self[n] for n in part], [(held or {}).get(n) for n in part])
-
-# %% ../nbs/01_masks.ipynb #bfb90d34
-def _or_none(at):
-    "`at`, with None for an amount that is more than the scope can take, and without a word about empty layers"
-    def _at(a):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')    # of a try
-            try: return at(a)
-            except ValueError: return None
-    return _at
-
-def cut_prune(at, amount, least, have, n0, layers):
-    "Masks `at(amount)`, or at the largest amount that leaves `least` of the `have` weights; `n0` of them, in `layers`, may go"
-    tried = _or_none(at)
-    new = tried(amount)
-    if new is not None and (new.n_kept==least or new.n_kept>least+layers): return at(amount)
-    best,lo,hi,a = 0.,0.,min(1.1*amount, .999),(have-least)/n0    # exact where all layers have the same rate
-    for _ in range(50):
-        new = tried(a)
-        n = -1 if new is None else new.n_kept
-        if n>=least: best = a
-        if n==least: break
-        lo,hi = (a,hi) if n>least else (lo,a)
-        a = (lo+hi)/2
-    return at(best)
 
 # %% ../nbs/01_masks.ipynb #9f14e150
 class Hook:

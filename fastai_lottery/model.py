@@ -19,9 +19,10 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from .core import *
 from .masks import *
-from .masks import Hook,cut_prune
+from .masks import Hook
 from .criteria import scores,in_steps
 from .scopes import make_masks,check_amount,lengths_of
+from .tallies import cut_prune,tally
 
 # %% ../nbs/04_model.ipynb #523e5eb5
 def _zero_rows_(g, m):
@@ -326,4 +327,5 @@ def one_more(lot, f, amount, scope, gen, least=0):
     def prune(s, a): return make_masks(s, old, a, scope, lengths)
     s,have = scored(in_steps(f, old, amount, prune, scored)),lot.masks.n_kept
     def at(a): return Masks({**lot.masks, **prune(s, a)})
-    return at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old))
+    if not least: return at(amount)
+    return cut_prune(at, amount, min(least, have), have, old.n_kept, len(old), tally(old, scope))
