@@ -86,7 +86,7 @@ def going_on(
     return Search('going_on', dict(first=first, each=each, lr=lr), leg)
 
 # %% ../nbs/14_search.ipynb #ef6a5be0
-def _bits(masks): return torch.cat([m.flatten().cpu() for m in masks.values()])
+def _bits(new, old): return torch.cat([m[old[n].to(m.device)].cpu() for n,m in new.items()])
 
 class EarlyBird(Callback):
     "Ends a training when its would-be mask has stopped changing"
@@ -106,16 +106,16 @@ class EarlyBird(Callback):
         return max(float((o!=self.seen[-1]).float().mean()) for o in self.seen)<self.below
 
 def would_be(s, learn):
-    "The mask that the next prune would leave, as bits; None where it can take nothing"
+    "What the next prune would leave of what is left now, as bits; None where it can take nothing"
     lot = learn.lottery
     numel = lot.masks.counted.numel
     try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', lot.n_pruned+1), s.least(numel, lot), s.per)
     except NothingMore: return None
-    return _bits(new.counted)
+    return _bits(new.counted, lot.masks.counted)
 
 # %% ../nbs/14_search.ipynb #59c6a06b
 def early_bird(
-    below:float=.1, # Stop when the last masks are less than this apart: share of weights, or units, on which two of them differ
+    below:float=.1, # Stop when the last masks are less than this apart: share of the weights, or units, that are left on which two differ
     last:int=5, # How many masks are looked at
     every:float=1/50, # How often: a fraction of a whole training's iterations, or a whole number of iterations
     length:float=1., # At most this long
