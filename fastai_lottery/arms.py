@@ -137,12 +137,12 @@ def searched(
     run:Run, # A played lottery
     k:int, # Round whose density is to be met
     n:int, # Prunes that lead there, all of the same fraction
-    **kwargs # Settings of `fit_lottery`, such as `search`; the lottery's own `scope` and `criterion` where they are not the defaults
+    **kwargs # Settings of `fit_lottery`: the lottery's own `scope` and `criterion` where not the defaults, `search`
 )->Ticket: # From the same start
     """A ticket as sparse as that of round `k`, found in `n` prunes: other rates. With `reset='keep'`, which is `search=going_on(1., 1.)`,
     it goes on from trained weights, so that only the ticket is rewound: the second strategy of 1803.03635"""
     t,other = run.ticket(k),another(run)
-    if kwargs.get('reset')=='keep': kwargs = {**kwargs, 'reset':'rewind', 'search':kwargs.get('search', going_on(1., 1.))}
+    if kwargs.get('reset')=='keep': kwargs = {'search':going_on(1., 1.), **kwargs, 'reset':'rewind'}
     d = t.masks.density
     asked = dict(rounds=n, amount=_amount_for(t.masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
     with beside(run.learn), other.no_bar(), other.no_logging():

@@ -21,7 +21,7 @@ def found(
     run:Run, # A played lottery
     k:int, # Round that it is compared with
     name:str=None, # Folder within that of the run; without one it is kept nowhere
-    **kwargs # Settings of `fit_lottery` that are not the run's, such as `search`, `amount`, `scope` and `criterion`; `rounds` is `k`
+    **kwargs # Settings of `fit_lottery` that are not the run's, such as `search`, `amount` and `scope`; `rounds` is `k`
 )->Round: # The last training of the other lottery, as one of round `k`, with `whole` and `spent`
     "Play another lottery from the start of `run`, and give its last round"
     learn,folder = another(run),run.learn.lottery.run_folder

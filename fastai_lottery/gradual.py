@@ -276,7 +276,7 @@ def fit_gradual(self:Learner,
 
 # %% ../nbs/27_gradual.ipynb #3eed6f6c
 def gradual(
-    length:float=1., # Length of the training within which masks tighten: a fraction of a whole one's iterations, or a whole number of them
+    length:float=1., # Length of this training: a fraction of the iterations of a whole one, or a whole number of iterations
     schedule='cubic', # As in `fit_gradual`; `geometric(to)` takes the same share of the weights that are left in each step
     start:float=.1, # Fraction of this training before which all weights train
     end:float=.8, # Fraction after which masks stay as they are
@@ -299,7 +299,8 @@ def _within(f, start, end, every, learn, s, n):
     "Masks tighten within a training of `n` iterations, and where it ends early, at its end"
     pace = pace_of(f, start, end, every, n)
     with learn.added_cbs(Tighten(s, pace)): yield
-    _tell_end(learn.lottery, s, tighten(learn, s, 1., pace.last), learn.watch.n-learn.train_iter, pace.last)    # of fits that are over
+    went = tighten(learn, s, 1., pace.last)
+    _tell_end(learn.lottery, s, went, learn.watch.n-learn.train_iter, pace.last)    # of fits that are over
 
 def _check_search(learn, lot, s):
     if s.to is None: raise ValueError("search=gradual() needs the density that its masks tighten to: fit_lottery(to=...)")

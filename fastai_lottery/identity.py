@@ -331,7 +331,7 @@ def about_run(learn, lot, s):
     asked = {k:getattr(s, k) for k in ('amount','criterion','scope','reset','fit','n_epoch','seed','eval_every')}
     rule = {k:getattr(s, k) for k in ('hold','stop','to') if getattr(s, k) is not None}
     if s.start is not None: rule.update(start=s.start.digest())
-    if s.search is not None: rule.update(search=_said_search(s.search), rounds=s.rounds)    # which is the last is part of it
+    if s.search is not None: rule.update(search=_said_search(s.search), rounds=s.rounds)    # the last is another kind
     if s.tol is not None: rule.update(tol=s.tol, monitor=s.monitor, lower=s.lower)
     if lot.units!='weights': rule.update(unit=lot.units, per=s.per)
     ws = named_weights(learn.model, lot.all_kept() if lot.masks is None else lot.masks)

@@ -34,8 +34,9 @@ def means_of(learn, names):
     cbs = [cb for cb in learn.cbs if isinstance(cb, RunningMean)]
     ws,ps = named_weights(unwrap(learn.model), names),_tracked(learn.model)
     if not cbs or len(cbs[0].means)!=len(ps):
-        raise ValueError("a criterion asks for 'w_m', the running mean of magnitudes, and there is none yet: train with RunningMean() among "
-                         "the callbacks of the Learner (fit_lottery adds it by itself), or choose another criterion, such as 'large_final'")
+        raise ValueError("a criterion asks for 'w_m', the running mean of magnitudes, and there is none yet: train with "
+                         "RunningMean() among the callbacks of the Learner (fit_lottery adds it by itself), or choose "
+                         "another criterion, such as 'large_final'")
     at = {id(p):m for p,m in zip(ps, cbs[0].means)}
     return {n:at[id(w)].to(w) for n,w in ws.items()}
 

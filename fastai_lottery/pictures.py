@@ -21,6 +21,7 @@ from .sizes import layer_table
 from .statistics import is_fraction,scale_of
 from .callback import LotteryCallback
 from .fits import Round
+from .search import is_whole,whole_rows
 from .rounds import *
 from .analysis import *
 from .analysis import kept_values,masks_of,masks_of_all
@@ -339,7 +340,8 @@ def _headline(r, dense, col):
     "Round `r` in a line"
     def say(v): return f'{100*v:.2f} %' if is_fraction(col) else f'{v:.4g}'
     left = f"{r['kept']:,} of {r['prunable']:,} weights left ({100*r['density']:.3g} %)"
-    return f"round {r['round']}: {left}, {words_of(col).removesuffix(' (%)')} {say(r[col])}, dense {say(dense[col])}"
+    beside = f", dense {say(dense[col])}" if is_whole(dense) else ""
+    return f"round {r['round']}: {left}, {words_of(col).removesuffix(' (%)')} {say(r[col])}{beside}"
 
 def _name_rounds(fig, axs):
     "One legend for the panels whose lines are rounds"
@@ -356,7 +358,7 @@ def show(self:LotteryCallback,
 ): # The axes, three or four
     """This run at one look: a figure against weights remaining, learning curves or losses, weights left in each layer, the last mask.
     Raises `ValueError` before the first round, and where no round has that figure"""
-    df = self.report().head(len(self.rounds))
+    df = whole_rows(self.report().head(len(self.rounds)))
     col = column_of(self, df, monitor)
     needs_figures(df, col, 'show')
     draw = [lambda ax: plot_report(df, [col], ax), _middle(self, df, col), lambda ax: plot_density(some_of(self.rounds), ax, legend=False),

@@ -228,7 +228,7 @@ def fit_lottery(self:Learner,
     test_dl=None, # Data whose figures are recorded, and used for nothing
     path=None, # Folder for tickets, weights, curves, report; a run that was stopped, even by `kill -9`, goes on there
     stop=None, # Stop when this function of the rounds so far says so: `(rounds) -> bool`
-    search=None, # How trainings before the last go: a fraction, `going_on()`, `early_bird()`, `gradual()` or a function (see `search`)
+    search=None, # How trainings before the last go: a fraction of one, `going_on()`, `early_bird()`, `gradual()` (see `search`)
     sides=(), # In a search, rounds whose ticket is trained whole as well, beside the search
     start=None, # Go on from a `Ticket`, `'rounds'` in memory, or the net as it is `'now'`; by default anew, from the initial weights
     keep:str='best', # Trained nets that stay in memory for `learn.lottery.load`: the last and the best, or `'all'`

@@ -66,6 +66,7 @@ def tolerance(tol, dense):
     "`tol` as a number: a share of the dense figure, such as `'5%'`, or itself"
     return abs(dense)*float(tol[:-1])/100 if isinstance(tol, str) else tol
 
+# %% ../nbs/16_settings.ipynb #5eecd65a
 def best_of(rounds, tol, monitor, lower=None):
     "The smallest of `rounds` whose figure is within `tol` of the first one's"
     whole = [r for r in rounds if is_whole(r)]
@@ -179,6 +180,7 @@ def goes_on(self:Settings, rounds):
     if most is not None and len(rounds)>most: return False
     return not (is_met(self, rounds[-1]) or _is_worse(self, rounds) or self.stop is not None and self.stop(rounds))
 
+# %% ../nbs/16_settings.ipynb #1bcc2111
 @patch
 def least(self:Settings, numel, lot=None):
     """How many of `numel` weights or units the next prune has to leave; where `to` is of the parameters or multiply-adds of `lot`'s

@@ -258,6 +258,7 @@ def known(self:Known,
         check_draw(res['w_n'], self.w_i, names)
     return res
 
+# %% ../nbs/10_signals.ipynb #e8d601d2
 @patch
 def check_known(self:Known,
     fs, # Criteria, resets and mask-0 actions

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../nbs/16_turns.ipynb #341497d8
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass,replace
 from fastcore.foundation import L
 from .core import *
 from .core import check_whole
@@ -15,7 +15,7 @@ from .masks import *
 from .resets import keep
 from .callback import *
 from .fits import *
-from .fits import Training,iterations_an_epoch
+from .fits import Training,iterations_an_epoch,plain_place
 from .search import *
 from .search import Searching,is_whole,is_whole_leg,spent_on
 from .settings import *
@@ -30,7 +30,8 @@ def leg_of(s, lot, r):
     "The `Leg` of round `r` of a search, whose masks are on; None for the last round, and where there is no search"
     leg = None if s.search is None else s.search(r)
     if leg is None or leg.tightens: return leg
-    stays = r>0 and s.amount>0 and len(lot.rounds)==r and lot.rounds[-1].masks.n_kept==lot.masks.n_kept    # nothing more could go
+    # nothing more could go
+    stays = r>0 and s.amount>0 and len(lot.rounds)==r and lot.rounds[-1].masks.n_kept==lot.masks.n_kept
     return None if r==s.most() or stays or is_met(s, _as_row(lot, r)) else leg
 
 # %% ../nbs/16_turns.ipynb #d5de64f2
@@ -66,32 +67,35 @@ def check_search(learn, lot, s):
     if s.search is None: return
     for k in ('stop','tol'):
         if getattr(s, k) is not None:
-            raise ValueError(f"`search` and `{k}` do not go together: which training is the last, and thus a whole one, has to be known when "
-                             f"it begins, and `{k}` is asked after it. Give `rounds` or `to`")
+            raise ValueError(f"`search` and `{k}` do not go together: which training is the last, and thus a whole one, has to be "
+                             f"known when it begins, and `{k}` is asked after it. Give `rounds` or `to`")
     if s.search.check is not None: s.search.check(learn, lot, s)
     legs = [(r,o) for r in range(s.expected(10**6)) if (o := s.search(r)) is not None]
     steps = [Searching(s.fit, s.n_epoch, s.kwargs, leg=o).steps(learn) for r,o in legs if o.back or r==0]
     n = iterations_an_epoch(learn)
     if not steps or (k := lot.rewind_to.step(n, n*s.n_epoch))<min(steps): return
-    raise ValueError(f"the rewind point {str(lot.rewind_to)!r} is iteration {k}, and the search has trainings of {min(steps)}: make them "
-                     "longer, or rewind to an earlier point")
+    raise ValueError(f"the rewind point {str(lot.rewind_to)!r} is iteration {k}, and the search has trainings of {min(steps)}: "
+                     "make them longer, or rewind to an earlier point")
 
 # %% ../nbs/16_turns.ipynb #e935c0fb
 def checked_sides(s, sides):
-    "Numbers of the rounds to train beside a search. Raises `ValueError` for what is none"
+    "Numbers of the rounds to train beside a search; those that it does not reach fall away. Raises `ValueError` for what is none"
     ks = sorted(L(sides))
     if ks and s.search is None: raise ValueError("`sides` are of a search; without one each round is a whole training anyway")
     for k in ks: check_whole('sides', k, 1)
-    if ks and s.rounds is not None and ks[-1]>s.rounds:
-        raise ValueError(f"`sides` should be rounds of the search, before the last, which is {s.rounds}; got {ks[-1]}")
     return ks
+
+def _late(lot, t):
+    "The ticket `t` with the place where it goes on, which rounds that were read from a folder do not have"
+    return t if lot.place is None else replace(t, meta={**t.meta, 'place':plain_place(lot.place)})
 
 def play_sides(learn, s, rounds, ks, path):
     "Train the tickets of rounds `ks` whole, beside the search; the Learner ends with its last round as before"
     ks = [k for k in ks if k<len(rounds) and not is_whole(rounds[k])]
     for k in ks:
         to = None if path is None else f'{path}/side_{k:02d}'
-        r = learn.fit_ticket(rounds[k].ticket, s.n_epoch, s.reset, fit=s.fit, seed=s.seed, eval_every=s.eval_every, test_dl=s.test_dl,
-                             path=to, same=[k for k in s.same if k in ('fit','reset',*s.kwargs)], **s.kwargs)
+        same = [o for o in s.same if o in ('fit','reset',*s.kwargs)]
+        r = learn.fit_ticket(_late(learn.lottery, rounds[k].ticket), s.n_epoch, s.reset, fit=s.fit, seed=s.seed, eval_every=s.eval_every,
+                             test_dl=s.test_dl, path=to, same=same, **s.kwargs)
         r.row.update(whole=True, spent=spent_on(rounds[:k], r['iterations']))
     if ks: learn.lottery.load()
