@@ -1271,6 +1271,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'fastai_lottery/pictures.py')},
             'fastai_lottery.plots': { 'fastai_lottery.plots.LotteryCallback.plot': ( 'plots.html#lotterycallback.plot',
                                                                                      'fastai_lottery/plots.py'),
+                                      'fastai_lottery.plots.LotteryCallback.rows_shown': ( 'plots.html#lotterycallback.rows_shown',
+                                                                                           'fastai_lottery/plots.py'),
                                       'fastai_lottery.plots._arms': ('plots.html#_arms', 'fastai_lottery/plots.py'),
                                       'fastai_lottery.plots._axis': ('plots.html#_axis', 'fastai_lottery/plots.py'),
                                       'fastai_lottery.plots._called': ('plots.html#_called', 'fastai_lottery/plots.py'),

@@ -276,8 +276,8 @@ def fit_gradual(self:Learner,
 
 # %% ../nbs/27_gradual.ipynb #3eed6f6c
 def gradual(
-    length:float=1., # Length of this training: a fraction of the iterations of a whole one, or a whole number of iterations
-    schedule='cubic', # As in `fit_gradual`; `geometric(to)` takes the same share of the weights that are left in each step
+    length:float=1., # Length of this training: a fraction of the iterations of a whole one, or iterations
+    schedule='cubic', # As in `fit_gradual`; `geometric(to)` takes the same share of what is left in each step
     start:float=.1, # Fraction of this training before which all weights train
     end:float=.8, # Fraction after which masks stay as they are
     every:int=None, # Iterations from one step to the next; a hundredth of the way by default

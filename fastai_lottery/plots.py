@@ -193,7 +193,7 @@ def _line(ax, df, col, i):
     c,mark,ls = line_style(i)
     ys = scale_of(col)*df[col]
     ax.plot(df.density, ys, ls=ls, marker=mark, color=c, ms=4, label=words_of(col))
-    if df['round'].iloc[0]==0: ax.axhline(ys.iloc[0], color=c, ls=ls, lw=.8, alpha=.6)    # a search may have no dense net
+    if df['round'].iloc[0]==0: ax.axhline(ys.iloc[0], color=c, ls=ls, lw=.8, alpha=.6)
 
 def plot_report(df, cols, ax):
     "Columns of a report against weights remaining; a thin line is the dense net's"
@@ -209,6 +209,12 @@ def column_of(lot, df, monitor):
     if not len(df): raise ValueError(no_rounds)
     return monitor if monitor in df else monitor_of(lot.learn, monitor)
 
+# %% ../nbs/40_plots.ipynb #aa0300cc
+@patch
+def rows_shown(self:LotteryCallback):
+    "The report's rows that pictures show: whole trainings of the lottery, without those of tickets, which stand below"
+    return whole_rows(self.report().head(len(self.rounds)))
+
 # %% ../nbs/40_plots.ipynb #1eb75588
 @patch
 def plot(self:LotteryCallback,
@@ -217,22 +223,22 @@ def plot(self:LotteryCallback,
 ): # The axes
     """The rounds of this Learner: a figure against weights remaining; a thin line is the dense net.
     Raises `ValueError` before the first round, and where no round has that figure"""
-    df = whole_rows(self.report().head(len(self.rounds)))    # without trainings of tickets, which stand below
+    df = self.rows_shown()
     col = column_of(self, df, monitor)
     needs_figures(df, col, 'plot')
     return plot_report(df, [col], ax)
 
 # %% ../nbs/40_plots.ipynb #ededccf3
 def plot_cost(
-    df:pd.DataFrame, # One row a training with columns `arm`, `seed`, `round`, `density`, `cost` and `col`, as `with_costs` gives
+    df:pd.DataFrame, # What `with_costs` gives: `arm`, `seed`, `round`, `density`, `cost` and `col` of each training
     k:int, # Level: the round whose density it is
     col:str='test_accuracy', # Figure to draw
     ax=None # Axes; new ones by default
 ): # The axes
-    """A figure against the iterations that it took, in percent of those of the whole lottery; a line is the dense net's.
+    """A figure against the iterations that it took, in percent of the whole lottery's; a line is the dense net's.
     Raises `ValueError` where `df` has no such figures, or several rows of one seed for a point"""
     df,f = _with_figures(df, col),scale_of(col)
-    if 'cost' not in df: raise ValueError(f"the table has no column 'cost', which with_costs(results(...)) gives; it has {', '.join(df)}")
+    if 'cost' not in df: raise ValueError(f"the table has no column 'cost': with_costs(results(...)) gives one")
     check_seeds(df, ['arm','round'])
     ax = new_axes(ax)
     at = df[(df['round']==k)|(df.arm=='dense')]
@@ -248,7 +254,8 @@ def _plot_cost(ax, d, col, f, look):
     "One arm: a point with its interval, or the line of the dense net"
     (name,c,mark,_),i = look,interval(f*d[col])
     if not mark: return ax.axhline(i.mean, color=c, lw=.8, alpha=.6, label=name)
-    ax.errorbar(100*d.cost.mean(), i.mean, [[i.mean-i.lo],[i.hi-i.mean]], color=c, marker=mark, ms=6, capsize=3, ls='', label=name)
+    span = [[i.mean-i.lo],[i.hi-i.mean]]
+    ax.errorbar(100*d.cost.mean(), i.mean, span, color=c, marker=mark, ms=6, capsize=3, ls='', label=name)
 
 # %% ../nbs/40_plots.ipynb #67a1d905
 def _ramp(n): return ['#000000', *(plt.cm.viridis(x) for x in np.linspace(.12, .62, max(n-1,1)))][:n]

@@ -32,9 +32,9 @@ from .fits import Training
 class Leg:
     "How one training of a search goes"
     length:float=1. # A fraction of the iterations of a whole training, or, if it is an `int`, iterations
-    back:bool=True # Does it begin at the rewind point, as the lottery's `reset` says? Else it goes on from the trained weights
+    back:bool=True # Does it begin as the lottery's `reset` says? Else it goes on from the trained weights
     lr:float=None # A constant rate; by default the lottery's own schedule, squeezed to this length
-    around:Callable=None # `(learn, s, n)` → context manager of a training of `n` iterations; `s`: the lottery's settings
+    around:Callable=None # `(learn, s, n)` → context manager of it; `s`: the lottery's settings, `n`: its iterations
     tightens:bool=False # Do masks tighten within it, so that no prune comes before?
 
 def is_whole_leg(leg, r):
@@ -61,10 +61,10 @@ class Search:
     def __call__(self, r): return self.leg(r)
 
 def shorter(
-    each:float=.25, # Length of each training: a fraction of the iterations of a whole one, or a whole number of iterations
+    each:float=.25, # Length of each training: a fraction of the iterations of a whole one, or iterations
     dense:bool=False # Play the dense round whole?
 )->Search:
-    """Each training before the last is shorter, its schedule squeezed, and each begins at the rewind point. `search=.25` is the same.
+    """Each training before the last is shorter, its schedule squeezed, and begins at the rewind point; the same as `search=.25`.
     Raises `ValueError` for what is no length"""
     check_length('each', each)
     return Search('shorter', dict(each=each, dense=dense), lambda r: Leg() if dense and r==0 else Leg(each))
@@ -79,9 +79,10 @@ def going_on(
     whole numbers of iterations. Raises `ValueError` for what is none"""
     check_length('first', first)
     check_length('each', each)
-    if lr is not None and not (isinstance(lr, (int,float)) and lr>0): raise ValueError(f"`lr` should be a rate above 0; got {lr!r}")
+    ok = lr is None or isinstance(lr, (int,float)) and lr>0
+    if not ok: raise ValueError(f"`lr` should be a rate above 0; got {lr!r}")
     def leg(r):
-        whole = r==0 and not isinstance(first, int) and first==1    # a dense round that counts keeps the lottery's own rate
+        whole = r==0 and not isinstance(first, int) and first==1    # a whole one keeps the lottery's rate
         return Leg(each if r else first, back=False, lr=None if whole else lr)
     return Search('going_on', dict(first=first, each=each, lr=lr), leg)
 
@@ -96,7 +97,7 @@ class EarlyBird(Callback):
     def after_batch(self):
         learn,lot = self.learn,self.learn.lottery
         if hasattr(learn, 'lr_finder') or lot.w_k is None or learn.watch.n%self.every: return
-        if self.of!=lot.n_pruned: self.seen,self.of = [],lot.n_pruned    # what was seen under other masks does not count
+        if self.of!=lot.n_pruned: self.seen,self.of = [],lot.n_pruned    # not those under other masks
         if (now := self.would_be(learn)) is None: return
         self.seen = [*self.seen, now][-self.last:]
         if self.settled(): raise CancelFitException()
@@ -115,7 +116,7 @@ def would_be(s, learn):
 
 # %% ../nbs/14_search.ipynb #59c6a06b
 def early_bird(
-    below:float=.1, # Stop when the last masks are less than this apart: share of what is left on which two of them differ
+    below:float=.1, # Stop when the last masks are less than this apart: share of what is left on which they differ
     last:int=5, # How many masks are looked at
     every:float=1/50, # How often: a fraction of a whole training's iterations, or a whole number of iterations
     length:float=1., # At most this long
@@ -208,7 +209,8 @@ class Searching(Training):
         epochs = max(how.n_epoch, math.ceil(share*how.n_epoch-1e-9))
         how = replace(how if self.leg.lr is None else _at_rate(how, self.leg.lr), n_epoch=epochs)
         with _squeezed(learn, share*self.n_epoch/epochs), self.around(learn): how.play(learn)
-    def around(self, learn): return self.leg.around(learn, self.s, self.steps(learn)) if self.leg.around else nullcontext()
+    def around(self, learn):
+        return self.leg.around(learn, self.s, self.steps(learn)) if self.leg.around else nullcontext()
 
 @contextmanager
 def _squeezed(learn, g):

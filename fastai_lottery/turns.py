@@ -79,7 +79,7 @@ def check_search(learn, lot, s):
 
 # %% ../nbs/16_turns.ipynb #e935c0fb
 def checked_sides(s, sides):
-    "Numbers of the rounds to train beside a search; those that it does not reach fall away. Raises `ValueError` for what is none"
+    "Rounds to train beside a search; those that it does not reach fall away. Raises `ValueError` for what is none"
     ks = sorted(L(sides))
     if ks and s.search is None: raise ValueError("`sides` are of a search; without one each round is a whole training anyway")
     for k in ks: check_whole('sides', k, 1)
@@ -95,7 +95,7 @@ def play_sides(learn, s, rounds, ks, path):
     for k in ks:
         to = None if path is None else f'{path}/side_{k:02d}'
         same = [o for o in s.same if o in ('fit','reset',*s.kwargs)]
-        r = learn.fit_ticket(_late(learn.lottery, rounds[k].ticket), s.n_epoch, s.reset, fit=s.fit, seed=s.seed, eval_every=s.eval_every,
-                             test_dl=s.test_dl, path=to, same=same, **s.kwargs)
+        r = learn.fit_ticket(_late(learn.lottery, rounds[k].ticket), s.n_epoch, s.reset, fit=s.fit, seed=s.seed,
+                             eval_every=s.eval_every, test_dl=s.test_dl, path=to, same=same, **s.kwargs)
         r.row.update(whole=True, spent=spent_on(rounds[:k], r['iterations']))
     if ks: learn.lottery.load()
