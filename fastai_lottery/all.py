@@ -19,6 +19,7 @@ from .sizes import *
 from .coupled import *
 from .removal import *
 from .statistics import *
+from .means import *
 from .signals import *
 from .structured import *
 from .callback import *
@@ -27,6 +28,7 @@ from .carried import *
 from .checkpoints import *
 from .looks import *
 from .fits import *
+from .search import *
 from .identity import *
 from .labels import *
 from .settings import *
@@ -48,11 +50,13 @@ from .data import *
 from .folders import *
 from .nets import *
 from .arms import *
+from .found import *
 from .retrained import *
 from .experiments import *
 from .claims import *
 from .lenets import *
 from .lenet_masks import *
+from .cheap import *
 from .rethinking import *
 from .presets import *
 from .sweeps import *

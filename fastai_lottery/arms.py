@@ -27,6 +27,7 @@ from .resets import state,load_
 from .tickets import *
 from .callback import *
 from .signals import outside_state,load_outside_
+from .search import *
 from .rounds import *
 from .supermask import *
 from .transfer import *
@@ -130,7 +131,7 @@ def _like(l, dls, model, cb):
     "A Learner that trains as `l` does"
     return Learner(dls, model, opt_func=l.opt_func, loss_func=l.loss_func, metrics=l.metrics, cbs=cb)
 
-def _another(run):
+def another(run):
     "A Learner like that of the run, at its initial weights, with a lottery of its own"
     learn,lot = run.learn,run.learn.lottery
     m = deepcopy(unwrap(learn.model))
@@ -143,11 +144,12 @@ def searched(
     run:Run, # A played lottery
     k:int, # Round whose density is to be met
     n:int, # Prunes that lead there, all of the same fraction
-    **kwargs # Settings of `fit_lottery`: the lottery's own `scope` and `criterion` where they are not the defaults
+    **kwargs # Settings of `fit_lottery`: the lottery's own `scope` and `criterion` where not the defaults, `search`
 )->Ticket: # From the same start
-    """A ticket as sparse as that of round `k`, found in `n` prunes: other rates. With `reset='keep'` it goes on from trained weights,
-    so that only the ticket is rewound: the second strategy of 1803.03635"""
-    t,other = run.ticket(k),_another(run)
+    """A ticket as sparse as that of round `k`, found in `n` prunes: other rates. With `reset='keep'`, which is `search=going_on(1., 1.)`,
+    it goes on from trained weights, so that only the ticket is rewound: the second strategy of 1803.03635"""
+    t,other = run.ticket(k),another(run)
+    if kwargs.get('reset')=='keep': kwargs = {'search':going_on(1., 1.), **kwargs, 'reset':'rewind'}
     d = t.masks.density
     asked = dict(rounds=n, amount=amount_for(t.masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
     with beside(run.learn), other.no_bar(), other.no_logging():

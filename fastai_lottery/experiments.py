@@ -63,6 +63,7 @@ class Preset:
     measures:dict = field(default_factory=dict) # What is measured at each level
     cb:dict = field(default_factory=dict) # Arguments of `LotteryCallback`
     claims:Callable = None # Function `(results, measures)` that gives what the paper claims, in groups: name → list (see `verdicts`)
+    first:int = 0 # Seed of the first replicate
 
     def todo(self):
         "Levels and names of the controls, and of the measures, in the order in which they are played"
@@ -71,12 +72,13 @@ class Preset:
 # %% ../nbs/33_experiments.ipynb #3c11fef3
 @patch
 def learner(self:Preset,
-    seed:int=0, # Replicate: the initial weights, and the order of the data
+    seed:int=0, # Replicate: the initial weights, and the order of the data, follow from its seed, which is `first` more
     data=None, # Folder of the data sets, where the preset reads files
     device=None, # Where to train; fastai's default device
     **kwargs # Passed to `Learner`
 )->Learner:
     "A `Learner` with the preset's data, net and optimizer, and a `LotteryCallback`"
+    seed += self.first
     dls = self.data(seed=seed, device=device, **({'path':data} if data is not None else {}))
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, 'model'))
@@ -118,6 +120,7 @@ _not_of_tickets = ('rounds amount scope criterion to tol stop monitor lower high
 
 def _play_main(p, learn, seed, out, data):
     "The lottery of a seed, and what its controls and measures are given"
+    seed += p.first
     rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
     def trained(r): return round_weights(out/f'round_{r:02d}', rounds[r].row)
     return Run(learn, rounds, {k:v for k,v in p.settings.items() if k not in _not_of_tickets}, trained, seed, data)
@@ -142,7 +145,7 @@ def _play_lottery(p, name, seed, out, data, device):
     if set(p.lotteries[name])<=_after_dense: _share_dense(out, out/name)
     learn = q.learner(seed, data, device)
     with learn.no_bar(), learn.no_logging():
-        return learn.fit_lottery(**{**p.settings, **s}, seed=seed, test_dl=learn.dls[2], path=out/name)
+        return learn.fit_lottery(**{**p.settings, **s}, seed=seed+p.first, test_dl=learn.dls[2], path=out/name)
 
 # %% ../nbs/33_experiments.ipynb #41504d03
 def _made_by(o): return 'x'+short_hash(repr(say(o)))[:8]

@@ -10,6 +10,7 @@ from fastai_lottery.looks import *
 from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
 from fastai_lottery.gradual import *
+from fastai_lottery.search import *
 from fastai_lottery.data import TensorDS,TensorDL
 import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli
 import fastai_lottery.tables as tables
@@ -195,6 +196,16 @@ def play(name='plain', folder='.', init=0, n=None, **change):
     with learn.no_bar(), learn.no_logging(): learn.fit_lottery(**s, test_dl=test, path=Path(folder)/'run')
     lot = learn.lottery
     return dict(model=digest(learn.model), masks=lot.masks.hash(), leaks=0 if lot.held else leaks(learn))
+
+searches = dict(
+    short = dict(search=.7),
+    going = dict(search=going_on(.7, .4), criterion='large_mean', sides=(1,)),
+    bird  = dict(search=early_bird(.05, 3, 1)),
+    tight = dict(search=gradual(1.4), rounds=None, to=.2))
+
+def searching(kind, **kw):
+    "A run whose trainings before the last are of a search"
+    return play(**kw, **searches[kind])
 
 def tightened(name='plain', folder='.', init=0, n=None, **change):
     "A gradual fit, in `folder`/run, of a net that may be `pruned` before; `units` compete in its hidden layers"
