@@ -12,7 +12,7 @@ from functools import partial
 import pandas as pd
 from scipy import stats
 from fastai.learner import Learner
-from .files import short_hash
+from .tables import short_hash
 from .scopes import *
 from .search import *
 from .rounds import *
