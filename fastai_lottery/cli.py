@@ -121,12 +121,6 @@ def _line(o):
     return (f"{o.seed:>4} {o['round']:>6} {100*o.density:>11.1f} %  {o.arm:<7} "
             f"{100*o.es_test_accuracy:>11.2f} {o.es_iteration:>11.0f} {o.seconds:>8.1f}")
 
-def _news(df, seen):
-    "A line for each training that ended since the last look"
-    new = [o for _,o in df.iterrows() if (o.seed,o.arm,o['round']) not in seen]
-    seen.update((o.seed,o.arm,o['round']) for o in new)
-    return map(_line, new)
-
 class _Screen:
     "A bar at the bottom and a table that grows above it; plain lines where nobody looks on"
     def __init__(self, total):
@@ -149,14 +143,14 @@ The same in Python, for one seed:
 then learn.lottery.report(), learn.lottery.plot() and learn.lottery.best()"""
 
 def _follow(steps, out):
-    "Show the trainings of a run as they end"
-    screen,seen = None,set()
-    for done,total in steps:
-        screen = screen or _Screen(total)
-        if done>len(seen):
-            with _readable(out):
-                for l in _news(results(out), seen): screen.put(l)
-        screen.update(done)
+    "Show the trainings of a run as they end, and what went wrong"
+    screen = None
+    for o in steps:
+        screen = screen or _Screen(o[1])
+        with _readable(out):
+            for l in map(_line, [] if o.new is None else [r for _,r in o.new.iterrows()]): screen.put(l)
+        for piece,e in o.failed: screen.put(f'{piece} failed: {e}')
+        screen.update(o[0])
 
 # %% ../nbs/42_cli.ipynb #643bb94a
 @call_parse

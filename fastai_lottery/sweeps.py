@@ -21,7 +21,7 @@ from .identity import say
 from .labels import rounds_table
 from .writes import check_own
 from .experiments import *
-from .experiments import check_made,made_by,marks_of,n_trainings,of_pieces,read_once,rows_in,trainings_in,with_settings
+from .experiments import check_made,made_by,marks_of,n_trainings,of_pieces,rows_in,with_settings
 from .presets import *
 from .pieces import goes_after,job_of,pieces_of,rounds_for,tables,versions,work
 from .slots import NoGuard,check_not_imported,check_script,cores,limit_of,of_ours,of_yours
@@ -42,7 +42,7 @@ def _check_folder(out, about):
     diff = [f'{k} was {old.get(k)!r} and is now {v!r}' for k,v in about.items() if old.get(k)!=v]
     if diff: raise ValueError(f"{str(out)!r} holds another run: {'; '.join(diff)}. Choose another folder by --out")
 
-# %% ../nbs/38_sweeps.ipynb #e06f942e
+# %% ../nbs/38_sweeps.ipynb #821ce2b0
 def _told(p): return short_hash(repr(say([p.data, p.model, p.settings, p.opt_func, p.cb, p.lotteries])))
 
 class _Checked:
@@ -58,7 +58,7 @@ class _Checked:
         self.seeds[str(s.i)] = short_hash(repr(s.marks))
         atomic_text(self.file, json.dumps(dict(experiment=self.told, seeds=self.seeds)))
 
-# %% ../nbs/38_sweeps.ipynb #6dc801ec
+# %% ../nbs/38_sweeps.ipynb #f56f6eac
 def _sign(f):
     with suppress(OSError): return (st := os.stat(f)).st_size,st.st_mtime_ns,st.st_ino
 
@@ -82,7 +82,7 @@ class _Seed:
     def most(self, name): return {**self.p.settings, **self.p.lotteries.get(name, {})}['rounds']+1
     def file(self, kind): return self.dir/tables[kind]
 
-# %% ../nbs/38_sweeps.ipynb #78b57712
+# %% ../nbs/38_sweeps.ipynb #36e289e2
 @patch
 def news_of(self:_Seed, name):
     "Rounds of the lottery `name` that were not seen before, as rows of `results`"
@@ -95,19 +95,26 @@ def news_of(self:_Seed, name):
     return new.assign(seed=self.i) if len(new) else None
 
 @patch
+def controls_of(self:_Seed, rows):
+    "Rows of controls, as rows of `results`"
+    return pd.DataFrame(rows).drop(columns=['made','of','at','digest'], errors='ignore').assign(seed=self.i) if rows else None
+
+@patch
 def begin(self:_Seed, checked):
     "Read the folder: the rows that are there, and the pieces that are left"
-    df = read_once(trainings_in, self.dir) if self.dir.is_dir() else pd.DataFrame()
-    for name in self.lotteries(): self.news_of(name) if self.table(name).exists() else None
+    news = [self.news_of(name) for name in self.lotteries() if self.table(name).exists()]
     for kind,fs in (('control',self.p.controls),('measure',self.p.measures)):
         f = self.file(kind)
         self.rows[kind],self.found[kind] = rows_in(f, self.marks),of_pieces(f, self.marks)
-        check_made(f, [*self.rows[kind], *sum(self.found[kind].values(), [])], fs)
+        check_made(f, self.all_rows(kind), fs)
     if self in checked: self.over |= {n for n in self.lotteries() if self.rounds.get(n, 0)>=self.most(n)}
     self.left = [o for o in pieces_of(self.p, self.i) if not self.has(o)]
-    return df.assign(seed=self.i) if len(df) else None
+    return [*news, self.controls_of(self.all_rows('control'))]
 
-# %% ../nbs/38_sweeps.ipynb #2da2897d
+@patch
+def all_rows(self:_Seed, kind): return [*self.rows[kind], *sum(self.found[kind].values(), [])]
+
+# %% ../nbs/38_sweeps.ipynb #7d6a9adf
 @patch
 def has(self:_Seed, o):
     "Is the piece `o` over?"
@@ -146,7 +153,7 @@ def ends(self:_Seed, checked):
     shutil.rmtree(self.dir/'pieces', ignore_errors=True)
     checked.add(self)
 
-# %% ../nbs/38_sweeps.ipynb #5529d6f4
+# %% ../nbs/38_sweeps.ipynb #5a74b175
 class Progress(tuple):
     "How many trainings are over, and how many are planned; `new` has those that ended since the last time, `failed` what went wrong"
     def __new__(cls, done, total, new=None, failed=()):
@@ -154,7 +161,7 @@ class Progress(tuple):
         self.new,self.failed = new,failed
         return self
 
-# %% ../nbs/38_sweeps.ipynb #c09e6c33
+# %% ../nbs/38_sweeps.ipynb #c8570738
 _tries,_pause = 3,2    # how often a piece is handed out; seconds until one that is busy is asked for again
 
 class _Driver:
@@ -174,7 +181,7 @@ class _Driver:
         failed,self.told = self.failed[self.told:],len(self.failed)
         return Progress(min(self.done, self.total), self.total, new, failed)
 
-# %% ../nbs/38_sweeps.ipynb #b57f49ef
+# %% ../nbs/38_sweeps.ipynb #b74f5441
 def _broke(e):
     return RuntimeError(f"the executor takes no more pieces, {type(e).__name__}: {e}. Where a worker of a ProcessPoolExecutor is killed, all "
                         "of the pool is lost. What was finished is on the disk: make a new executor, and call again; or leave `executor` "
@@ -190,11 +197,11 @@ def hand_out(self:_Driver):
         self.running[f] = o
         f.add_done_callback(self.events.put)
 
-# %% ../nbs/38_sweeps.ipynb #beeba567
+# %% ../nbs/38_sweeps.ipynb #87cf15f8
 @patch
 def lost(self:_Driver, o, e):
     "The executor has lost the piece `o`: again, or that was enough"
-    if isinstance(e, NoGuard): raise e
+    if isinstance(e, NoGuard): raise RuntimeError(str(e)) from None
     if isinstance(e, (BrokenExecutor,CancelledError)): raise _broke(e) from e
     self.tries[o] = n = self.tries.get(o, 0)+1
     if n<_tries: return heapq.heappush(self.heap, o)
@@ -220,11 +227,11 @@ def took(self:_Driver, o, res):
         s.over.add(o.name)
     else:
         s.found[o.kind][o.k,o.name] = res
-        if o.kind=='control': self.tell(pd.DataFrame(res).drop(columns=['made','of','at','digest'], errors='ignore').assign(seed=s.i))
+        if o.kind=='control': self.tell(s.controls_of(res))
     self.put(s)
     s.ends(self.checked)
 
-# %% ../nbs/38_sweeps.ipynb #b43b0955
+# %% ../nbs/38_sweeps.ipynb #62859405
 @patch
 def back(self:_Driver, f):
     "Take what the future `f` has"
@@ -250,12 +257,12 @@ def look(self:_Driver):
     for _,o in [x for x in self.later if x[0]<=now]: heapq.heappush(self.heap, o)
     self.later = [x for x in self.later if x[0]>now]
 
-# %% ../nbs/38_sweeps.ipynb #fceaa702
+# %% ../nbs/38_sweeps.ipynb #d9687d05
 @patch
 def steps(self:_Driver):
     "Play, and say how far it is"
     for s in self.seeds:
-        self.tell(s.begin(self.checked))
+        for df in s.begin(self.checked): self.tell(df)
         self.put(s)
         if not s.left and not s.at_work: s.ends(self.checked) if s.dir.is_dir() else None
     yield self.progress()
@@ -271,20 +278,23 @@ def steps(self:_Driver):
         yield self.progress()
     if self.failed: raise self.failed[0][1]
 
-# %% ../nbs/38_sweeps.ipynb #e1b9ac5e
+# %% ../nbs/38_sweeps.ipynb #b61fd2c6
 def _play(p, out, n, jobs, job, executor, about):
     "Play the seeds, in our processes or on an `executor`"
     dirs,token = [out/f'seed_{i:02d}' for i in range(n)],secrets.token_hex(8)
     for d in [*dirs, out/'logs']: check_own(d)
     with locked(out, 'play'):
         atomic_text(out/'play.json', json.dumps(about))
-        atomic_text(out/'.driver', token)
         ours = executor is None
-        if not ours: job = partial(job, token=token, versions=versions())
+        if not ours:
+            atomic_text(out/'.driver', token)
+            job = partial(job, token=token, versions=versions())
         d = _Driver([_Seed(p, i, d) for i,d in enumerate(dirs)], executor, math.inf, job, _Checked(out, p), n*n_trainings(p))
-        with of_ours(jobs) if ours else of_yours(executor, d.running) as ex:
-            d.ex,d.limit = ex,limit_of(ex)
-            yield from d.steps()
+        try:
+            with of_ours(jobs) if ours else of_yours(executor, d.running) as ex:
+                d.ex,d.limit = ex,limit_of(ex)
+                yield from d.steps()
+        finally: (out/'.driver').unlink(missing_ok=True)
 
 # %% ../nbs/38_sweeps.ipynb #153d8cd7
 def _check_at_least(**kw):
@@ -311,7 +321,7 @@ def _sent(name, p):
     "How a worker learns of the preset `p`: by its `name`, or whole, with the functions that a notebook or script holds"
     return name if isinstance(name, str) else cloudpickle.dumps(p)
 
-# %% ../nbs/38_sweeps.ipynb #87f9e84f
+# %% ../nbs/38_sweeps.ipynb #82bb30b5
 def play(
     name, # A preset, or its name
     out, # Folder for everything
