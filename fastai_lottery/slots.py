@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/38_slots.ipynb #5f168206
-import math,multiprocessing,os,sys,threading
+# %% ../nbs/38_slots.ipynb #d988d7e7
+import math,multiprocessing,os,sys,threading,time
 from collections import deque
 from concurrent.futures import Executor,Future,ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from fastcore.basics import patch
 
-# %% ../nbs/38_slots.ipynb #80a55cdd
+# %% ../nbs/38_slots.ipynb #45bbe718
 def _with_parent():
     "End this process when the one that started it does, however that ended"
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
@@ -24,7 +24,7 @@ def _one(): return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context
 
 def cores(): return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../nbs/38_slots.ipynb #63e8df9e
+# %% ../nbs/38_slots.ipynb #c90a1a9b
 _no_guard = 77    # how a process ends that was to play while it imported the script
 
 def check_not_imported():
@@ -47,7 +47,7 @@ class NoGuard(RuntimeError):
         super().__init__("play() was called while a process imported your script: call it under `if __name__=='__main__':`, since each "
                          "process imports the script first")
 
-# %% ../nbs/38_slots.ipynb #7b005949
+# %% ../nbs/38_slots.ipynb #7a9df457
 class Slots(Executor):
     "`n` processes, each with a pool of its own"
     def __init__(self, n):
@@ -78,7 +78,7 @@ class Slots(Executor):
             inner = self._submit(i, call)
         inner.add_done_callback(partial(self._ended, i, f))
 
-# %% ../nbs/38_slots.ipynb #a5b720c6
+# %% ../nbs/38_slots.ipynb #697b4961
 def _why_dead(proc):
     proc.join(5)    # or its exit code may not be there yet
     return NoGuard() if proc.exitcode==_no_guard else WorkerDied(f'process {proc.pid} was killed (exit code {proc.exitcode})')
@@ -116,7 +116,7 @@ def kill(self:Slots):
     for o in procs: o.terminate()
     for o in procs: o.join(10)
 
-# %% ../nbs/38_slots.ipynb #ac5664da
+# %% ../nbs/38_slots.ipynb #6ebca5da
 @contextmanager
 def of_ours(n):
     "Slots that end with the block"
@@ -137,5 +137,24 @@ def of_yours(ex, running):
 def limit_of(ex):
     "How many calls to hand out before some come back: as many again as it plays at a time, where it says how many"
     if isinstance(ex, Slots): return ex.n
-    n = getattr(ex, 'limit', None) or getattr(ex, '_max_workers', None)
+    n = getattr(ex, '_max_workers', None)
     return 2*n if n else math.inf
+
+# %% ../nbs/38_slots.ipynb #875e314c
+def _check_dask(ex, secs=30):
+    "Raise `RuntimeError` where no worker of the Dask cluster has what a piece asks for, or there is none and none is asked for"
+    client,want = ex._client,ex._kwargs.get('resources') or {}
+    def workers(): return client.scheduler_info(n_workers=-1)['workers'].values()
+    end = time.monotonic()+secs
+    while not workers() and client.cluster is None and time.monotonic()<end: time.sleep(.5)
+    ws = workers()
+    if not ws and client.cluster is None: raise RuntimeError(f"the Dask cluster at {client.scheduler.address} has no worker, for {secs} s now")
+    if ws and not any(all(w.get('resources', {}).get(k, 0)>=v for k,v in want.items()) for w in ws):
+        raise RuntimeError(f"no worker of the Dask cluster has {want}; they have {[w.get('resources', {}) for w in ws][:5]}: "
+                           "start one with --resources, or ask for less")
+
+def check_of(ex):
+    "What asks the executor `ex` whether it can play a piece"
+    if hasattr(ex, 'check'): return ex.check
+    if type(ex).__module__.startswith('distributed'): return partial(_check_dask, ex)
+    return lambda: None

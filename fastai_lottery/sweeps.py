@@ -24,7 +24,7 @@ from .experiments import *
 from .experiments import check_made,made_by,marks_of,n_trainings,of_pieces,rows_in,with_settings
 from .presets import *
 from .pieces import goes_after,job_of,pieces_of,rounds_for,tables,versions,work
-from .slots import NoGuard,check_not_imported,check_script,cores,limit_of,of_ours,of_yours
+from .slots import NoGuard,check_not_imported,check_of,check_script,cores,limit_of,of_ours,of_yours
 
 # %% ../nbs/38_sweeps.ipynb #a809ef06
 def read_about(
@@ -42,7 +42,7 @@ def _check_folder(out, about):
     diff = [f'{k} was {old.get(k)!r} and is now {v!r}' for k,v in about.items() if old.get(k)!=v]
     if diff: raise ValueError(f"{str(out)!r} holds another run: {'; '.join(diff)}. Choose another folder by --out")
 
-# %% ../nbs/38_sweeps.ipynb #821ce2b0
+# %% ../nbs/38_sweeps.ipynb #b4a2f754
 def _told(p): return short_hash(repr(say([p.data, p.model, p.settings, p.opt_func, p.cb, p.lotteries])))
 
 class _Checked:
@@ -58,7 +58,7 @@ class _Checked:
         self.seeds[str(s.i)] = short_hash(repr(s.marks))
         atomic_text(self.file, json.dumps(dict(experiment=self.told, seeds=self.seeds)))
 
-# %% ../nbs/38_sweeps.ipynb #f56f6eac
+# %% ../nbs/38_sweeps.ipynb #a19893ea
 def _sign(f):
     with suppress(OSError): return (st := os.stat(f)).st_size,st.st_mtime_ns,st.st_ino
 
@@ -82,7 +82,7 @@ class _Seed:
     def most(self, name): return {**self.p.settings, **self.p.lotteries.get(name, {})}['rounds']+1
     def file(self, kind): return self.dir/tables[kind]
 
-# %% ../nbs/38_sweeps.ipynb #36e289e2
+# %% ../nbs/38_sweeps.ipynb #6eebb7b0
 @patch
 def news_of(self:_Seed, name):
     "Rounds of the lottery `name` that were not seen before, as rows of `results`"
@@ -114,7 +114,7 @@ def begin(self:_Seed, checked):
 @patch
 def all_rows(self:_Seed, kind): return [*self.rows[kind], *sum(self.found[kind].values(), [])]
 
-# %% ../nbs/38_sweeps.ipynb #7d6a9adf
+# %% ../nbs/38_sweeps.ipynb #c7726215
 @patch
 def has(self:_Seed, o):
     "Is the piece `o` over?"
@@ -153,7 +153,7 @@ def ends(self:_Seed, checked):
     shutil.rmtree(self.dir/'pieces', ignore_errors=True)
     checked.add(self)
 
-# %% ../nbs/38_sweeps.ipynb #5a74b175
+# %% ../nbs/38_sweeps.ipynb #a6d0d60d
 class Progress(tuple):
     "How many trainings are over, and how many are planned; `new` has those that ended since the last time, `failed` what went wrong"
     def __new__(cls, done, total, new=None, failed=()):
@@ -161,15 +161,16 @@ class Progress(tuple):
         self.new,self.failed = new,failed
         return self
 
-# %% ../nbs/38_sweeps.ipynb #c8570738
-_tries,_pause = 3,2    # how often a piece is handed out; seconds until one that is busy is asked for again
+# %% ../nbs/38_sweeps.ipynb #84be8e20
+# how often a piece is handed out; seconds until one that is busy is asked for again, and until a cluster is asked what it has
+_tries,_pause,_ask = 3,2,10
 
 class _Driver:
     "Hands out pieces, and takes what comes back"
     def __init__(self, seeds, ex, limit, job, checked, total):
         self.seeds,self.ex,self.limit,self.job,self.checked,self.total = seeds,ex,limit,job,checked,total
         self.heap,self.running,self.later,self.events = [],{},[],queue.SimpleQueue()
-        self.tries,self.news,self.failed,self.told,self.done = {},[],[],0,0
+        self.tries,self.news,self.failed,self.told,self.done,self.n = {},[],[],0,0,0
     def put(self, s):
         for o in s.ready(): heapq.heappush(self.heap, o)
     def tell(self, df):
@@ -181,7 +182,7 @@ class _Driver:
         failed,self.told = self.failed[self.told:],len(self.failed)
         return Progress(min(self.done, self.total), self.total, new, failed)
 
-# %% ../nbs/38_sweeps.ipynb #b74f5441
+# %% ../nbs/38_sweeps.ipynb #63649caa
 def _broke(e):
     return RuntimeError(f"the executor takes no more pieces, {type(e).__name__}: {e}. Where a worker of a ProcessPoolExecutor is killed, all "
                         "of the pool is lost. What was finished is on the disk: make a new executor, and call again; or leave `executor` "
@@ -192,21 +193,24 @@ def hand_out(self:_Driver):
     "Submit what may begin, for as long as there is room"
     while self.heap and len(self.running)<self.limit:
         o = heapq.heappop(self.heap)
-        try: f = self.ex.submit(work, self.job(o))
+        self.n += 1    # no two calls are the same: Dask would answer the second with what came of the first
+        try: f = self.ex.submit(work, dict(self.job(o), nr=self.n))
         except RuntimeError as e: raise _broke(e) from e
         self.running[f] = o
         f.add_done_callback(self.events.put)
 
-# %% ../nbs/38_sweeps.ipynb #87cf15f8
+# %% ../nbs/38_sweeps.ipynb #4d86af57
 @patch
 def lost(self:_Driver, o, e):
     "The executor has lost the piece `o`: again, or that was enough"
     if isinstance(e, NoGuard): raise RuntimeError(str(e)) from None
     if isinstance(e, (BrokenExecutor,CancelledError)): raise _broke(e) from e
     self.tries[o] = n = self.tries.get(o, 0)+1
-    if n<_tries: return heapq.heappush(self.heap, o)
-    self.fail(o, RuntimeError(f"{o}: its worker was lost {n} times, perhaps for want of memory ({type(e).__name__}: {e}). What it had finished "
-                              "is on the disk: the same command goes on there, and fewer pieces side by side (--jobs) need less memory"))
+    by_dask = type(e).__name__=='KilledWorker'    # Dask has tried it as often itself
+    if n<_tries and not by_dask: return heapq.heappush(self.heap, o)
+    self.fail(o, RuntimeError(f"{o}: its worker was lost {n} time{'s'*(n>1)}, perhaps for want of memory ({type(e).__name__}: {e}). What it "
+                              "had finished is on the disk: the same command goes on there, and fewer pieces side by side (--jobs) need "
+                              "less memory"))
 
 @patch
 def fail(self:_Driver, o, e):
@@ -231,7 +235,7 @@ def took(self:_Driver, o, res):
     self.put(s)
     s.ends(self.checked)
 
-# %% ../nbs/38_sweeps.ipynb #62859405
+# %% ../nbs/38_sweeps.ipynb #9f6ed6aa
 @patch
 def back(self:_Driver, f):
     "Take what the future `f` has"
@@ -257,7 +261,7 @@ def look(self:_Driver):
     for _,o in [x for x in self.later if x[0]<=now]: heapq.heappush(self.heap, o)
     self.later = [x for x in self.later if x[0]>now]
 
-# %% ../nbs/38_sweeps.ipynb #d9687d05
+# %% ../nbs/38_sweeps.ipynb #e703d80b
 @patch
 def steps(self:_Driver):
     "Play, and say how far it is"
@@ -266,8 +270,11 @@ def steps(self:_Driver):
         self.put(s)
         if not s.left and not s.at_work: s.ends(self.checked) if s.dir.is_dir() else None
     yield self.progress()
-    wait = .5
+    wait,check,asked = .5,check_of(self.ex),-math.inf
     while self.heap or self.running or self.later:
+        if time.monotonic()-asked>_ask:
+            check()
+            asked = time.monotonic()
         self.hand_out()
         with suppress(queue.Empty):
             self.back(self.events.get(timeout=wait))
@@ -278,7 +285,7 @@ def steps(self:_Driver):
         yield self.progress()
     if self.failed: raise self.failed[0][1]
 
-# %% ../nbs/38_sweeps.ipynb #b61fd2c6
+# %% ../nbs/38_sweeps.ipynb #88faf3e2
 def _play(p, out, n, jobs, job, executor, about):
     "Play the seeds, in our processes or on an `executor`"
     dirs,token = [out/f'seed_{i:02d}' for i in range(n)],secrets.token_hex(8)
@@ -321,7 +328,7 @@ def _sent(name, p):
     "How a worker learns of the preset `p`: by its `name`, or whole, with the functions that a notebook or script holds"
     return name if isinstance(name, str) else cloudpickle.dumps(p)
 
-# %% ../nbs/38_sweeps.ipynb #82bb30b5
+# %% ../nbs/38_sweeps.ipynb #a978808d
 def play(
     name, # A preset, or its name
     out, # Folder for everything
