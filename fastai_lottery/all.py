@@ -54,6 +54,7 @@ from .lenet_masks import *
 from .rethinking import *
 from .presets import *
 from .sweeps import *
+from .engines import *
 from .plots import *
 from .pictures import *
 from .speed import *

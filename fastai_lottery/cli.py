@@ -21,6 +21,7 @@ from .experiments import results,measured
 from .claims import compare_arms,show_arms
 from .presets import preset as find_preset,presets,check_claims
 from .sweeps import play,read_about
+from .engines import executor_for
 from .plots import plot_lottery
 
 # %% ../nbs/42_cli.ipynb #0ee345c8
@@ -161,12 +162,15 @@ def run(
     epochs:int=None, # Epochs of each round (default: the preset's)
     data:str=None, # Folder of the data sets (default: $FASTAI_LOTTERY_DATA, then fastai's data folder; downloads what is missing)
     out:str=None, # Folder for results (default: lottery_runs/PRESET); a run that was stopped goes on there
-    jobs:int=None # Replicates side by side (default: one for each core)
+    jobs:int=None, # Processes (default: one for each replicate, and no more than there are cores)
+    backend:str='processes', # Who plays: processes of this machine, ray or dask; OUT and the data lie where all workers see them
+    address:str=None, # Of the Ray cluster or Dask scheduler, host:port (default: a cluster in this machine)
+    gpus_per_piece:float=None # GPUs of a training, lottery or measure, such as .25 (default: none are asked for)
 ):
     "Play the lottery of a preset over several seeds, with its controls: random re-initialisation and random masks"
     p,out = find_preset(preset),f'lottery_runs/{preset}' if out is None else out
     change = {k:v for k,v in dict(rounds=rounds, epochs=epochs).items() if v is not None}
-    steps = play(preset, out, replicates, jobs, data, **change)
+    steps = play(preset, out, replicates, jobs, data, executor_for(backend, address, gpus_per_piece), **change)
     own = ' with its own settings' if change or replicates else ''
     _tell(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}{own}\nresults  {out}\n')
     _follow(steps, out)

@@ -55,7 +55,8 @@ class _Task(Future):
 
 # %% ../nbs/39_engines.ipynb #389f6ff3
 class RayExecutor(Executor):
-    "Plays calls as tasks of a Ray cluster. Raises `ConnectionError` where nobody answers, `RuntimeError` where no node has what is asked for"
+    """Plays calls as tasks of a Ray cluster. Raises `ConnectionError` where nobody answers, `RuntimeError` where no node has what is
+    asked for"""
     def __init__(self,
         address:str=None, # `'host:port'`, `'ray://host:port'`, `'auto'`; by default the cluster that Ray knows, or one in this machine
         grows:bool=False, # May nodes come that have what no node has now, as with an autoscaler?
@@ -81,7 +82,8 @@ def check(self:RayExecutor):
     want = {**dict(CPU=o.get('num_cpus'), GPU=o.get('num_gpus')), **(o.get('resources') or {})}
     want = {k:v for k,v in want.items() if v}
     have = [n['Resources'] for n in ray.nodes() if n['Alive']]
-    if self.grows or any(all(n.get(k, 0)>=v for k,v in want.items()) for n in have): return
+    able = [n for n in have if all(n.get(k, 0)>=v for k,v in want.items())]
+    if self.grows or able: return
     has = [{k:n.get(k, 0) for k in want} for n in have]
     raise RuntimeError(f"no node of the Ray cluster has {want}; its {len(has)} nodes have {has[:5]}: ask for less, or say grows=True where "
                        "such nodes will come")
@@ -104,7 +106,8 @@ _backends = 'processes','ray','dask'
 
 def executor_for(backend='processes', address=None, gpus=None):
     "The executor of a backend by its name; none for processes of our own"
-    if backend not in _backends: raise ValueError(f"{meant(backend, _backends)}`backend` should be one of {', '.join(_backends)}; got {backend!r}")
+    if backend not in _backends:
+        raise ValueError(f"{meant(backend, _backends)}`backend` should be one of {', '.join(_backends)}; got {backend!r}")
     if backend=='processes':
         if address or gpus: raise ValueError("`address` and `gpus_per_piece` are for --backend ray or dask; processes are of this machine")
         return None

@@ -294,6 +294,7 @@ def _looks(d, deep=2):
         last = max(last, late, st.st_mtime_ns, st.st_ctime_ns)
     return sorted(res),last
 
+# %% ../nbs/33_experiments.ipynb #eb74a169
 _known = {}    # function and folder → how that looked, and what was read
 
 def read_once(read, d):

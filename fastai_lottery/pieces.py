@@ -19,8 +19,8 @@ from .files import *
 from .files import append_rows,locked,mark_of,read_json,short_hash
 from .arms import *
 from .experiments import *
-from .experiments import play_control,play_lottery,play_main,play_measure,rows_in,rows_made,share_rounds,shares_dense,take_tensors
-from .experiments import with_settings
+from .experiments import play_control,play_lottery,play_main,play_measure,rows_in,rows_made
+from .experiments import share_rounds,shares_dense,take_tensors,with_settings
 from .presets import *
 
 # %% ../nbs/38_pieces.ipynb #f8d533ba
@@ -43,7 +43,8 @@ class Piece:
 def pieces_of(p, seed):
     "The pieces of a seed of the preset `p`"
     controls,measures = p.todo()
-    named = [('lottery',), *(('control',a,k) for k,a in controls), *(('beside',a) for a in p.lotteries), *(('measure',a,k) for k,a in measures)]
+    beside = [('beside',a) for a in p.lotteries]
+    named = [('lottery',), *[('control',a,k) for k,a in controls], *beside, *[('measure',a,k) for k,a in measures]]
     return [Piece(seed, i, *o) for i,o in enumerate(named)]
 
 # %% ../nbs/38_pieces.ipynb #5752cc1b
@@ -140,7 +141,10 @@ def play_piece(p, o, out, data=None, device=None, made=None):
         with learn.no_bar(), learn.no_logging(): return len(play_main(p, learn, o.seed, out, data).rounds)
 
 # %% ../nbs/38_pieces.ipynb #0194c810
-def versions(): return dict(fastai_lottery=fastai_lottery.__version__, torch=torch.__version__, python='.'.join(map(str, sys.version_info[:2])))
+def versions():
+    "What the driver and its workers should have alike"
+    python = '.'.join(map(str, sys.version_info[:2]))
+    return dict(fastai_lottery=fastai_lottery.__version__, torch=torch.__version__, python=python)
 
 _beacon = '.driver'    # a file that the driver writes, and each worker must see
 
@@ -155,6 +159,7 @@ def _sees(f, token, secs=10):
 
 def _forks(dls): return [dl for dl in dls.loaders if getattr(getattr(dl, 'fake_l', dl), 'num_workers', 0)]
 
+# %% ../nbs/38_pieces.ipynb #884f1a77
 class Unfit(Exception): "A worker that cannot play any piece"
 
 def check_worker(job, p):
@@ -171,9 +176,11 @@ def check_worker(job, p):
                     "num_workers=0, or for Dask dask.config.set({'distributed.worker.daemon':False})")
 
 # %% ../nbs/38_pieces.ipynb #131d3f89
-def job_of(p, o, root, change=None, data=None, made=None, threads=None, token=None, versions=None):
+_unsaid = dict(change={}, data=None, made=None, threads=None, token=None, versions=None)
+
+def job_of(p, o, root, **more):
     "What a worker is told of the piece `o`"
-    return dict(p=p, o=o, root=str(root), change=change or {}, data=data, made=made, threads=threads, token=token, versions=versions)
+    return {**_unsaid, **more, 'p':p, 'o':o, 'root':str(root)}
 
 def preset_of(job):
     p = job['p']
@@ -198,6 +205,7 @@ def _log(job, text):
         fd = os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND|getattr(os, 'O_NOFOLLOW', 0), 0o666)
         with open(fd, 'a', encoding='utf-8') as g: g.write(time.strftime('%Y-%m-%d %H:%M:%S ')+text.rstrip()+'\n')
 
+# %% ../nbs/38_pieces.ipynb #68a06262
 def carried(e):
     "The error `e` as it can be sent"
     try: return pickle.loads(pickle.dumps(e))

@@ -66,17 +66,24 @@ class Slots(Executor):
             while self.free and self.todo:
                 f,call = self.todo.popleft()
                 if f.set_running_or_notify_cancel(): self._start(self.free.pop(0), f, call)
-    def _submit(self, i, call):
-        if self.pools[i] is None: self.pools[i],self.procs[i] = _one(),None
-        inner = self.pools[i].submit(call)
-        if self.procs[i] is None: self.procs[i] = next(iter(self.pools[i]._processes.values()))    # a broken pool forgets it
-        return inner
-    def _start(self, i, f, call):
-        try: inner = self._submit(i, call)
-        except BrokenProcessPool:    # it died while it had nothing to do
-            self.pools[i] = None
-            inner = self._submit(i, call)
-        inner.add_done_callback(partial(self._ended, i, f))
+
+# %% ../nbs/38_slots.ipynb #9b998eb1
+@patch
+def _submit(self:Slots, i, call):
+    "Give a call to slot `i`"
+    if self.pools[i] is None: self.pools[i],self.procs[i] = _one(),None
+    inner = self.pools[i].submit(call)
+    if self.procs[i] is None: self.procs[i] = next(iter(self.pools[i]._processes.values()))    # a broken pool forgets it
+    return inner
+
+@patch
+def _start(self:Slots, i, f, call):
+    "Play a call in slot `i`, for the future `f`"
+    try: inner = self._submit(i, call)
+    except BrokenProcessPool:    # it died while it had nothing to do
+        self.pools[i] = None
+        inner = self._submit(i, call)
+    inner.add_done_callback(partial(self._ended, i, f))
 
 # %% ../nbs/38_slots.ipynb #697b4961
 def _why_dead(proc):
@@ -96,6 +103,7 @@ def _ended(self:Slots, i, f, inner):
     f.set_result(inner.result()) if e is None else f.set_exception(e)
     self._feed()
 
+# %% ../nbs/38_slots.ipynb #13e2faf2
 @patch
 def shutdown(self:Slots, wait=True, *, cancel_futures=False):
     "No more calls; those that wait are played first where `wait` says so, and else cancelled"
@@ -147,11 +155,12 @@ def _check_dask(ex, secs=30):
     def workers(): return client.scheduler_info(n_workers=-1)['workers'].values()
     end = time.monotonic()+secs
     while not workers() and client.cluster is None and time.monotonic()<end: time.sleep(.5)
-    ws = workers()
-    if not ws and client.cluster is None: raise RuntimeError(f"the Dask cluster at {client.scheduler.address} has no worker, for {secs} s now")
-    if ws and not any(all(w.get('resources', {}).get(k, 0)>=v for k,v in want.items()) for w in ws):
-        raise RuntimeError(f"no worker of the Dask cluster has {want}; they have {[w.get('resources', {}) for w in ws][:5]}: "
-                           "start one with --resources, or ask for less")
+    has = [w.get('resources', {}) for w in workers()]
+    if not has and client.cluster is None:
+        raise RuntimeError(f"the Dask cluster at {client.scheduler.address} has no worker, for {secs} s now")
+    able = [h for h in has if all(h.get(k, 0)>=v for k,v in want.items())]
+    if has and not able:
+        raise RuntimeError(f"no worker of the Dask cluster has {want}; they have {has[:5]}: start one with --resources, or ask for less")
 
 def check_of(ex):
     "What asks the executor `ex` whether it can play a piece"

@@ -63,7 +63,7 @@ def _sign(f):
     with suppress(OSError): return (st := os.stat(f)).st_size,st.st_mtime_ns,st.st_ino
 
 @dataclass
-class _Seed:
+class Seed:
     "A seed: what is left of it, what plays, and the rows that are there"
     p:Preset
     i:int
@@ -84,7 +84,7 @@ class _Seed:
 
 # %% ../nbs/38_sweeps.ipynb #6eebb7b0
 @patch
-def news_of(self:_Seed, name):
+def news_of(self:Seed, name):
     "Rounds of the lottery `name` that were not seen before, as rows of `results`"
     if (sign := _sign(f := self.table(name)))==self.signs.get(name): return None
     df,n = rounds_table(f.parent),self.rounds.get(name, 0)
@@ -94,13 +94,14 @@ def news_of(self:_Seed, name):
     if len(new): new.insert(0, 'arm', ['dense' if r==0 else name or 'ticket' for r in new['round']])
     return new.assign(seed=self.i) if len(new) else None
 
+# %% ../nbs/38_sweeps.ipynb #8e66ab9e
 @patch
-def controls_of(self:_Seed, rows):
+def controls_of(self:Seed, rows):
     "Rows of controls, as rows of `results`"
     return pd.DataFrame(rows).drop(columns=['made','of','at','digest'], errors='ignore').assign(seed=self.i) if rows else None
 
 @patch
-def begin(self:_Seed, checked):
+def begin(self:Seed, checked):
     "Read the folder: the rows that are there, and the pieces that are left"
     news = [self.news_of(name) for name in self.lotteries() if self.table(name).exists()]
     for kind,fs in (('control',self.p.controls),('measure',self.p.measures)):
@@ -112,17 +113,17 @@ def begin(self:_Seed, checked):
     return [*news, self.controls_of(self.all_rows('control'))]
 
 @patch
-def all_rows(self:_Seed, kind): return [*self.rows[kind], *sum(self.found[kind].values(), [])]
+def all_rows(self:Seed, kind): return [*self.rows[kind], *sum(self.found[kind].values(), [])]
 
 # %% ../nbs/38_sweeps.ipynb #c7726215
 @patch
-def has(self:_Seed, o):
+def has(self:Seed, o):
     "Is the piece `o` over?"
     if o.kind not in tables: return o.name in self.over
     return (o.k,o.name) in self.found[o.kind] or any((r['round'],r['arm'])==(o.k,o.name) for r in self.rows[o.kind])
 
 @patch
-def ready(self:_Seed):
+def ready(self:Seed):
     "Pieces that may begin now; they are left no more"
     def may(o):
         n = rounds_for(self.p, o)
@@ -133,8 +134,9 @@ def ready(self:_Seed):
     self.at_work |= {*res}
     return res
 
+# %% ../nbs/38_sweeps.ipynb #ddf5de7f
 @patch
-def merge(self:_Seed):
+def merge(self:Seed):
     "Put what pieces have left into the tables, in the order of one process: each waits for those before it"
     for kind,todo in zip(('control','measure'), self.p.todo()):
         have,new,ended = {(o['round'],o['arm']) for o in self.rows[kind]},[],not (self.left or self.at_work)
@@ -146,7 +148,7 @@ def merge(self:_Seed):
         if ended: count_rows(self.file(kind), self.rows[kind])    # a kill may have come before
 
 @patch
-def ends(self:_Seed, checked):
+def ends(self:Seed, checked):
     "Merge; and where all of it is over, tidy up"
     with locked(self.dir, 'replicate'): self.merge()
     if self.left or self.at_work or self.failed: return
@@ -165,7 +167,7 @@ class Progress(tuple):
 # how often a piece is handed out; seconds until one that is busy is asked for again, and until a cluster is asked what it has
 _tries,_pause,_ask = 3,2,10
 
-class _Driver:
+class Driver:
     "Hands out pieces, and takes what comes back"
     def __init__(self, seeds, ex, limit, job, checked, total):
         self.seeds,self.ex,self.limit,self.job,self.checked,self.total = seeds,ex,limit,job,checked,total
@@ -184,12 +186,12 @@ class _Driver:
 
 # %% ../nbs/38_sweeps.ipynb #63649caa
 def _broke(e):
-    return RuntimeError(f"the executor takes no more pieces, {type(e).__name__}: {e}. Where a worker of a ProcessPoolExecutor is killed, all "
-                        "of the pool is lost. What was finished is on the disk: make a new executor, and call again; or leave `executor` "
-                        "out, and processes are renewed")
+    return RuntimeError(f"the executor takes no more pieces, {type(e).__name__}: {e}. Where a worker of a ProcessPoolExecutor is killed, "
+                        "all of the pool is lost. What was finished is on the disk: make a new executor, and call again; or leave "
+                        "`executor` out, and processes are renewed")
 
 @patch
-def hand_out(self:_Driver):
+def hand_out(self:Driver):
     "Submit what may begin, for as long as there is room"
     while self.heap and len(self.running)<self.limit:
         o = heapq.heappop(self.heap)
@@ -201,19 +203,20 @@ def hand_out(self:_Driver):
 
 # %% ../nbs/38_sweeps.ipynb #4d86af57
 @patch
-def lost(self:_Driver, o, e):
+def lost(self:Driver, o, e):
     "The executor has lost the piece `o`: again, or that was enough"
     if isinstance(e, NoGuard): raise RuntimeError(str(e)) from None
     if isinstance(e, (BrokenExecutor,CancelledError)): raise _broke(e) from e
     self.tries[o] = n = self.tries.get(o, 0)+1
     by_dask = type(e).__name__=='KilledWorker'    # Dask has tried it as often itself
     if n<_tries and not by_dask: return heapq.heappush(self.heap, o)
-    self.fail(o, RuntimeError(f"{o}: its worker was lost {n} time{'s'*(n>1)}, perhaps for want of memory ({type(e).__name__}: {e}). What it "
-                              "had finished is on the disk: the same command goes on there, and fewer pieces side by side (--jobs) need "
-                              "less memory"))
+    says = f"{o}: its worker was lost {n} time{'s'*(n>1)}, perhaps for want of memory ({type(e).__name__}: {e}). "
+    self.fail(o, RuntimeError(says+"What it had finished is on the disk: the same command goes on there, and fewer pieces side by side "
+                              "(--jobs) need less memory"))
 
+# %% ../nbs/38_sweeps.ipynb #265365c3
 @patch
-def fail(self:_Driver, o, e):
+def fail(self:Driver, o, e):
     "The piece `o` has failed: what does not need it goes on"
     s = self.seeds[o.seed]
     s.failed = True
@@ -222,7 +225,7 @@ def fail(self:_Driver, o, e):
     s.ends(self.checked)
 
 @patch
-def took(self:_Driver, o, res):
+def took(self:Driver, o, res):
     "The piece `o` is over, and has given `res`"
     s = self.seeds[o.seed]
     s.at_work.discard(o)
@@ -237,7 +240,7 @@ def took(self:_Driver, o, res):
 
 # %% ../nbs/38_sweeps.ipynb #9f6ed6aa
 @patch
-def back(self:_Driver, f):
+def back(self:Driver, f):
     "Take what the future `f` has"
     o = self.running.pop(f)
     try: v = f.result()
@@ -249,7 +252,7 @@ def back(self:_Driver, f):
     self.fail(o, v['error'])
 
 @patch
-def look(self:_Driver):
+def look(self:Driver):
     "New rounds of the lotteries that play, and pieces that may be asked for again"
     now = time.monotonic()
     for o in [*self.running.values(), *(o for _,o in self.later)]:
@@ -263,12 +266,24 @@ def look(self:_Driver):
 
 # %% ../nbs/38_sweeps.ipynb #e703d80b
 @patch
-def steps(self:_Driver):
+def begin(self:Driver, s):
+    "Read the folder of the seed `s`"
+    for df in s.begin(self.checked): self.tell(df)
+    self.put(s)
+    if not s.left and not s.at_work and s.dir.is_dir(): s.ends(self.checked)
+
+@patch
+def take(self:Driver, secs):
+    "Take what has come back, and wait so long for the first"
+    with suppress(queue.Empty):
+        self.back(self.events.get(timeout=secs))
+        while True: self.back(self.events.get_nowait())
+
+# %% ../nbs/38_sweeps.ipynb #8c7ad9c7
+@patch
+def steps(self:Driver):
     "Play, and say how far it is"
-    for s in self.seeds:
-        for df in s.begin(self.checked): self.tell(df)
-        self.put(s)
-        if not s.left and not s.at_work: s.ends(self.checked) if s.dir.is_dir() else None
+    for s in self.seeds: self.begin(s)
     yield self.progress()
     wait,check,asked = .5,check_of(self.ex),-math.inf
     while self.heap or self.running or self.later:
@@ -276,9 +291,7 @@ def steps(self:_Driver):
             check()
             asked = time.monotonic()
         self.hand_out()
-        with suppress(queue.Empty):
-            self.back(self.events.get(timeout=wait))
-            while True: self.back(self.events.get_nowait())
+        self.take(wait)
         t = time.monotonic()
         self.look()
         wait = max(.5, 20*(time.monotonic()-t))    # looking is a twentieth of the time at most
@@ -296,7 +309,7 @@ def _play(p, out, n, jobs, job, executor, about):
         if not ours:
             atomic_text(out/'.driver', token)
             job = partial(job, token=token, versions=versions())
-        d = _Driver([_Seed(p, i, d) for i,d in enumerate(dirs)], executor, math.inf, job, _Checked(out, p), n*n_trainings(p))
+        d = Driver([Seed(p, i, d) for i,d in enumerate(dirs)], executor, math.inf, job, _Checked(out, p), n*n_trainings(p))
         try:
             with of_ours(jobs) if ours else of_yours(executor, d.running) as ex:
                 d.ex,d.limit = ex,limit_of(ex)
@@ -315,7 +328,8 @@ def _asked(p, n, jobs, data, executor, check):
     if jobs is not None and executor is not None: raise ValueError("`jobs` is for processes of our own; an `executor` has its own number")
     if executor is not None and not hasattr(executor, 'submit'):
         raise ValueError(f"`executor` should be one of concurrent.futures, with a `submit`; got {executor!r:.80}")
-    _check_at_least(replicates=(n,1), jobs=(1 if jobs is None else jobs,1), rounds=(p.settings['rounds'],0), epochs=(p.settings['n_epoch'],1))
+    s = p.settings
+    _check_at_least(replicates=(n,1), jobs=(1 if jobs is None else jobs,1), rounds=(s['rounds'],0), epochs=(s['n_epoch'],1))
     check()
     if p.cb.get('units')=='channels': need_deploy(f'the preset {p.name!r}')
     p.data(path=data, seed=0)

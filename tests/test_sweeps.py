@@ -27,7 +27,8 @@ def data(path=None, seed=0, device=None):
     x = torch.randn(96, 8, generator=torch.Generator().manual_seed(7))
     y = x[:,:4].argmax(1)
     a,b = TensorDS(x[:64], y[:64]),TensorDS(x[64:], y[64:])
-    return DataLoaders(TensorDL(a, bs=16, shuffle=True, seed=seed), TensorDL(b, bs=32), TensorDL(b, bs=32), device='cpu')
+    return DataLoaders(TensorDL(a, bs=16, shuffle=True, seed=seed), TensorDL(b, bs=32), TensorDL(b, bs=32),
+                       device='cpu')
 
 def net(): return nn.Sequential(nn.Linear(8,12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(.1), nn.Linear(12,4))
 def once(run, k): return run.fit(one_shot(run, k))
@@ -35,11 +36,14 @@ def kept(run, k): return [dict(what='a', kept=run.ticket(k).masks.n_kept), dict(
 
 lab = Preset('lab', 'a net of some weights', 'none', 'seconds', data, net,
              dict(n_epoch=2, rounds=3, amount=.4, fit=Learner.fit, lr=.02, eval_every=4), levels=(1,3), replicates=2,
-             controls=dict(reinit=dict(reset=random_reinit), random=dict(mask=shuffle_mask), once=once, keep=dict(reset='keep')),
+             controls=dict(reinit=dict(reset=random_reinit), random=dict(mask=shuffle_mask), once=once,
+                           keep=dict(reset='keep')),
              at=dict(stability=(3,), instability=(3,)),
              lotteries=dict(chance=dict(criterion='random'), wide=dict(n_epoch=1)),
-             measures=dict(kept=kept, stability=partial(ticket_stability, orders=2), instability=partial(ticket_instability, alphas=3)))
-small = replace(lab, controls=dict(reinit=dict(reset=random_reinit)), lotteries={}, measures={}, levels=(1,), settings={**lab.settings, 'rounds':1})
+             measures=dict(kept=kept, stability=partial(ticket_stability, orders=2),
+                           instability=partial(ticket_instability, alphas=3)))
+small = replace(lab, controls=dict(reinit=dict(reset=random_reinit)), lotteries={}, measures={}, levels=(1,),
+                settings={**lab.settings, 'rounds':1})
 
 class Here(Executor):
     "Plays at once, in this process; `hurt` sees each job first and may raise what the executor is to raise"
@@ -91,7 +95,9 @@ def test_pieces_are_equal_to_one_process(alone, tmp_path):
 def test_pieces_in_any_order_give_the_same_files(alone, tmp_path):
     "The last that may begin goes first"
     class Last(Here):
-        def __init__(self): super().__init__(); self.waits = []
+        def __init__(self):
+            super().__init__()
+            self.waits = []
         def submit(self, fn, job):
             self.waits.append((f := Future(), fn, job))
             return f
@@ -118,14 +124,16 @@ def test_a_folder_of_one_process_goes_on_in_pieces(alone, tmp_path):
     f.write_text(''.join(f.read_text().splitlines(True)[:3]))
     ex = Here()
     played(lab, d, ex)
-    assert Counter(o.split(', ')[0] for o in ex.seen)=={'seed 0':3, 'seed 1':3+6}, 'lotteries are checked once, and what is missing is played'
+    assert Counter(o.split(', ')[0] for o in ex.seen)=={'seed 0':3,
+                                                        'seed 1':3+6}, 'lotteries are checked once, and what is missing is played'
     same(alone/'seed_01', d/'seed_01')
 
 def test_a_piece_that_was_left_is_taken_by_one_process(alone, tmp_path):
     o = [o for o in pieces_of(lab, 0) if o.name=='once'][0]
     def job(o): return job_of(pickle.dumps(lab), o, tmp_path, made='xmade')
     for q in (pieces_of(lab, 0)[0], o): assert 'ok' in work(job(q))
-    with pytest.raises(ValueError, match="holds 'once' .round 1. made in another way"): play_seed(lab, 0, tmp_path/'seed_00')
+    with pytest.raises(ValueError, match="holds 'once' .round 1. made in another way"):
+        play_seed(lab, 0, tmp_path/'seed_00')
     shutil.rmtree(tmp_path/'seed_00'/'pieces')
     assert 'ok' in (res := work({**job(o), 'made':sweeps.made_by(once)})), res
     n = len(results(tmp_path))
@@ -153,7 +161,8 @@ def test_a_control_beside_a_lottery_that_goes_on(alone, tmp_path):
     assert len(pd.read_csv(tmp_path/'seed_00'/'rounds.csv'))==2
     want = plain(alone/'seed_00'/'controls.csv')
     want = want[(want.arm=='keep')&(want['round']==1)].iloc[0]
-    assert row['mask_hash']==want.mask_hash and row['test_accuracy']==want.test_accuracy and row['valid_loss']==want.valid_loss
+    assert row['mask_hash']==want.mask_hash and row['test_accuracy']==want.test_accuracy
+    assert row['valid_loss']==want.valid_loss
 
 def test_measures_train_nothing_twice(tmp_path, monkeypatch):
     fits = []
@@ -185,14 +194,16 @@ def test_a_piece_that_is_always_lost_ends_alone(tmp_path):
     def hurt(o):
         if (o.seed,o.kind)==(0,'control'): raise OSError('node lost')
     ex = Here(hurt)
-    with pytest.raises(RuntimeError, match='seed 0, reinit, round 1: its worker was lost 3 times.*node lost'): played(small, tmp_path/'run', ex)
+    with pytest.raises(RuntimeError, match='seed 0, reinit, round 1: its worker was lost 3 times.*node lost'):
+        played(small, tmp_path/'run', ex)
     assert results(tmp_path/'run').groupby('seed').size().to_dict()=={0:2, 1:3}
     played(small, tmp_path/'run')
     assert results(tmp_path/'run').groupby('seed').size().to_dict()=={0:3, 1:3}
 
 def _typo(run, k): raise KeyError(f'seed {run.seed}')
 def test_an_error_of_a_piece_is_raised_when_the_others_are_over(tmp_path):
-    p = replace(lab, replicates=1, controls=dict(reinit=dict(reset=random_reinit), bad=_typo), lotteries={}, measures=dict(kept=kept), levels=(1,))
+    p = replace(lab, replicates=1, controls=dict(reinit=dict(reset=random_reinit), bad=_typo), lotteries={},
+                measures=dict(kept=kept), levels=(1,))
     ex,seen = Here(),[]
     with pytest.raises(KeyError, match='seed 0'): seen.extend(o for o in play(p, tmp_path/'run', executor=ex))
     assert len(ex.seen)==4, 'an error of ours is asked for once'
@@ -200,12 +211,14 @@ def test_an_error_of_a_piece_is_raised_when_the_others_are_over(tmp_path):
     assert df.arm.tolist()==['dense']+['ticket']*3+['reinit'] and len(measured(tmp_path/'run'))==2
     log = next((tmp_path/'run'/'logs'/'seed_00').glob('*bad*.log')).read_text()
     assert 'Traceback' in log and '_typo' in log
-    assert play_seed(replace(p, controls=dict(reinit=p.controls['reinit'])), 0, tmp_path/'run'/'seed_00').equals(df.drop(columns='seed'))
+    assert play_seed(replace(p, controls=dict(reinit=p.controls['reinit'])), 0,
+                     tmp_path/'run'/'seed_00').equals(df.drop(columns='seed'))
 
 def test_what_needs_a_failed_piece_is_not_played(tmp_path):
     def net(): raise ValueError('no such net')
     ex = Here()
-    with pytest.raises(ValueError, match='no such net'): played(replace(small, model=net), tmp_path/'run', ex, replicates=1)
+    with pytest.raises(ValueError, match='no such net'):
+        played(replace(small, model=net), tmp_path/'run', ex, replicates=1)
     assert ex.seen==['seed 0, lottery']
 
 def kill_once(f, fn, job):
@@ -271,7 +284,8 @@ def test_a_worker_that_does_not_see_the_folder(tmp_path, monkeypatch):
     class Elsewhere(Here):
         def submit(self, fn, job): return super().submit(fn, {**job, 'root':str(tmp_path/'other')})
     monkeypatch.setattr(pieces, '_sees', partial(pieces._sees, secs=.1))
-    with pytest.raises(RuntimeError, match='does not see what the driver wrote into .*other'): played(small, tmp_path/'run', Elsewhere())
+    with pytest.raises(RuntimeError, match='does not see what the driver wrote into .*other'):
+        played(small, tmp_path/'run', Elsewhere())
 
 def test_a_worker_of_another_version(tmp_path):
     class Old(Here):
@@ -279,8 +293,10 @@ def test_a_worker_of_another_version(tmp_path):
     with pytest.raises(RuntimeError, match='it has torch .* and the driver 1.0'): played(small, tmp_path/'run', Old())
 
 def test_executor_and_jobs(tmp_path):
-    with pytest.raises(ValueError, match='`jobs` is for processes of our own'): play('digits', tmp_path, jobs=2, executor=Here())
-    with pytest.raises(ValueError, match='`executor` should be one of concurrent.futures'): play('digits', tmp_path, executor=3)
+    with pytest.raises(ValueError, match='`jobs` is for processes of our own'):
+        play('digits', tmp_path, jobs=2, executor=Here())
+    with pytest.raises(ValueError, match='`executor` should be one of concurrent.futures'):
+        play('digits', tmp_path, executor=3)
 
 # --- nothing is read that has not changed
 
