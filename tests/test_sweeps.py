@@ -322,3 +322,9 @@ def test_a_young_file_is_read_again(alone, tmp_path):
     f.write_text(f.read_text().replace('0', '1', 1))
     os.utime(f, ns=(st.st_atime_ns, st.st_mtime_ns))
     with pytest.raises(ValueError, match='seed_00.rounds.csv'): results(tmp_path/'run')
+
+def test_a_backend_by_its_name(capsys, tmp_path):
+    from fastai_lottery.cli import main
+    for args,says in ((['--backend','rai'], 'did you mean'), (['--address','a:1'], 'are for --backend ray or dask')):
+        assert main(['run', 'digits', '--out', str(tmp_path/'x'), *args])==1
+        assert says in capsys.readouterr().err.lower() and not (tmp_path/'x').exists()
