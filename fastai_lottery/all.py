@@ -60,6 +60,7 @@ from .cheap import *
 from .rethinking import *
 from .presets import *
 from .sweeps import *
+from .engines import *
 from .plots import *
 from .pictures import *
 from .speed import *
