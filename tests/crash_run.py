@@ -11,7 +11,7 @@ from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
 from fastai_lottery.gradual import *
 from fastai_lottery.data import TensorDS,TensorDL
-import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli
+import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
 # --- callbacks that look, and some that remember
