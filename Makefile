@@ -48,8 +48,8 @@ lint: $(ENV)/.lottery-dev ## ruff, for real errors only, and the rules of the ho
 	@ruff check --no-cache .
 	@python tests/test_house.py
 
-sync: $(ENV)/.lottery-dev ## modules are what the notebooks export, notebooks are clean, README is up to date
-	$(say) 'modules, notebooks and README in step'
+sync: $(ENV)/.lottery-dev ## modules are what the notebooks export, notebooks are clean, README and the list of presets are up to date
+	$(say) 'modules, notebooks, README and the list of presets in step'
 	@python -m pytest -q -p no:cacheprovider --tb=short tests/test_project.py -k 'step'
 
 nbs: $(ENV)/.lottery-dev ## run every notebook
@@ -68,9 +68,9 @@ extras: $(ENV)/.lottery-extras ## tests that need packages of the extras, which 
 	$(say) 'pytest, the extras'
 	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short -m extra
 
-export: $(ENV)/.lottery-dev ## after editing a notebook: write the modules, clean the notebooks, make the README
-	$(say) 'nbdev-export, nbdev-clean, README.md'
-	@nbdev-export && nbdev-clean && python docs/readme.py
+export: $(ENV)/.lottery-dev ## after editing a notebook: write the modules, clean the notebooks, list the presets, make the README
+	$(say) 'nbdev-export, nbdev-clean, presets.json, README.md'
+	@nbdev-export && nbdev-clean && python docs/listing.py && python docs/readme.py
 
 readme: $(ENV)/.lottery-dev ## README.md from nbs/index.ipynb
 	@python docs/readme.py

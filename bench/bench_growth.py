@@ -15,7 +15,8 @@ from fastai_lottery.model import one_more
 from fastai_lottery.packing import least_bytes
 from fastai_lottery.resets import state
 from fastai_lottery.tables import append_rows
-from common import data,images,interleave,learner,sized,tiny
+from bench_import import fresh,importing
+from common import data,images,interleave,learner,show,sized,tiny
 
 def exponent(sizes, secs):
     "Slope of log(seconds) over log(size), by least squares"
@@ -315,6 +316,34 @@ def bench_pieces_that_sleep():
             wall,cpu = play_with(workers, levels)
             print(f'  {workers:8} {pieces:9,} {wall:8.2f} {pieces*secs/workers:9.2f} {1000*cpu/pieces:12.2f}')
     print(f'  {60/(cpu/pieces):,.0f} workers are no limit for it where a piece takes a minute, {600/(cpu/pieces):,.0f} where it takes ten')
+
+answers = '--help','list','run --help','report --help','bogus','run digit','run digits --round-up'
+
+def bench_commands():
+    "Commands that answer load nothing: CPU time of each, to `python -c pass` and to `import torch`"
+    says = 'import sys; from fastai_lottery.cli import main; sys.exit(main())'
+    arms = {'python -c pass':importing('pass'), 'import torch':importing('import torch')}
+    arms |= {f'lottery {o}':fresh('-c', says, *o.split()) for o in answers}
+    ms = interleave(arms, 5)
+    empty,theirs,*ours = ms.values()
+    print()
+    for k,v in ms.items(): print(f'  {k:<30} {v:8.0f} ms   × {v/empty:7.2f} of pass   × {v/theirs:5.2f} of torch')
+    good = 'as it should' if max(ours)<=1000 else 'NOT as it should'
+    print(f'  the slowest {max(ours):.0f} ms (at most 1,000): {"a rehearsal" if tiny else good}')
+    assert len(ours)==len(answers)
+
+def bench_worker():
+    "What a process loads that plays a seed: CPU time, to that of a Learner alone, which is fastai's"
+    opt = 'import torch; torch.optim.SGD([torch.zeros(1, requires_grad=True)], .1)'    # loads torch's compiler
+    ours = f'import fastai_lottery.sweeps; {opt}'
+    new = f'from fastai_lottery.catalogue import loading\nwith loading(): {ours}'
+    arms = dict(learner=f'import fastai.learner; {opt}', worker=ours, loading=new)
+    ms = interleave({k:importing(v) for k,v in arms.items()}, 5)
+    show('a worker loads, CPU time', ms, 'learner')
+    fewer,good = ms['loading']<=ms['learner'],ms['worker']<=1.1*ms['learner']
+    print(f'  with `loading` less than a Learner alone, else 1.1 at most: '
+          f'{"a rehearsal" if tiny else "as it should" if fewer and good else "NOT as it should"}')
+    assert len(ms)==3
 
 # ---- steps, overlaps, loaders
 

@@ -12,7 +12,6 @@ import pandas as pd
 from torch import nn
 from fastai.learner import Learner
 from fastai.optimizer import Adam
-from .core import meant
 from .scopes import *
 from .rounds import *
 from .arms import *
@@ -25,6 +24,7 @@ from .lenets import lenets,on_digits
 from .lenet_masks import lenet_masks
 from .rethinking import rethinking
 from .cheap import cheap
+from .catalogue import no_preset
 
 # %% ../nbs/37_presets.ipynb #8a48ec65
 _convs = []
@@ -309,7 +309,7 @@ def preset(
 )->Preset:
     "A preset by its name. Raises `ValueError`, with near names, for an unknown one"
     if name in presets: return presets[name]
-    raise ValueError(f"{meant(name, presets)}There is no preset {name!r}; there are: {', '.join(presets)}")
+    raise no_preset(name, presets)
 
 # %% ../nbs/37_presets.ipynb #40d6e568
 def check_claims(
