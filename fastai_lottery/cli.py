@@ -21,6 +21,7 @@ from .experiments import results,measured
 from .claims import compare_arms,show_arms
 from .presets import preset as find_preset,presets,check_claims
 from .sweeps import play,read_about
+from .engines import executor_for
 from .plots import plot_lottery
 
 # %% ../nbs/42_cli.ipynb #0ee345c8
@@ -121,12 +122,6 @@ def _line(o):
     return (f"{o.seed:>4} {o['round']:>6} {100*o.density:>11.1f} %  {o.arm:<7} "
             f"{100*o.es_test_accuracy:>11.2f} {o.es_iteration:>11.0f} {o.seconds:>8.1f}")
 
-def _news(df, seen):
-    "A line for each training that ended since the last look"
-    new = [o for _,o in df.iterrows() if (o.seed,o.arm,o['round']) not in seen]
-    seen.update((o.seed,o.arm,o['round']) for o in new)
-    return map(_line, new)
-
 class _Screen:
     "A bar at the bottom and a table that grows above it; plain lines where nobody looks on"
     def __init__(self, total):
@@ -149,14 +144,14 @@ The same in Python, for one seed:
 then learn.lottery.report(), learn.lottery.plot() and learn.lottery.best()"""
 
 def _follow(steps, out):
-    "Show the trainings of a run as they end"
-    screen,seen = None,set()
-    for done,total in steps:
-        screen = screen or _Screen(total)
-        if done>len(seen):
-            with _readable(out):
-                for l in _news(results(out), seen): screen.put(l)
-        screen.update(done)
+    "Show the trainings of a run as they end, and what went wrong"
+    screen = None
+    for o in steps:
+        screen = screen or _Screen(o[1])
+        with _readable(out):
+            for l in map(_line, [] if o.new is None else [r for _,r in o.new.iterrows()]): screen.put(l)
+        for piece,e in o.failed: screen.put(f'{piece} failed: {e}')
+        screen.update(o[0])
 
 # %% ../nbs/42_cli.ipynb #643bb94a
 @call_parse
@@ -167,12 +162,15 @@ def run(
     epochs:int=None, # Epochs of each round (default: the preset's)
     data:str=None, # Folder of the data sets (default: $FASTAI_LOTTERY_DATA, then fastai's data folder; downloads what is missing)
     out:str=None, # Folder for results (default: lottery_runs/PRESET); a run that was stopped goes on there
-    jobs:int=None # Replicates side by side (default: one for each core)
+    jobs:int=None, # Processes (default: one for each replicate, and no more than there are cores)
+    backend:str='processes', # Who plays: processes of this machine, ray or dask; OUT and the data lie where all workers see them
+    address:str=None, # Of the Ray cluster or Dask scheduler, host:port (default: a cluster in this machine)
+    gpus_per_piece:float=None # GPUs of a training, lottery or measure, such as .25 (default: none are asked for)
 ):
     "Play the lottery of a preset over several seeds, with its controls: random re-initialisation and random masks"
     p,out = find_preset(preset),f'lottery_runs/{preset}' if out is None else out
     change = {k:v for k,v in dict(rounds=rounds, epochs=epochs).items() if v is not None}
-    steps = play(preset, out, replicates, jobs, data, **change)
+    steps = play(preset, out, replicates, jobs, data, executor_for(backend, address, gpus_per_piece), **change)
     own = ' with its own settings' if change or replicates else ''
     _tell(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}{own}\nresults  {out}\n')
     _follow(steps, out)
