@@ -69,16 +69,16 @@ class Place:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
     def peak(self, f):
-        "What `f()` gives, and the bytes that it needed at most beside what was there before"
+        "Bytes that `f()` needs at most beside what was there before"
         if not self.cuda:
-            with Peak() as p: res = f()
-            return res,p.peak-p.base
+            with Peak() as p: f()
+            return p.peak-p.base
         self.wait()
         torch.cuda.reset_peak_memory_stats()
         base = torch.cuda.memory_allocated()
-        res = f()
+        f()
         self.wait()
-        return res,torch.cuda.max_memory_allocated()-base
+        return torch.cuda.max_memory_allocated()-base
 
     def stream(self):
         "Work in a stream of its own, which waits for what was begun, and is waited for"

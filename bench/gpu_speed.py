@@ -50,6 +50,15 @@ def overhead(place, case):
 # ---- a global prune
 
 def prune(w, masks): return make_masks(scores('large_final', list(w), w_f=w), masks, .2)
+def cost(place, w, masks, repeats):
+    "Median ms of a prune, the most bytes that one needed, and its masks"
+    ms,peaks,out = [],[],{}
+    def once(): ms.append(place.ms(lambda: out.update(new=prune(w, masks))))
+    for _ in range(repeats):
+        out.clear()
+        peaks.append(place.peak(once))
+    return statistics.median(ms),max(peaks),out['new']
+
 def in_order(w, new):
     "Is every weight that stays at least as large as each that goes?"
     stay = min(float(w[n].abs()[m].min()) for n,m in new.items())
@@ -73,8 +82,7 @@ def large(place, case):
     w = {f'{i}':torch.randn(n//10, generator=g, device=place.device) for i in range(10)}
     masks = Masks.ones(w)
     prune({'0':w['0'][:1000]}, Masks.ones({'0':w['0'][:1000]}))    # what is loaded at first use is loaded
-    ms = statistics.median(place.ms(lambda: prune(w, masks)) for _ in range(repeats))
-    new,peak = place.peak(lambda: prune(w, masks))
+    ms,peak,new = cost(place, w, masks, repeats)
     kth,top = peers(place, w, repeats)
     exact,judged = new.n_kept==n-round(.2*n) and in_order(w, new),sized(place.cuda, False)
     figure = f'{"exact" if exact else "WRONG"}, {ms/1000:.3g} s, × {ms/kth:.3g}, × {ms/top:.3g}, peak × {peak/(4*n):.2f}'
