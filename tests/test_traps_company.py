@@ -138,8 +138,7 @@ def test_trap_26_wrapped_models_have_the_same_names_and_masks(wrap, bare):
     rounds = learn.fit_lottery(1, 2, amount=.3, seed=1)
     assert p.bad==[] and leaks(learn)==0 and p.steps==12
     for a,b in zip(bare[1], rounds):
-        assert list(a.masks)==list(b.masks) and list(a.start)==list(b.start) and bits(a.start)==bits(b.start)
-        assert a['kept']==b['kept']
+        assert (list(a.masks),list(a.start),bits(a.start),a['kept'])==(list(b.masks),list(b.start),bits(b.start),b['kept'])
         if wrap!='channels_last': assert a.masks==b.masks and a['valid_loss']==b['valid_loss']
     t = learn.lottery.ticket()
     assert bits(t.apply_(conv_bn()))==bits(under(t.weights, t.masks)), 'a ticket of a wrapped model fits the bare one'
