@@ -2,6 +2,7 @@
 import tracemalloc
 from functools import partial
 import pytest,torch
+from nets import said
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from fastai.basics import DataLoaders,Learner
@@ -158,7 +159,7 @@ def lottery():
     lot.set_masks(lot.all_kept(), None)
     return lot
 
-@pytest.mark.parametrize('scope', ['global','local','erk',{'0':.5},partial(global_, floor=4)], ids=str)
+@pytest.mark.parametrize('scope', ['global','local','erk',{'0':.5},partial(global_, floor=4)], ids=said)
 def test_one_whole_prune_is_enough(scope, monkeypatch):
     lot,asked,made = lottery(),[],fastai_lottery.model.make_masks
     monkeypatch.setattr(fastai_lottery.model, 'make_masks', lambda s, m, a, *args: asked.append(a) or made(s, m, a, *args))
