@@ -103,7 +103,7 @@ def _arms(df):
 def _with_figures(df, col):
     "Trainings in `df` that have a figure of `col`"
     for c in ('arm','round','density',col):
-        if c not in df: raise ValueError(f"the table has no column {c!r}; it has {', '.join(map(str, df.columns))}")
+        if c not in df: raise ValueError("the table has no column {c!r}; it has {', '.join(map(str, df.columns))}")
     has = df[df[col].notna()]
     if len(has): return has
     late = '' if not col.startswith('es_') else ": figures at the early-stop iteration need a validation set, and `eval_every`"
@@ -238,7 +238,7 @@ def plot_cost(
     """A figure against the iterations that it took, in percent of the whole lottery's; a line is the dense net's.
     Raises `ValueError` where `df` has no such figures, or several rows of one seed for a point"""
     df,f = _with_figures(df, col),scale_of(col)
-    if 'cost' not in df: raise ValueError(f"the table has no column 'cost': with_costs(results(...)) gives one")
+    if 'cost' not in df: raise ValueError("the table has no column 'cost': with_costs(results(...)) gives one")
     check_seeds(df, ['arm','round'])
     ax = new_axes(ax)
     at = df[(df['round']==k)|(df.arm=='dense')]
