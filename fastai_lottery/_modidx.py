@@ -1903,6 +1903,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fastai_lottery.slots.Slots.shutdown': ('slots.html#slots.shutdown', 'fastai_lottery/slots.py'),
                                       'fastai_lottery.slots.Slots.submit': ('slots.html#slots.submit', 'fastai_lottery/slots.py'),
                                       'fastai_lottery.slots.WorkerDied': ('slots.html#workerdied', 'fastai_lottery/slots.py'),
+                                      'fastai_lottery.slots._begin': ('slots.html#_begin', 'fastai_lottery/slots.py'),
                                       'fastai_lottery.slots._check_dask': ('slots.html#_check_dask', 'fastai_lottery/slots.py'),
                                       'fastai_lottery.slots._one': ('slots.html#_one', 'fastai_lottery/slots.py'),
                                       'fastai_lottery.slots._why_dead': ('slots.html#_why_dead', 'fastai_lottery/slots.py'),

@@ -14,13 +14,21 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from fastcore.basics import patch
+from .catalogue import loading
 
 # %% ../nbs/38_slots.ipynb #45bbe718
 def _with_parent():
     "End this process when the one that started it does, however that ended"
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
-def _one(): return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn'), initializer=_with_parent)
+def _begin():
+    "What a new process does first: it loads all that a piece needs, and no garbage is looked for meanwhile"
+    _with_parent()
+    with loading():
+        import torch,fastai_lottery.pieces
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], .1)    # the first optimizer loads torch's compiler
+
+def _one(): return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn'), initializer=_begin)
 
 def cores(): return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1
 
