@@ -103,7 +103,7 @@ def _arms(df):
 def _with_figures(df, col):
     "Trainings in `df` that have a figure of `col`"
     for c in ('arm','round','density',col):
-        if c not in df: raise ValueError("the table has no column {c!r}; it has {', '.join(map(str, df.columns))}")
+        if c not in df: raise ValueError(f"the table has no column {c!r}; it has {', '.join(map(str, df.columns))}")
     has = df[df[col].notna()]
     if len(has): return has
     late = '' if not col.startswith('es_') else ": figures at the early-stop iteration need a validation set, and `eval_every`"
