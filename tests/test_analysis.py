@@ -328,7 +328,7 @@ def test_overlap_errors():
 
 # ---- counts of pairs
 
-def by_hand(a, b):
+def counted_by_hand(a, b):
     both,either = ([int(f(a[n].cpu(), b[n].cpu()).sum()) for n in a] for f in (torch.logical_and,torch.logical_or))
     return sum(both)/max(sum(either), 1)
 
@@ -351,7 +351,7 @@ def test_overlaps_are_those_of_bools(kind, together, monkeypatch):
     t,n = overlap_table(ms),kept_by_both(ms)
     for i,a in enumerate(ms):
         for j,b in enumerate(ms):
-            assert overlap(a, b)==by_hand(a, b)==(t.iloc[i,j] if i!=j else by_hand(a, b))
+            assert overlap(a, b)==counted_by_hand(a, b)==(t.iloc[i,j] if i!=j else counted_by_hand(a, b))
             assert n[i,j]==sum(int((a[o]&b[o]).sum()) for o in a)
     assert (np.diag(t)==1).all() and n.dtype==np.int64
 
