@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/90_all.ipynb #97ac8fdc
 from .core import *
+from .hold import *
 from .masks import *
 from .criteria import *
 from .lowest import *

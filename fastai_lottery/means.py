@@ -21,6 +21,7 @@ class RunningMean(Callback):
             raise ValueError(f"`rate` should be a fraction above 0 and at most 1, such as .001; got {rate!r}")
         self.rate,self.means = rate,[]
     def after_batch(self):
+        "Take the step into the mean"
         if hasattr(self.learn, 'lr_finder'): return
         now = [p.detach().abs().float() for p in _tracked(self.learn.model)]
         if len(self.means)!=len(now): self.means = now

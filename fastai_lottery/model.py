@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend,sdpa_kernel
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .core import *
+from .hold import *
 from .masks import *
 from .masks import Hook
 from .criteria import scores,in_steps

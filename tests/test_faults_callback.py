@@ -5,7 +5,8 @@ import pandas as pd,pytest
 from torch.optim.swa_utils import AveragedModel
 from nets import *
 import fastai_lottery.callback as callback
-from fastai_lottery.masks import Hold,hold_,optimizers_in
+from fastai_lottery.hold import Hold,hold_
+from fastai_lottery.masks import optimizers_in
 from fastai_lottery.signals import outside_state,load_outside_,unwatched
 
 # --- optimizers that write where others do not
