@@ -29,7 +29,7 @@ from .carried import *
 from .checkpoints import *
 from .looks import *
 from .fits import *
-from .search import *
+from .searches import *
 from .identity import *
 from .labels import *
 from .settings import *

@@ -27,7 +27,7 @@ from .resets import state,load_
 from .tickets import *
 from .callback import *
 from .signals import outside_state,load_outside_
-from .search import *
+from .searches import *
 from .rounds import *
 from .supermask import *
 from .transfer import *

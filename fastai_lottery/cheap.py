@@ -14,7 +14,7 @@ from scipy import stats
 from fastai.learner import Learner
 from .tables import short_hash
 from .scopes import *
-from .search import *
+from .searches import *
 from .rounds import *
 from .gradual import *
 from .arms import *

@@ -29,8 +29,8 @@ from .looks import *
 from .looks import Bystander
 from .fits import *
 from .fits import Training,iterations_an_epoch
-from .search import *
-from .search import check_length
+from .searches import *
+from .searches import check_length
 from .settings import *
 from .settings import Settings,as_fit,checked,goal_of,plays_one_fit
 from .rounds import *

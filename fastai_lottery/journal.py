@@ -27,7 +27,7 @@ from .looks import has_valid
 from .fits import *
 from .fits import plain_place
 from .identity import about_run
-from .search import is_whole
+from .searches import is_whole
 from .settings import *
 from .settings import best_of,decided,monitor_of,says_lower
 from .statistics import better_when,is_lower,lower_of

@@ -18,7 +18,7 @@ from .masks import *
 from .statistics import check_seeds,interval,is_fraction,scale_of
 from .callback import LotteryCallback
 from .fits import Round
-from .search import whole_rows
+from .searches import whole_rows
 from .settings import monitor_of
 from .rounds import *
 

@@ -33,7 +33,7 @@ from .fits import fit_once,place_of,seed_all
 from .settings import *
 from .settings import Settings,as_fit,checked,check_fit,is_near,plays_one_fit
 from .means import forget_means,keeper_for
-from .search import as_search
+from .searches import as_search
 from .turns import check_search,checked_sides,play_sides,prunes_before,turn_of
 from .identity import say
 from .runs import *

@@ -28,8 +28,8 @@ from .model import check_alone
 from .fits import *
 from .looks import figure_names,has_valid
 from .fits import Training,iterations_an_epoch
-from .search import *
-from .search import is_whole
+from .searches import *
+from .searches import is_whole
 from .identity import about_callback
 
 # %% ../nbs/16_settings.ipynb #6c609fd6

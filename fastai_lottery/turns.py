@@ -16,8 +16,8 @@ from .resets import keep
 from .callback import *
 from .fits import *
 from .fits import Training,iterations_an_epoch,plain_place
-from .search import *
-from .search import Searching,is_whole,is_whole_leg,spent_on
+from .searches import *
+from .searches import Searching,is_whole,is_whole_leg,spent_on
 from .settings import *
 from .settings import Settings,is_met
 

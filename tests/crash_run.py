@@ -10,7 +10,7 @@ from fastai_lottery.looks import *
 from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
 from fastai_lottery.gradual import *
-from fastai_lottery.search import *
+from fastai_lottery.searches import *
 from fastai_lottery.data import TensorDS,TensorDL
 import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
 import fastai_lottery.tables as tables

@@ -9,8 +9,8 @@ from nets import *
 from fastai_lottery.checkpoints import read_checkpoint
 from fastai_lottery.gradual import *
 from fastai_lottery.means import RunningMean
-from fastai_lottery.search import *
-from fastai_lottery.search import whole_rows
+from fastai_lottery.searches import *
+from fastai_lottery.searches import whole_rows
 from fastai_lottery.callback import new_masks
 from fastai_lottery.units import PerUnit
 
