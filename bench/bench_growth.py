@@ -40,6 +40,7 @@ def growth(title, sizes, arms, most, slope=1.05, repeats=5, unit='items', of='ms
     says = 'a rehearsal' if tiny else good
     print(f'  exponent {e:.2f} (at most {slope:g}), ratio at the end {ratio:.2f} (at most {most:g}): {says}')
     assert len(rows)==len(sizes)
+    return rows
 
 # ---- masks and scopes
 

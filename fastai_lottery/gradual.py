@@ -33,6 +33,7 @@ from .searches import *
 from .searches import check_length
 from .settings import *
 from .settings import Settings,as_fit,checked,goal_of,plays_one_fit
+from .means import keeper_for
 from .rounds import *
 from .rounds import DroppedWarning,as_it_is,play
 
@@ -221,7 +222,10 @@ def check_ahead(learn, lot, s):
     _check_words(lot, s)
     fresh = lot.w_i is None
     try:
-        with learn.added_cbs(s.kwargs.get('cbs')): _try_ahead(learn, lot, s)
+        means = keeper_for(learn, (s.criterion,))
+        with learn.added_cbs([*L(s.kwargs.get('cbs')),*means]):
+            for cb in means: cb.after_batch()    # there will be some by then
+            _try_ahead(learn, lot, s)
     finally:
         if fresh: lot.forget()    # whoever loads other weights after an error, begins with those
 

@@ -8,6 +8,7 @@ from fastai.callback.all import *
 from fastai.text.models.awdlstm import AWD_LSTM
 import fastai_lottery.rounds            # `fit_lottery` and its company, patched on `Learner`
 from fastai_lottery.core import *
+from fastai_lottery.hold import *
 from fastai_lottery.masks import *
 from fastai_lottery.criteria import *
 from fastai_lottery.scopes import *

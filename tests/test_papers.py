@@ -26,7 +26,7 @@ def owner(f):
     return max((n for n in presets if f.stem==n or f.stem.startswith(n+'-')), key=len, default=None)
 
 def test_there_are_pages():
-    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits','06_rethinking']
+    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits','06_rethinking','07_cheap']
 
 # --- what a page names
 
@@ -147,7 +147,9 @@ def heuristic(r):
     return [dict(prunes=i, density=.8**i, mask=m, base=b, accuracy=r(), test_accuracy=r())
             for i in (1,2,3) for b in bases for m in every_mask]
 def learned(r): return [dict(base=b, rescale=d, accuracy=r(), test_accuracy=r()) for b in bases for d in (False,True)]
-made_up = dict(stability=stability, instability=instability, heuristic=heuristic, learned=learned)
+def declared(r): return [dict(claim='x', recipe='going_on', margin=.15)]
+def whose_mask(r): return [dict(overlap=r(), chance=r())]
+made_up = dict(stability=stability, instability=instability, heuristic=heuristic, learned=learned, declared=declared, whose_mask=whose_mask)
 
 def all_trainings(p):
     "Arm and round of each training of a preset"
