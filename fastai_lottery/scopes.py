@@ -21,6 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from .core import *
 from .core import behind,clean_name,meant,role_by_name
+from .spread import any_true,dropped,n_true
 from .masks import *
 
 # %% ../nbs/03_scopes.ipynb #ab1d0b51
@@ -45,12 +46,12 @@ def local(
 # %% ../nbs/03_scopes.ipynb #c452f198
 def _drop(scores, masks, amount, floor):
     "`masks` less `round(amount*survivors)` weights, but for the best `floor` of each layer"
-    n = {o:int(m.sum()) for o,m in masks.items()}
+    n = {o:n_true(m) for o,m in masks.items()}
     k = round(amount*sum(n.values()))
     if not floor: return drop_lowest(scores, masks, k)
     safe = {o:drop_lowest({o:scores[o]}, {o:m}, n[o]-floor)[o] for o,m in masks.items()}
     free = {o:m&~safe[o] for o,m in masks.items()}
-    _enough(amount, k, sum(int(m.sum()) for m in free.values()), floor)
+    _enough(amount, k, sum(map(n_true, free.values())), floor)
     return {o:m|safe[o] for o,m in drop_lowest(scores, free, k).items()}
 
 class NothingMore(ValueError):
@@ -118,6 +119,7 @@ def drop_lowest(
 )->dict: # New masks, `{name: bool tensor}`
     "`masks` without the `k` lowest scores, of equals the first in order"
     if k<=0: return dict(masks)
+    if (res := dropped(next(iter(masks.values())), scores, masks, k)) is not None: return res
     dt = torch.float64 if any(s.element_size()>4 for s in scores.values()) else torch.float32
     new = {n:m.cpu().contiguous().clone() for n,m in masks.items()}
     def pieces(n): return zip(scores[n].detach().reshape(-1).split(chunk), new[n].view(-1).split(chunk))
@@ -149,7 +151,7 @@ def _erk_kept(masks, total, power=1, floor=0):
     "How many weights each layer keeps, `total` in all"
     if isinstance(power, bool) or not isinstance(power, (int,float)) or not 0<=power<float('inf'):
         raise ValueError(f"`power` should be a number of at least 0; got {power!r}")
-    have = [int(m.sum()) for m in masks.values()]
+    have = [n_true(m) for m in masks.values()]
     want = [max(m.numel(),1)*Fraction(Fraction(sum(m.shape) or 1, max(m.numel(),1))**power) for m in masks.values()]
     return _shares(want, [min(floor,h) for h in have], have, total)
 
@@ -162,7 +164,7 @@ def erk(
     floor:int=0 # Keep at least so many weights of each layer
 )->Masks: # New masks; a layer never has more than before
     "Each layer at a density as (sum of dims)/(product of dims), the Erdős–Rényi kernel (1707.04780, 1911.11134)"
-    have = [int(m.sum()) for m in masks.values()]
+    have = [n_true(m) for m in masks.values()]
     k = round(amount*sum(have))
     _enough(amount, k, sum(max(0, h-floor) for h in have), floor)
     kept = _erk_kept(masks, sum(have)-k, power, floor)
@@ -178,7 +180,7 @@ def n_of_m(
         raise ValueError(f"`n_of_m(n, m)` should be two whole numbers, 1 <= n < m, such as n_of_m(2, 4); got n={n!r}, m={m!r}")
     def _n_of_m(scores, masks, amount):
         free = {o:k&~_best_of(scores[o], k, n, m) for o,k in masks.items()}
-        have,can = ({o:int(k.sum()) for o,k in d.items()} for d in (masks,free))
+        have,can = ({o:n_true(k) for o,k in d.items()} for d in (masks,free))
         if bad := [o for o in masks if round(amount*have[o])>can[o]]:
             o,most = bad[0],min(can[o]*10000//have[o] for o in masks if have[o])/10000
             raise NothingMore(f"amount={amount:g} would remove {round(amount*have[o])} of the {have[o]} weights left in {o!r}, "
@@ -269,7 +271,7 @@ def make_masks(
     new = scope(best_last(scores, masks, lengths or {}), masks, amount)&masks
     if new.n_kept==0: raise NothingMore(f"amount={amount:g} of {masks.n_kept} survivors would leave no weight at all")
     check_lengths(new, lengths or {})
-    if gone := [n for n,m in new.items() if not m.any() and masks[n].any() and not _adds(n, m)]:
+    if gone := [n for n,m in new.items() if not any_true(m) and any_true(masks[n]) and not _adds(n, m)]:
         f = getattr(scope, 'func', scope)
         keep = f"partial({f.__name__ if f in (local,erk) else 'global_'}, floor=10)"
         warnings.warn(f"no weight is left in {', '.join(gone)}, which now passes nothing on. `floor` keeps some: scope={keep}",
@@ -283,7 +285,7 @@ def _check(scores, masks):
     for n,m in masks.items():
         if scores[n].shape!=m.shape:
             raise ValueError(f"the scores of {n!r} have shape {tuple(scores[n].shape)}, its mask {tuple(m.shape)}")
-        bad = int((~torch.isfinite(scores[n])&m).sum())
+        bad = n_true(~torch.isfinite(scores[n])&m)
         if bad: raise ValueError(f"{bad} scores of {n!r} are not finite: the weights or the criterion went to inf or nan, "
                                  "so there is nothing to compare. Train at a lower learning rate, or rewind first")
 
