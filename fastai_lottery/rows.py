@@ -11,7 +11,7 @@ import numpy as np
 import torch,torch.distributed as dist
 from .core import *
 from .core import name_of
-from .spread import any_true,bits_in,dropped,here,n_true
+from .spread import any_true,bits_in,dropped,here,not_finite,n_true
 from .criteria import criteria_menu
 from .resets import keep,rewind,rewind_or_zero
 try: from torch.distributed.tensor import DTensor,Replicate,Shard
@@ -61,10 +61,18 @@ def part_for(like, whole):
     a,b = rows_of(like)
     return spread_as(like, whole[a:b].to(here(like).device, copy=True).contiguous())
 
-def count_shards(m):
-    n = here(m).sum()
-    dist.all_reduce(n, group=group_of(m))
+_chunk = 2**18    # Weights at a time, so that what is made on the way is small beside them
+
+def added(n, like):
+    "The number `n`, a tensor, over all processes"
+    dist.all_reduce(n, group=group_of(like))
     return int(n)
+
+def count_shards(m): return added(torch.count_nonzero(here(m)), m)
+
+def bad_shards(m, s):
+    parts = zip(here(m).reshape(-1).split(_chunk), here(s).detach().reshape(-1).split(_chunk))
+    return added(sum(torch.count_nonzero(~torch.isfinite(b)&a) for a,b in parts), m)
 
 if DTensor is not None:
     @here.register
@@ -72,10 +80,9 @@ if DTensor is not None:
         with torch.no_grad(): return t.to_local()
     n_true.register(DTensor, count_shards)
     any_true.register(DTensor, lambda m: count_shards(m)>0)
+    not_finite.register(DTensor, bad_shards)
 
 # %% ../nbs/25_rows.ipynb #b45a01c9
-_chunk = 2**18    # Scores at a time
-
 def _key(s):
     "Integers in the same order as floats (+0 and -0 the same)"
     i = (s+0).view(torch.int64 if s.dtype==torch.float64 else torch.int32)

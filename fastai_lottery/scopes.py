@@ -21,7 +21,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from .core import *
 from .core import behind,clean_name,meant,role_by_name
-from .spread import any_true,dropped,n_true
+from .spread import any_true,dropped,not_finite,n_true
 from .masks import *
 
 # %% ../nbs/03_scopes.ipynb #ab1d0b51
@@ -285,7 +285,7 @@ def _check(scores, masks):
     for n,m in masks.items():
         if scores[n].shape!=m.shape:
             raise ValueError(f"the scores of {n!r} have shape {tuple(scores[n].shape)}, its mask {tuple(m.shape)}")
-        bad = n_true(~torch.isfinite(scores[n])&m)
+        bad = not_finite(m, scores[n])
         if bad: raise ValueError(f"{bad} scores of {n!r} are not finite: the weights or the criterion went to inf or nan, "
                                  "so there is nothing to compare. Train at a lower learning rate, or rewind first")
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/00_spread.ipynb #cbfce03d
+# %% ../nbs/00_spread.ipynb #75cc9b4f
 from functools import singledispatch
 import numpy as np
+import torch
 from .core import *
 
-# %% ../nbs/00_spread.ipynb #3b504b98
+# %% ../nbs/00_spread.ipynb #dbdd9987
 @singledispatch
 def here(t):
     "What this process has of a tensor: all of it, where it is a plain one"
@@ -27,6 +28,11 @@ def any_true(m):
     return bool(m.any())
 
 @singledispatch
+def not_finite(m, s):
+    "How many of the scores `s` are inf or nan where the mask `m` is true"
+    return int((~torch.isfinite(s)&m).sum())
+
+@singledispatch
 def bits_in(m):
     "The bits of a mask, eight a byte, piece by piece"
     yield np.packbits(m.cpu().numpy().ravel())
@@ -35,7 +41,7 @@ def bits_in(m):
 def dropped(m, scores, masks, k):
     "What `drop_lowest` gives where masks are of the class of `m`; None for plain tensors, which it drops itself"
 
-# %% ../nbs/00_spread.ipynb #1410f14f
+# %% ../nbs/00_spread.ipynb #a622e17a
 def check_not_spread(model):
     "The model. Raises `ValueError` where one of its parameters is spread over processes"
     n = next((n for n,p in named_weights(model).items() if hasattr(p, 'device_mesh')), None)

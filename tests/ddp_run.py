@@ -261,14 +261,14 @@ def run(name, d):
     finally:
         if dist.is_initialized(): dist.destroy_process_group()
 
-def begin(n, log):
-    "This process is number `n`; what it prints goes to `log`"
+def begin(n, log, limit=LIMIT-5):
+    "This process is number `n`; what it prints goes to `log`; it ends after `limit` seconds"
     global rank
     rank = n
     for fd in (1,2): os.dup2(os.open(log, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
     os.environ.update(WORLD_SIZE=str(N), RANK=str(n), LOCAL_RANK=str(n))
     warnings.simplefilter('ignore')
-    faulthandler.dump_traceback_later(LIMIT-5, exit=True)
+    faulthandler.dump_traceback_later(limit, exit=True)
     torch.set_num_threads(1)
     stand_in()
 

@@ -59,7 +59,7 @@ def weights(kind):
 
 scopes = dict(globally=global_, local='local', rates={'a':1.,'b':.5}, erk=erk, floor=partial(global_, floor=40))
 
-def as_whole(kind, scope, d):
+def as_whole(kind, scope):
     "Three prunes: exact counts, masks and their hashes, beside those of whole tensors in this process"
     ts = weights(kind)
     mine,res = spread(ts),[]
@@ -71,9 +71,10 @@ def as_whole(kind, scope, d):
         same = all(torch.equal(m[n].full_tensor(), w[n]) for n in ts)
         res.append(dict(kept=m.n_kept, want=w.n_kept, same=same, hash=m.hash(), whole=w.hash()))
     return res
-for s in scopes: cases[f'plain_{s}'] = partial(as_whole, 'plain', s)
-for k in 'ties zeros signed double half'.split(): cases[f'{k}_globally'] = partial(as_whole, k, 'globally')
-cases['ties_local'] = partial(as_whole, 'ties', 'local')
+kinds = [('plain',s) for s in scopes]+[(k,'globally') for k in 'ties zeros signed double half'.split()]+[('ties','local')]
+
+@case
+def masks(d): return {f'{k}_{s}':as_whole(k, s) for k,s in kinds}
 
 @case
 def not_finite(d):
@@ -330,5 +331,5 @@ def run(name, d):
         if dist.is_initialized(): dist.destroy_process_group()
 
 def main(n, d, only):
-    begin(n, d/f'log.{n}')
+    begin(n, d/f'log.{n}', 890)
     for name in only or cases: (d/f'{name}.{n}.json').write_text(json.dumps(run(name, d)))
