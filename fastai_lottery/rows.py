@@ -74,6 +74,7 @@ def bad_shards(m, s):
     parts = zip(here(m).reshape(-1).split(_chunk), here(s).detach().reshape(-1).split(_chunk))
     return added(sum(torch.count_nonzero(~torch.isfinite(b)&a) for a,b in parts), m)
 
+# %% ../nbs/25_rows.ipynb #3e7e98be
 if DTensor is not None:
     @here.register
     def _(t:DTensor):
@@ -118,7 +119,8 @@ def _kth(scores, masks, k, dt):
 def _shares_of_ties(scores, masks, t, ties, dt):
     "How many of the scores with the key `t` go here, layer by layer: all in order, of each layer the first processes' first"
     like = next(iter(masks.values()))
-    mine = torch.stack([sum(((k==t)&m).sum() for k,m in _pieces(scores, masks, n, dt)) for n in masks])
+    def here_of(n): return sum(((k==t)&m).sum() for k,m in _pieces(scores, masks, n, dt))
+    mine = torch.stack([here_of(n) for n in masks])
     every = [torch.empty_like(mine) for _ in range(like.device_mesh.size(dim_of(like)))]
     dist.all_gather(every, mine, group=group_of(like))
     c = torch.stack(every, 1)                       # layers × processes

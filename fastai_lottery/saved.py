@@ -38,6 +38,7 @@ def all_or_error(f):
     if bad := [f'process {r}: {s}' for r,s in enumerate(says) if s]: raise RuntimeError(bad[0])
     return res
 
+# %% ../nbs/25_saved.ipynb #2f14ebd0
 def _is_copy(t): return any(c for i,c in enumerate(t.device_mesh.get_coordinate()) if i!=dim_of(t))
 
 def _mine(masks, weights):
@@ -123,8 +124,8 @@ def _whole(pieces, shape, n, path):
         if i!=at: raise ValueError(f"{str(path)!r} has not all rows of {n!r}: {at} to {i} are missing, or there twice")
         at = i+(len(t) if t.ndim else 0)
     t = torch.cat([t for _,t in pieces]) if len(pieces)>1 else pieces[0][1]
-    if list(t.shape)!=list(shape): raise ValueError(f"{str(path)!r} has {n!r} with shape {tuple(t.shape)}, and its index says {tuple(shape)}")
-    return t
+    if list(t.shape)==list(shape): return t
+    raise ValueError(f"{str(path)!r} has {n!r} with shape {tuple(t.shape)}, and its index says {tuple(shape)}")
 
 # %% ../nbs/25_saved.ipynb #6a50ed5d
 def load_shards(

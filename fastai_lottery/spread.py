@@ -32,6 +32,7 @@ def not_finite(m, s):
     "How many of the scores `s` are inf or nan where the mask `m` is true"
     return int((~torch.isfinite(s)&m).sum())
 
+# %% ../nbs/00_spread.ipynb #27a28ea9
 @singledispatch
 def bits_in(m):
     "The bits of a mask, eight a byte, piece by piece"

@@ -1,6 +1,6 @@
 """What each of the two processes of test_fsdp.py does: `main` plays cases, each in a process group of its own.
 What a case gives is written to FOLDER/CASE.RANK.json, for the tests to compare between the processes."""
-import json,os,sys,traceback
+import json,traceback
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from fastai_lottery.callback import LotteryCallback
 from fastai_lottery.core import named_weights,prunable
 from fastai_lottery.criteria import criteria_menu
 from fastai_lottery.masks import Masks
-from fastai_lottery.rows import bits_in,rows_of
 from fastai_lottery.scopes import erk,global_,make_masks
 from fastai_lottery.sharded import ShardedLottery,Shards
 from fastai_lottery.saved import load_shards
@@ -39,6 +38,7 @@ def data(seed, n=32):
     return x,x.sum(1, keepdim=True).sin()
 
 def whole(d): return {n:(t.full_tensor() if isinstance(t, DTensor) else t).detach().clone() for n,t in d.items()}
+def zeros(lot): return sum(int((w.full_tensor()==0).sum()) for w in lot.ws.values())
 def now(model): return digest(whole(model.state_dict()))
 
 # --- masks
@@ -85,6 +85,11 @@ def not_finite(d):
 
 # --- a lottery, beside that of a whole net: both processes see the same data, so gradients are equal to the last bit
 
+def net_on_shards(*args):
+    s = net(*args)
+    fully_shard(s)
+    return s,Shards(s)
+
 def steps(model, opt, n=4, seen=None):
     x,y = data(1)
     for _ in range(n):
@@ -99,6 +104,8 @@ def plain_lottery():
     learn.lottery.remember()
     return m,learn
 
+def clean_in(lot, f): return not any(bool(here(f(w))[~here(lot.masks[n])].any()) for n,w in lot.ws.items())
+
 @case
 def lottery(d):
     m,learn = plain_lottery()
@@ -106,23 +113,23 @@ def lottery(d):
     fully_shard(s)
     opt = torch.optim.AdamW(s.parameters(), lr=.05)
     lot = Shards(s, opt=opt)
-    res = [dict(sharded=now(s), plain=digest(m.state_dict()), masks=[lot.masks.hash(),learn.lottery.masks.hash()], clean=True)]
+    def both(**more):
+        hashes = [lot.masks.hash(),learn.lottery.masks.hash()]
+        return dict(sharded=now(s), plain=digest(m.state_dict()), masks=hashes, **more)
+    res = [both(clean=True)]
     for r in range(3):
         learn.opt = None
         other = torch.optim.AdamW(m.parameters(), lr=.05)
         other.register_step_post_hook(lambda *_: learn.lottery.hold())
         clean = []
-        def look(): clean.append(not any((here(w.grad)[~here(lot.masks[n])]).any() for n,w in lot.ws.items()))
-        steps(s, opt, seen=look)
+        steps(s, opt, seen=lambda: clean.append(clean_in(lot, lambda w: w.grad)))
         steps(m, other)
-        clean += [not here(w)[~here(lot.masks[n])].any() for n,w in lot.ws.items()]
-        lot.prune(.3)
-        learn.prune(.3)
+        clean.append(clean_in(lot, lambda w: w))
+        for o in (lot,learn): o.prune(.3)
         trained = now(s)==digest(m.state_dict())
-        lot.rewind()
-        learn.rewind()
-        res.append(dict(sharded=now(s), plain=digest(m.state_dict()), masks=[lot.masks.hash(),learn.lottery.masks.hash()],
-                        clean=all(map(bool, clean)), trained=trained, moments=len(opt.state), kept=[lot.kept,learn.lottery.masks.n_kept]))
+        for o in (lot,learn): o.rewind()
+        kept = [lot.kept,learn.lottery.masks.n_kept]
+        res.append(both(clean=all(map(bool, clean)), trained=trained, moments=len(opt.state), kept=kept))
     return res
 
 @case
@@ -144,7 +151,7 @@ def clipped(d):
             nn.utils.clip_grad_norm_(s.parameters(), .1)
             opt.step()
             opt.zero_grad()
-        res[name] = dict(zeros=sum(int((w.full_tensor()==0).sum()) for w in lot.ws.values()), gone=lot.masks.numel-lot.kept, at=now(s)['0.weight'])
+        res[name] = dict(zeros=zeros(lot), gone=lot.masks.numel-lot.kept, at=now(s)['0.weight'])
     return res
 
 @case
@@ -156,7 +163,7 @@ def loaded(d):
     old = {k:v.clone() for k,v in s.state_dict().items()}
     lot.prune(.5)
     s.load_state_dict(old)
-    return [sum(int((w.full_tensor()==0).sum()) for w in lot.ws.values()), lot.masks.numel-lot.kept]
+    return [zeros(lot), lot.masks.numel-lot.kept]
 
 # --- a Learner
 
@@ -169,9 +176,8 @@ def on_learner(name, to, d):
     learn = Learner(dls, s, loss_func=nn.functional.mse_loss, opt_func=opts[name], lr=.05, cbs=[ShardedLottery(to), GradientClip(.5)])
     fully_shard(learn.model)
     res,lot = [],learn.sharded_lottery
+    start = whole(s.state_dict()) if to=='init' else None
     with learn.no_bar(), learn.no_logging():
-        start = None
-        if to=='init': start = whole(s.state_dict())
         learn.fit_one_cycle(2)
         for k in range(2):
             lot.prune(.4)
@@ -181,8 +187,7 @@ def on_learner(name, to, d):
             back = all(torch.equal(at[n], w_k[n]*lot.shards.masks[n].full_tensor()) for n in at)
             first = start is None or all(torch.equal(w_k[n], start[n]) for n in at)
             learn.fit_one_cycle(2)
-            zeros = sum(int((w.full_tensor()==0).sum()) for w in lot.shards.ws.values())
-            res.append(dict(back=back, first=first, zeros=zeros, gone=lot.shards.masks.numel-lot.shards.kept,
+            res.append(dict(back=back, first=first, zeros=zeros(lot.shards), gone=lot.shards.masks.numel-lot.shards.kept,
                             hash=lot.shards.masks.hash(), at=now(s)['0.weight'], w_k=digest(w_k)['0.weight']))
     return res
 for k in opts: cases[f'learner_{k}'] = partial(on_learner, k, 'init')
@@ -253,22 +258,17 @@ def copies(d):
 
 @case
 def ticket(d):
-    s = net()
-    fully_shard(s)
-    lot = Shards(s)
-    lot.prune(.3)
-    lot.save(d/'ticket', note='first')
-    lot.prune(.3)
-    lot.save(d/'ticket', note='second')
+    s,lot = net_on_shards()
+    for note in ('first','second'):
+        lot.prune(.3)
+        lot.save(d/'ticket', note=note)
     t = load_shards(d/'ticket')
     dist.barrier()
     if dist.get_rank()==0: t.save(d/'whole', dense=True)
     dist.barrier()
     res = dict(hash=lot.masks.hash(), state=digest(whole(lot.w_k)), files=len(list((d/'ticket').iterdir())), back=[])
     for o in (d/'ticket', t, Ticket.load(d/'whole')):
-        other = net(7)
-        fully_shard(other)
-        new = Shards(other)
+        other,new = net_on_shards(7)
         new.load(o)
         new.prune(.1)
         new.load(o)
@@ -322,7 +322,7 @@ def peak(d):
 def run(name, d):
     (d/name).mkdir(exist_ok=True)
     try:
-        dist.init_process_group('gloo', f'file://{d}/{name}.store', timedelta(seconds=int(os.environ.get("FSDP_WAIT", WAIT))), N, ddp_run.rank)
+        dist.init_process_group('gloo', f'file://{d}/{name}.store', timedelta(seconds=WAIT), N, ddp_run.rank)
         out = cases[name](d/name)
         dist.barrier()
         return out
