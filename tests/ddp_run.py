@@ -250,8 +250,8 @@ def stopped(d):
 
 @case
 def stopped_added_up(d):
-    "As `stopped`, of a training that adds gradients up without a reduction, with last batches that are not alike"
-    def go(d, seed, at=None): return three_epochs(d, seed, at, **added_up(uneven=True))
+    "As `stopped`, of a training that adds gradients up without a reduction"
+    def go(d, seed, at=None): return three_epochs(d, seed, at, **added_up())
     unbroken = go(d/'unbroken', 100)
     errors = [attempt(lambda: go(d/'broken', seed, 3)) for seed in (100,500)]
     return dict(unbroken=unbroken, stopped=errors, broken=go(d/'broken', 900), played=Stop.n)

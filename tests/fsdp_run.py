@@ -104,21 +104,18 @@ def plain_lottery():
     learn.lottery.remember()
     return m,learn
 
+def both(lot, learn, **more):
+    hashes = [lot.masks.hash(),learn.lottery.masks.hash()]
+    return dict(sharded=now(lot.model), plain=digest(learn.model.state_dict()), masks=hashes, **more)
 def clean_in(lot, f): return not any(bool(here(f(w))[~here(lot.masks[n])].any()) for n,w in lot.ws.items())
 
 @case
 def lottery(d):
     m,learn = plain_lottery()
-    s = net()
-    fully_shard(s)
-    opt = torch.optim.AdamW(s.parameters(), lr=.05)
-    lot = Shards(s, opt=opt)
-    def both(**more):
-        hashes = [lot.masks.hash(),learn.lottery.masks.hash()]
-        return dict(sharded=now(s), plain=digest(m.state_dict()), masks=hashes, **more)
-    res = [both(clean=True)]
+    s,lot = net_on_shards()
+    lot.follow(opt := torch.optim.AdamW(s.parameters(), lr=.05))
+    res = [both(lot, learn, clean=True)]
     for r in range(3):
-        learn.opt = None
         other = torch.optim.AdamW(m.parameters(), lr=.05)
         other.register_step_post_hook(lambda *_: learn.lottery.hold())
         clean = []
@@ -129,7 +126,7 @@ def lottery(d):
         trained = now(s)==digest(m.state_dict())
         for o in (lot,learn): o.rewind()
         kept = [lot.kept,learn.lottery.masks.n_kept]
-        res.append(both(clean=all(map(bool, clean)), trained=trained, moments=len(opt.state), kept=kept))
+        res.append(both(lot, learn, clean=all(clean), trained=trained, moments=len(opt.state), kept=kept))
     return res
 
 @case
@@ -172,7 +169,7 @@ opts = dict(fastai=Adam, sgd=partial(SGD, mom=.9), torch=partial(OptimWrapper, o
 def on_learner(name, to, d):
     r,s = dist.get_rank(),net()
     items = list(zip(*data(10+r, 30)))                              # each process has its own data, and a last batch that is smaller
-    dls = DataLoaders.from_dsets(items, items[:8], bs=8, drop_last=False, device='cpu')
+    dls = DataLoaders.from_dsets(items, items[:8], bs=8, drop_last=False, num_workers=0, device='cpu')
     learn = Learner(dls, s, loss_func=nn.functional.mse_loss, opt_func=opts[name], lr=.05, cbs=[ShardedLottery(to), GradientClip(.5)])
     fully_shard(learn.model)
     res,lot = [],learn.sharded_lottery

@@ -16,7 +16,7 @@ def learner(n, cbs):
     w = int((n/2)**.5)
     m = nn.Sequential(nn.Linear(w, w), nn.ReLU(), nn.Linear(w, w))
     items = [(torch.randn(w),torch.randn(w)) for _ in range(4)]
-    dls = DataLoaders.from_dsets(items, items[:2], bs=2, device='cpu')
+    dls = DataLoaders.from_dsets(items, items[:2], bs=2, num_workers=0, device='cpu')
     return Learner(dls, m, loss_func=MSELossFlat(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), lr=1e-4, cbs=cbs)
 
 def lottery(n, path):
