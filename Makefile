@@ -10,7 +10,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint sync nbs docs pytest extras export readme serve bench clean
+.PHONY: help demo test lint sync nbs docs pytest extras export readme serve bench gpu clean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -39,8 +39,8 @@ $(ENV)/.lottery-dev: pyproject.toml | $(BIN)/python
 	@touch $(ENV)/.lottery-run $@
 
 $(ENV)/.lottery-extras: pyproject.toml $(ENV)/.lottery-dev
-	$(say) "pip install -e '.[text,loggers,deploy]'"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[text,loggers,deploy]'
+	$(say) "pip install -e '.[text,loggers,deploy,ray,dask]'"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[text,loggers,deploy,ray,dask]'
 	@touch $@
 
 lint: $(ENV)/.lottery-dev ## ruff, for real errors only, and the rules of the house
@@ -48,8 +48,8 @@ lint: $(ENV)/.lottery-dev ## ruff, for real errors only, and the rules of the ho
 	@ruff check --no-cache .
 	@python tests/test_house.py
 
-sync: $(ENV)/.lottery-dev ## modules are what the notebooks export, notebooks are clean, README is up to date
-	$(say) 'modules, notebooks and README in step'
+sync: $(ENV)/.lottery-dev ## modules are what the notebooks export, notebooks are clean, README and the list of presets are up to date
+	$(say) 'modules, notebooks, README and the list of presets in step'
 	@python -m pytest -q -p no:cacheprovider --tb=short tests/test_project.py -k 'step'
 
 nbs: $(ENV)/.lottery-dev ## run every notebook
@@ -68,9 +68,9 @@ extras: $(ENV)/.lottery-extras ## tests that need packages of the extras, which 
 	$(say) 'pytest, the extras'
 	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short -m extra
 
-export: $(ENV)/.lottery-dev ## after editing a notebook: write the modules, clean the notebooks, make the README
-	$(say) 'nbdev-export, nbdev-clean, README.md'
-	@nbdev-export && nbdev-clean && python docs/readme.py
+export: $(ENV)/.lottery-dev ## after editing a notebook: write the modules, clean the notebooks, list the presets, make the README
+	$(say) 'nbdev-export, nbdev-clean, presets.json, README.md'
+	@nbdev-export && nbdev-clean && python docs/listing.py && python docs/readme.py
 
 readme: $(ENV)/.lottery-dev ## README.md from nbs/index.ipynb
 	@python docs/readme.py
@@ -82,6 +82,10 @@ serve: docs ## build the site and show it on localhost
 bench: $(ENV)/.lottery-dev ## the benchmarks in bench/
 	$(say) 'benchmarks'
 	@python -m pytest -q -s -p no:cacheprovider -o 'python_functions=bench_*' bench
+
+gpu: $(ENV)/.lottery-dev ## what only a GPU can tell, as a table; make gpu ARGS=--cpu runs the same code small
+	$(say) 'checks on a GPU'
+	@python bench/gpu.py $(ARGS)
 
 clean: ## remove what builds and tests leave, and .venv
 	@rm -rf .venv docs/_build build dist *.egg-info .pytest_cache .ruff_cache .benchmarks

@@ -9,6 +9,7 @@ __all__ = []
 from .core import *
 from .masks import *
 from .criteria import *
+from .lowest import *
 from .scopes import *
 from .units import *
 from .resets import *
@@ -18,6 +19,7 @@ from .sizes import *
 from .coupled import *
 from .removal import *
 from .statistics import *
+from .means import *
 from .signals import *
 from .structured import *
 from .callback import *
@@ -26,6 +28,7 @@ from .carried import *
 from .checkpoints import *
 from .looks import *
 from .fits import *
+from .search import *
 from .identity import *
 from .labels import *
 from .settings import *
@@ -47,14 +50,17 @@ from .data import *
 from .folders import *
 from .nets import *
 from .arms import *
+from .found import *
 from .retrained import *
 from .experiments import *
 from .claims import *
 from .lenets import *
 from .lenet_masks import *
+from .cheap import *
 from .rethinking import *
 from .presets import *
 from .sweeps import *
+from .engines import *
 from .plots import *
 from .pictures import *
 from .speed import *

@@ -23,6 +23,7 @@ from .criteria import large_final,scores
 from .scopes import check_amount,lengths_of,local,make_masks
 from .units import *
 from .resets import state
+from .packing import kept_by_both,n_ones,same_sizes,sizes_of
 from .tickets import *
 from .coupled import *
 from .removal import *
@@ -260,26 +261,21 @@ def masks_of_all(masks):
     if not os: raise ValueError("`masks` should hold at least one mask; got none")
     names,ms = list(masks) if named else _names(os),[masks_of(o) for o in os]
     for n,m in zip(names, ms):
-        if _sizes(m)!=_sizes(ms[0]):
-            raise ValueError(f"masks of different weights: {names[0]!r} is of {_sizes(ms[0])}; {n!r} of {_sizes(m)}")
+        if not same_sizes(m, ms[0]):
+            raise ValueError(f"masks of different weights: {names[0]!r} is of {sizes_of(ms[0])}; {n!r} of {sizes_of(m)}")
     return names,ms
 
 # %% ../nbs/26_analysis.ipynb #526e9f9b
-def _sizes(m): return ', '.join(f'{k} {tuple(v.shape)}' for k,v in m.items())
-
-def _square(names, xs, f):
-    "Symmetric table of `f` for each pair"
-    d = np.zeros((len(xs),)*2)
-    for i in range(len(xs)):
-        for j in range(i+1): d[i,j] = d[j,i] = f(i,j)
-    return pd.DataFrame(d, index=names, columns=names)
-
 def overlap_table(
     masks # A list of `Masks`, tickets or rounds, or a dict of them by name
 )->pd.DataFrame: # Square and symmetric, between 0 and 1, ones on the diagonal; rounds and tickets are labelled by round and seed
     "`overlap` (Jaccard) of each pair of masks. Raises `ValueError` for masks of different weights"
     names,ms = masks_of_all(masks)
-    return _square(names, ms, lambda i,j: 1. if i==j else overlap(ms[i], ms[j]))
+    both = kept_by_both(ms)
+    kept = both.diagonal()
+    d = both/np.maximum(kept[:,None]+kept-both, 1)
+    np.fill_diagonal(d, 1)
+    return pd.DataFrame(d, index=names, columns=names)
 
 # %% ../nbs/26_analysis.ipynb #5397284c
 def random_overlap(
@@ -288,13 +284,14 @@ def random_overlap(
     """Overlap to expect of independent random masks of the same densities, layer by layer:
     the mean of what both keep over the mean of what either keeps"""
     names,ms = masks_of_all(masks)
-    ns = np.array([o.numel() for o in ms[0].values()], float)
-    kept = [[int(o.sum()) for o in m.values()] for m in ms]
-    ks = np.array(kept, float)
-    def f(i, j):
-        both = (ks[i]*ks[j]/ns).sum()
-        return both/((ks[i]+ks[j]).sum()-both or 1)
-    return _square(names, ms, f)
+    ns = np.array([max(o.numel(), 1) for o in ms[0].values()], float)
+    kept = [[n_ones(o) for o in m.values()] for m in ms]
+    ks,d = np.array(kept, float),np.zeros((len(ms),)*2)
+    for i in range(len(ms)):
+        for j in range(i+1):
+            both = (ks[i]*ks[j]/ns).sum()
+            d[i,j] = d[j,i] = both/((ks[i]+ks[j]).sum()-both or 1)
+    return pd.DataFrame(d, index=names, columns=names)
 
 # %% ../nbs/26_analysis.ipynb #4e7d4254
 @contextmanager

@@ -20,11 +20,14 @@ from fastcore.foundation import L
 from .core import *
 from .masks import *
 from .criteria import *
+from .lowest import *
 from .scopes import *
+from .tallies import tally
 from .resets import state,load_
 from .tickets import *
 from .callback import *
 from .signals import outside_state,load_outside_
+from .search import *
 from .rounds import *
 from .supermask import *
 from .transfer import *
@@ -109,20 +112,26 @@ def beside(
         for dl,s in rngs: dl.rng.setstate(s)
 
 # %% ../nbs/32_arms.ipynb #4948afd6
-def _amount_for(masks, n, d, scope):
+def amount_for(masks, n, d, scope):
     "The fraction which, taken `n` times, leaves a density of `d` or just below"
-    gen = torch.Generator().manual_seed(0)
-    s = {k:torch.rand(m.shape, generator=gen) for k,m in masks.items()}
-    lo,hi = 0.,.9999
-    def left(a): return reduce(lambda m,_: make_masks(s, m, a, scope), range(n), Masks.ones(masks).to('cpu')).density
+    lo,hi,dense = 0.,.9999,Masks.ones(masks).to('cpu')
+    count = tally(dense, scope)
+    def left(a): return _played(dense, n, a, scope) if count is None else (count(*n*[a]) or 0)/dense.numel
     for _ in range(20): lo,hi = (lo,a) if left(a := (lo+hi)/2)<=d else (a,hi)
     return hi
 
+def _played(masks, n, a, scope):
+    "The density after prunes by random scores"
+    gen = torch.Generator().manual_seed(0)
+    s = {k:torch.rand(m.shape, generator=gen) for k,m in masks.items()}
+    return reduce(lambda m,_: make_masks(s, m, a, scope), range(n), masks).density
+
+# %% ../nbs/32_arms.ipynb #7498ce21
 def _like(l, dls, model, cb):
     "A Learner that trains as `l` does"
     return Learner(dls, model, opt_func=l.opt_func, loss_func=l.loss_func, metrics=l.metrics, cbs=cb)
 
-def _another(run):
+def another(run):
     "A Learner like that of the run, at its initial weights, with a lottery of its own"
     learn,lot = run.learn,run.learn.lottery
     m = deepcopy(unwrap(learn.model))
@@ -135,13 +144,14 @@ def searched(
     run:Run, # A played lottery
     k:int, # Round whose density is to be met
     n:int, # Prunes that lead there, all of the same fraction
-    **kwargs # Settings of `fit_lottery`: the lottery's own `scope` and `criterion` where they are not the defaults
+    **kwargs # Settings of `fit_lottery`: the lottery's own `scope` and `criterion` where not the defaults, `search`
 )->Ticket: # From the same start
-    """A ticket as sparse as that of round `k`, found in `n` prunes: other rates. With `reset='keep'` it goes on from trained weights,
-    so that only the ticket is rewound: the second strategy of 1803.03635"""
-    t,other = run.ticket(k),_another(run)
+    """A ticket as sparse as that of round `k`, found in `n` prunes: other rates. With `reset='keep'`, which is `search=going_on(1., 1.)`,
+    it goes on from trained weights, so that only the ticket is rewound: the second strategy of 1803.03635"""
+    t,other = run.ticket(k),another(run)
+    if kwargs.get('reset')=='keep': kwargs = {'search':going_on(1., 1.), **kwargs, 'reset':'rewind'}
     d = t.masks.density
-    asked = dict(rounds=n, amount=_amount_for(t.masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
+    asked = dict(rounds=n, amount=amount_for(t.masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
     with beside(run.learn), other.no_bar(), other.no_logging():
         rs = other.fit_lottery(**{**run.settings, **kwargs}, **asked)
     return Ticket(rs[-1].masks, run.rounds[0].start, {**t.meta, 'how':f'{n} prunes'})

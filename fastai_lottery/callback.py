@@ -21,12 +21,13 @@ from .model import *
 from .model import Known,check_alone,one_more,hypers_now
 from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
-from .resets import state,load_,rewind,misfit,zeros_of,check_pruned_by_torch
+from .resets import state,load_,rewind,base_state,misfit,zeros_of,check_pruned_by_torch
 from .verbs import Verbs
+from .means import forget_means
 from .units import *
 from .structured import *
 from .structured import check_unit_setting,one_more_unit
-from .signals import as_criterion,as_action,outside_state,load_outside_
+from .signals import as_criterion,as_reset,as_action,outside_state,load_outside_
 
 # %% ../nbs/11_callback.ipynb #20025214
 class LotteryCallback(Verbs, Known, Callback):
@@ -93,6 +94,7 @@ def rewind(self:Learner,
     load_(self.model, lot.start(reset, lot.masks, lot.w_k, seed))
     load_outside_(self, lot.outside_for(reset))
     for cb in self._grab_cbs(TrackerCallback): cb.best = None   # the best of another training is no model of the next
+    if base_state(as_reset(reset))!='w_f': forget_means(self)
     lot.hold()
     lot.fresh_opt()
 

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/12_chain.ipynb #a7c01e06
-import hashlib,io,re
+import errno,hashlib,io,re
 from operator import is_
 from pathlib import Path
 import numpy as np
@@ -16,7 +16,7 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.learner import Recorder
 from .files import no_room,plain_file
 from .trust import held_by,one_line
-from .carried import NotPlain,as_plain,callback_state,from_plain
+from .carried import NotPlain,as_plain,callback_state
 
 # %% ../nbs/12_chain.ipynb #a7c01e11
 _adds = {Recorder:('lrs','iters','losses','values'), ParamScheduler:('hps',)}    # they write at the end, and nowhere else
@@ -107,6 +107,8 @@ class History:
         res['cbs'].append((type(cb).__name__, callback_state(cb, holds=_without(cb, names))))
 
 # %% ../nbs/12_chain.ipynb #a7c01e0a
+_log_name = r'epoch\.[01]\.log'
+
 def bytes_of(d):
     buf = io.BytesIO()
     torch.save(d, buf)
@@ -121,8 +123,6 @@ def tensors_of(b, device, path):
     return d
 
 # %% ../nbs/12_chain.ipynb #a7c01e0b
-_log_name = r'epoch\.[01]\.log'
-
 class Log:
     "A file beside the checkpoints of a training, which is only added to; `used` is one that must stay as long as its checkpoint does"
     def __init__(self, folder, used=None): self.folder,self.used,self.name,self.size,self.sha = Path(folder),used,None,0,None
@@ -133,8 +133,10 @@ class Log:
         b = bytes_of(gained) if gained else b''
         piece = len(b).to_bytes(8, 'little')+b if gained else b''
         path = self.folder/self.name
+        if path.is_symlink() and not begins: raise OSError(errno.ELOOP, f"{str(path)!r} is a link to another file: remove it")
         try:
-            with open(path, 'wb' if begins else 'r+b') as f:
+            if begins: path.unlink(missing_ok=True)    # a link, say, through which one would write elsewhere
+            with open(path, 'xb' if begins else 'r+b') as f:
                 f.truncate(self.size)    # what a kill has left
                 f.seek(self.size)
                 f.write(piece)
@@ -156,6 +158,12 @@ def _pieces(b):
         yield b[8:8+n]
         b = b[8+n:]
 
+def _items(v):
+    "Items of a list that is written as plain data"
+    if isinstance(v, list): return v
+    if isinstance(v, dict) and torch.is_tensor(v.get('#stack')): return v['#stack'].unbind()
+    raise ValueError(f"its log holds {type(v).__name__} in place of a list")
+
 def _read_log(path, log, device):
     "The lists in the log beside the checkpoint `path`, by their numbers; None where it is not what it was"
     name,size,sha = log
@@ -164,7 +172,7 @@ def _read_log(path, log, device):
     b,lists = f.read_bytes()[:size],{}
     if len(b)!=size or hashlib.sha256(b).hexdigest()!=sha: return None
     for piece in _pieces(memoryview(b)):
-        for no,(n,v) in tensors_of(piece, device, f).items(): lists[no] = [*lists.get(no, [])[:n],*from_plain(v)]
+        for no,(n,v) in tensors_of(piece, device, f).items(): lists[no] = [*lists.get(no, [])[:n],*_items(v)]
     return lists
 
 # %% ../nbs/12_chain.ipynb #a7c01e18

@@ -10,108 +10,9 @@ import os,shutil,sys,textwrap,warnings
 warnings.filterwarnings('ignore', category=FutureWarning)    # torch's, while fastai is imported
 os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')    # and in the processes that play the replicates
 from pathlib import Path
-import matplotlib,pandas as pd
-from contextlib import contextmanager
 from fastcore.script import anno_parser,call_parse
-from fastprogress.fastprogress import master_bar
-from .core import meant
-from .files import atomic,own_path,shown
-from .statistics import interval
-from .experiments import results,measured
-from .claims import compare_arms,show_arms
-from .presets import preset as find_preset,presets,check_claims
-from .sweeps import play,read_about
-from .plots import plot_lottery
-
-# %% ../nbs/42_cli.ipynb #0ee345c8
-def _table(df):
-    "The comparison as people read it"
-    acc = show_arms(df)
-    if not len(acc): return 'no controls yet'
-    n,stop = int(compare_arms(df).n.min()),show_arms(df, 'es_iteration', nd=0)
-    return '\n'.join([
-        f'Test accuracy (%, higher is better) at the early-stop iteration: mean ± half of the 95 % interval, n = {n} seeds',
-        acc.to_string(),
-        '* p < .05, paired t, Holm over the levels of a column', '',
-        'Early-stop iteration (lowest validation loss)', stop[[c for c in acc if '−' not in c]].to_string()])
-
-# %% ../nbs/42_cli.ipynb #5def0c83
-def _mean(xs):
-    "A mean and half of its interval, as far as there are any"
-    i = interval(xs)
-    if i.mean!=i.mean: return ''
-    return f'{i.mean:.4g}'+(f' ± {i.half:.2g}' if i.half==i.half else '')
-
-def _means(ms):
-    "Measures averaged over seeds, in groups of what is not a number"
-    names = [c for c in ms if c not in ('arm','round','seed') and (ms[c].dtype.kind not in 'fiu' or c=='prunes')]
-    by = ['arm','round',*names]
-    def grouped(df, by): return df.groupby(by, dropna=False, sort=False)
-    one,n = grouped(ms, [*by,'seed']).mean(),grouped(ms, by).seed.nunique().rename('n')
-    return grouped(one, by).agg(_mean).join(n).reset_index().to_string(index=False, na_rep='')
-
-# %% ../nbs/42_cli.ipynb #239dd4f0
-def _verdict(o):
-    "A claim in a line"
-    p = o.p if o.p[:1]=='<' else f"= {o.p or '–'}"
-    return f'  {o.verdict:<15} {o.claim}: {o.ours}; paper {o.paper or "–"}; tolerance {o.tolerance}; n = {o.n}, {o.test}, p {p}'
-
-def _verdicts(v):
-    "Claims by group"
-    groups = v.groupby(level=0, sort=False)
-    return '\n'.join('\n'.join([g, *map(_verdict, d.itertuples())]) for g,d in groups)
-
-# %% ../nbs/42_cli.ipynb #59b92005
-def _tell(s): print(shown(s), flush=True)
-
-def _any_encoding():
-    "What the terminal or file has no sign for is shown as `?`"
-    for o in (sys.stdout, sys.stderr):
-        if hasattr(o, 'reconfigure'): o.reconfigure(errors='replace')
-
-@contextmanager
-def _readable(out):
-    "What goes wrong with the figures in `out` is one error that names it"
-    try: yield
-    except (LookupError,TypeError,AttributeError,ArithmeticError) as e:
-        raise ValueError(f"the tables in {str(out)!r} hold what no `lottery run` writes: {type(e).__name__}: {e}") from None
-
-def _for_plots(s): return shown(s).replace('$', r'\$')    # matplotlib would read a formula
-
-# %% ../nbs/42_cli.ipynb #e7114d25
-def _wrote(f, write):
-    "Where `write` has put a file, or why it could not: figures may be read where nobody can write"
-    try:
-        with atomic(f) as tmp: write(tmp)
-    except OSError as e: return f"could not be written: {e.strerror or e}"
-    return f
-
-def _say_measures(out):
-    "Print the measures of a run and write them, where it has any"
-    if not any(out.glob('seed_*/measures.csv')): return None
-    ms = measured(out)
-    _wrote(out/'measures.csv', lambda f: ms.to_csv(f, index=False))
-    _tell('\nMeasures: mean over seeds ± half of the 95 % interval\n'+_means(ms))
-    return ms
-
-# %% ../nbs/42_cli.ipynb #b046a06f
-def _say_claims(name, df, ms):
-    v = check_claims(name, df, ms) if name in presets else ()
-    if len(v): _tell('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
-
-def _summary(out, df):
-    "Print what a run shows, and write its table and picture"
-    out = own_path(out, 'folder')
-    name = read_about(out).get('preset', '')
-    matplotlib.use('Agg')
-    with _readable(out):
-        _tell('\n'+_table(df))
-        _say_claims(name, df, _say_measures(out))
-        fig = plot_lottery(df.assign(arm=df.arm.map(_for_plots)), _for_plots(name))[0].figure
-    table = _wrote(out/'results.csv', lambda f: df.to_csv(f, index=False))
-    picture = _wrote(out/'lottery.png', lambda f: fig.savefig(f, dpi=150, format='png'))
-    tickets = out/'seed_XX'/'round_XX'/'ticket.safetensors'
-    _tell(f"\npicture  {picture}\ntable    {table}\ntickets  {tickets}")
+from .answers import meant,shown,tell
+from .catalogue import catalogue,listed,loading
 
 # %% ../nbs/42_cli.ipynb #ee39d68f
 _head = 'seed  round  weights left  arm      accuracy %  early stop  seconds'
@@ -121,19 +22,14 @@ def _line(o):
     return (f"{o.seed:>4} {o['round']:>6} {100*o.density:>11.1f} %  {o.arm:<7} "
             f"{100*o.es_test_accuracy:>11.2f} {o.es_iteration:>11.0f} {o.seconds:>8.1f}")
 
-def _news(df, seen):
-    "A line for each training that ended since the last look"
-    new = [o for _,o in df.iterrows() if (o.seed,o.arm,o['round']) not in seen]
-    seen.update((o.seed,o.arm,o['round']) for o in new)
-    return map(_line, new)
-
 class _Screen:
     "A bar at the bottom and a table that grows above it; plain lines where nobody looks on"
     def __init__(self, total):
+        from fastprogress.fastprogress import master_bar
         self.bar = master_bar(range(total)) if sys.stdout.isatty() else None
         if self.bar: self.bar.update(0)
         self.put(_head)
-    def put(self, s): self.bar.write(shown(s)) if self.bar else _tell(s)
+    def put(self, s): self.bar.write(shown(s)) if self.bar else tell(s)
     def update(self, n):
         if self.bar: self.bar.update(n)
 
@@ -149,14 +45,15 @@ The same in Python, for one seed:
 then learn.lottery.report(), learn.lottery.plot() and learn.lottery.best()"""
 
 def _follow(steps, out):
-    "Show the trainings of a run as they end"
-    screen,seen = None,set()
-    for done,total in steps:
-        screen = screen or _Screen(total)
-        if done>len(seen):
-            with _readable(out):
-                for l in _news(results(out), seen): screen.put(l)
-        screen.update(done)
+    "Show the trainings of a run as they end, and what went wrong"
+    from fastai_lottery.told import readable
+    screen = None
+    for o in steps:
+        screen = screen or _Screen(o[1])
+        with readable(out):
+            for l in map(_line, [] if o.new is None else [r for _,r in o.new.iterrows()]): screen.put(l)
+        for piece,e in o.failed: screen.put(f'{piece} failed: {e}')
+        screen.update(o[0])
 
 # %% ../nbs/42_cli.ipynb #643bb94a
 @call_parse
@@ -167,16 +64,20 @@ def run(
     epochs:int=None, # Epochs of each round (default: the preset's)
     data:str=None, # Folder of the data sets (default: $FASTAI_LOTTERY_DATA, then fastai's data folder; downloads what is missing)
     out:str=None, # Folder for results (default: lottery_runs/PRESET); a run that was stopped goes on there
-    jobs:int=None # Replicates side by side (default: one for each core)
+    jobs:int=None, # Processes (default: one for each replicate, and no more than there are cores)
+    backend:str='processes', # Who plays: processes of this machine, ray or dask; OUT and the data lie where all workers see them
+    address:str=None, # Of the Ray cluster or Dask scheduler, host:port (default: a cluster in this machine)
+    gpus_per_piece:float=None # GPUs of a training, lottery or measure, such as .25 (default: none are asked for)
 ):
     "Play the lottery of a preset over several seeds, with its controls: random re-initialisation and random masks"
-    p,out = find_preset(preset),f'lottery_runs/{preset}' if out is None else out
+    p,out = listed(preset),f'lottery_runs/{preset}' if out is None else out
+    with loading(): from fastai_lottery.told import executor_for,play,results,summary
     change = {k:v for k,v in dict(rounds=rounds, epochs=epochs).items() if v is not None}
-    steps = play(preset, out, replicates, jobs, data, **change)
+    steps = play(preset, out, replicates, jobs, data, executor_for(backend, address, gpus_per_piece), **change)
     own = ' with its own settings' if change or replicates else ''
-    _tell(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}{own}\nresults  {out}\n')
+    tell(f'{p.name}: {p.about}\nsource   {p.source}\ncost     {p.cost}{own}\nresults  {out}\n')
     _follow(steps, out)
-    _summary(out, results(out))
+    summary(out, results(out))
     print(_call(preset, out, change))
 
 # %% ../nbs/42_cli.ipynb #aa554c70
@@ -185,7 +86,8 @@ def report(
     folder:str, # Folder of a `lottery run`, finished or not
 ):
     "Table and picture of a run, from its files"
-    _summary(folder, results(folder))
+    with loading(): from fastai_lottery.told import results,summary
+    summary(folder, results(folder))
     print(f"""
 The same in Python:
     from fastai_lottery.all import *
@@ -196,13 +98,13 @@ def list_():
     "The presets, their sources, and what they cost"
     wide = min(shutil.get_terminal_size().columns, 140)
     def say(a, b): print(textwrap.fill(b, wide, initial_indent=f'{a:<24}', subsequent_indent=' '*24, break_on_hyphens=False))
-    for p in presets.values():
+    for p in catalogue().values():
         if p.cost=='seconds': continue
         say(p.name, p.about)
         say('', f'source: {p.source}')
         say('', f'cost:   {p.cost}')
         print()
-    say('in seconds', ', '.join(p.name for p in presets.values() if p.cost=='seconds')+': only to see that they run')
+    say('in seconds', ', '.join(p.name for p in catalogue().values() if p.cost=='seconds')+': only to see that they run')
 
 # %% ../nbs/42_cli.ipynb #bbbac049
 _cmds = dict(run=run, report=report, list=list_)
@@ -226,6 +128,11 @@ def _obey(name, argv):
     return 0
 
 # %% ../nbs/42_cli.ipynb #a6fbe15e
+def _any_encoding():
+    "What the terminal or file has no sign for is shown as `?`"
+    for o in (sys.stdout, sys.stderr):
+        if hasattr(o, 'reconfigure'): o.reconfigure(errors='replace')
+
 def main(
     argv=None # Arguments; those of the command line by default
 )->int: # Exit status: 0, or 1 for an error, 2 for wrong usage, 130 when stopped

@@ -7,7 +7,7 @@ __all__ = ['weight_types', 'words', 'unwrap', 'named_weights', 'prunable', 'comp
            'by_name', 'derive', 'generator', 'same_rng', 'n_ranks', 'my_rank', 'of_rank0']
 
 # %% ../nbs/00_core.ipynb #513f1a3b
-import difflib,hashlib,inspect,io,random,re,sys
+import hashlib,inspect,io,random,re,sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -17,6 +17,7 @@ import numpy as np,pandas as pd,torch
 from torch import nn,distributed as dist
 from torch.nn.utils import parametrizations
 from fastcore.basics import listify
+from .answers import meant
 
 # %% ../nbs/00_core.ipynb #d57c1137
 def clean_name(n): return n.replace('_orig_mod.', '')
@@ -238,6 +239,7 @@ def point(
 # What a criterion or a reset can ask for, by the name of its parameter
 words = dict(
     w_i='initial weight', w_k='weight at the rewind point', w_f='final weight', w_n='fresh draw from the initialiser',
+    w_m='running mean of the magnitude over steps',
     g='gradient of the loss', hg='Hessian of the loss times its gradient', r='gradient of the synaptic flow',
     m='mask, True where kept', gen='private random generator')
 
@@ -276,10 +278,6 @@ def menu_of(mod):
         return set(ps)&set(words) and all(k in words or p.default is not p.empty for k,p in ps.items())
     fs = {n:f for n,f in vars(sys.modules[mod]).items() if inspect.isfunction(f) and f.__module__==mod and not n.startswith('_')}
     return {n:f for n,f in fs.items() if of_vocabulary(f)}
-
-def meant(o, names):    # what a wrong name may have meant, to begin an error with
-    like = difflib.get_close_matches(o, map(str, names), cutoff=.5) if isinstance(o, str) else ()
-    return f"did you mean {' or '.join(map(repr, like))}? " if like else ''
 
 def pick(o, menu, kind):    # a function, or the name of one in the menu
     if callable(o): return o

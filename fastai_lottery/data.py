@@ -91,16 +91,29 @@ class TensorDL(DataLoader):
     def _gen(self): return torch.Generator().manual_seed(self.rng.getrandbits(63))
     def shuffle_fn(self, idxs): return idxs[torch.randperm(len(idxs), generator=self._gen())]
     def get_idxs(self):
+        # 0, 1, 2, ... in the order of a permutation is the permutation
+        if self.shuffle and _is_own(self.shuffle_fn): return torch.randperm(self.n, generator=self._gen())
         idxs = torch.arange(self.n)
         return self.shuffle_fn(idxs) if self.shuffle else idxs
 
+def _is_own(f): return getattr(f, '__func__', None) in (TensorDL.shuffle_fn,TensorDL.get_idxs)
+
 # %% ../nbs/30_data.ipynb #8632a113
+def _places(dl):
+    "Indices of the items of each batch, one batch at a time; the order is drawn at once"
+    bs,device = dl.bs,dl.device
+    if not dl.shuffle and _is_own(dl.get_idxs): n,cut = dl.n,partial(torch.arange, device=device)
+    else:
+        idxs = torch.as_tensor(dl.get_idxs()).to(device)
+        n,cut = len(idxs),lambda i,j: idxs[i:j]
+    return (cut(i, min(i+bs, n)) for i in range(0, max(n, 1), bs)[:len(dl)])
+
 @patch
 def __iter__(self:TensorDL):
     self.randomize()
     self.before_iter()
-    idxs,gen,tensors = torch.as_tensor(self.get_idxs()).to(self.device),self._gen(),self.dataset.tensors
-    for i in idxs.split(self.bs)[:len(self)]:
+    places,gen,tensors = _places(self),self._gen(),self.dataset.tensors
+    for i in places:
         b = tuple(t.index_select(0, i) for t in tensors)
         if self.tfm is not None: b = (self.tfm(b[0], gen), *b[1:])
         yield self.after_batch(b)

@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../nbs/06_digests.ipynb #e0eedf1e
-import hashlib,json,math,unicodedata
+import hashlib,json,math
 from functools import lru_cache
 import torch
 from safetensors.torch import save
+from .answers import shown    # what is read here may be shown: other rooms find it with the rest
 
 # %% ../nbs/06_digests.ipynb #47ab20f8
 formats = 'fastai_lottery ticket 1','fastai_lottery ticket 2'    # in the second is only what the label's `packed` says
@@ -59,10 +60,6 @@ def head_of(tensors, head):
     return len(b).to_bytes(8, 'little')+b
 
 # %% ../nbs/06_digests.ipynb #textco01
-def shown(o, keep='\n'):
-    "Text of a file or of a folder's name as it may be shown: what a terminal would obey is escaped"
-    return ''.join(c if c.isprintable() or c in keep or unicodedata.category(c)=='Zs' else ascii(c)[1:-1] for c in str(o))
-
 def _is_deep(o, n=50):
     if not isinstance(o, (dict,list)): return False
     return n==0 or any(_is_deep(v, n-1) for v in (o.values() if isinstance(o, dict) else o))

@@ -6,12 +6,13 @@
 __all__ = ['fused_adam', 'Preset', 'play_seed', 'read_replicate', 'results', 'measured']
 
 # %% ../nbs/33_experiments.ipynb #68e674d5
-import shutil
+import os,shutil,stat,time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass,field,replace
 from functools import partial
 from pathlib import Path
-import pandas as pd,torch
+import numpy as np,pandas as pd,torch
 from fastcore.basics import patch
 from fastai.learner import Learner
 from fastai.metrics import accuracy
@@ -63,6 +64,7 @@ class Preset:
     measures:dict = field(default_factory=dict) # What is measured at each level
     cb:dict = field(default_factory=dict) # Arguments of `LotteryCallback`
     claims:Callable = None # Function `(results, measures)` that gives what the paper claims, in groups: name → list (see `verdicts`)
+    first:int = 0 # Seed of the first replicate
 
     def todo(self):
         "Levels and names of the controls, and of the measures, in the order in which they are played"
@@ -71,12 +73,13 @@ class Preset:
 # %% ../nbs/33_experiments.ipynb #3c11fef3
 @patch
 def learner(self:Preset,
-    seed:int=0, # Replicate: the initial weights, and the order of the data
+    seed:int=0, # Replicate: the initial weights, and the order of the data, follow from its seed, which is `first` more
     data=None, # Folder of the data sets, where the preset reads files
     device=None, # Where to train; fastai's default device
     **kwargs # Passed to `Learner`
 )->Learner:
     "A `Learner` with the preset's data, net and optimizer, and a `LotteryCallback`"
+    seed += self.first
     dls = self.data(seed=seed, device=device, **({'path':data} if data is not None else {}))
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, 'model'))
@@ -116,62 +119,102 @@ def table_of(ps):
 _not_of_tickets = ('rounds amount scope criterion to tol stop monitor lower higher hold '
                    'pool comparable floor round_to').split()
 
-def _play_main(p, learn, seed, out, data):
+def play_main(p, learn, seed, out, data, kind=Run):
     "The lottery of a seed, and what its controls and measures are given"
+    seed += p.first
     rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
     def trained(r): return round_weights(out/f'round_{r:02d}', rounds[r].row)
-    return Run(learn, rounds, {k:v for k,v in p.settings.items() if k not in _not_of_tickets}, trained, seed, data)
+    return kind(learn, rounds, {k:v for k,v in p.settings.items() if k not in _not_of_tickets}, trained, seed, data)
 
 # %% ../nbs/33_experiments.ipynb #f3e05c5c
 _after_dense = {'amount','criterion','scope','reset','hold','rounds'}    # the dense round does not depend on these
 
-def _share_dense(a, b):
-    "Put the dense round of the run in folder `a` into `b`, where nothing is yet"
-    if (b/'rounds.csv').exists(): return
-    check_own(b/'round_00')
-    for f in (*sorted((a/'round_00').glob('[!.]*')), *(a/o for o in starts)):    # a copy that replaces a link, and follows none
-        if plain_file(f):
-            with atomic(b/f.relative_to(a)) as tmp: shutil.copyfile(f, tmp)
-    atomic_text(b/'rounds.csv', read_table(a/'rounds.csv', round_cols)[:1].to_csv(index=False))
+def shares_dense(p, name):
+    "Has the lottery `name` of the preset the dense round of the main one?"
+    return set(p.lotteries[name])<=_after_dense
 
-def _play_lottery(p, name, seed, out, data, device):
+def _take(f, to):
+    "A copy of the file `f` that replaces a link, and follows none"
+    with atomic(to) as tmp: shutil.copyfile(f, tmp)
+
+def take_tensors(f, to):
+    "The same file under another name, where the disk can do that; else a copy"
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.unlink(missing_ok=True)
+        os.link(f, to, follow_symlinks=False) if not f.is_symlink() else _take(f, to)
+    except OSError: _take(f, to)
+
+# %% ../nbs/33_experiments.ipynb #b7058971
+def share_rounds(a, b, n=None, more=(), take=_take):
+    "Put the first `n` rounds of the run in folder `a`, which may be at work, into `b`, where nothing is yet; files `more` as well"
+    if (b/'rounds.csv').exists(): return
+    rows = read_table(a/'rounds.csv', round_cols, torn=True)[:n]
+    for r in range(len(rows)):
+        check_own(b/f'round_{r:02d}')
+        for f in sorted((a/f'round_{r:02d}').glob('[!.]*')):
+            if plain_file(f): (take if f.suffix=='.safetensors' else _take)(f, b/f.relative_to(a))
+    for f in (a/o for o in (*starts, *more)):
+        if plain_file(f): (take if f.suffix=='.safetensors' else _take)(f, b/f.name)
+    atomic_text(b/'rounds.csv', rows.to_csv(index=False))
+
+def play_lottery(p, name, seed, out, data, device):
     "The lottery `name` of the preset, beside the one in `out`"
     s = dict(p.lotteries[name])
     check_own(out/name)
     q = replace(p, model=s.pop('model', p.model), cb={**p.cb, **s.pop('cb', {})})
-    if set(p.lotteries[name])<=_after_dense: _share_dense(out, out/name)
+    if shares_dense(p, name): share_rounds(out, out/name, 1)
     learn = q.learner(seed, data, device)
     with learn.no_bar(), learn.no_logging():
-        return learn.fit_lottery(**{**p.settings, **s}, seed=seed, test_dl=learn.dls[2], path=out/name)
+        return learn.fit_lottery(**{**p.settings, **s}, seed=seed+p.first, test_dl=learn.dls[2], path=out/name)
 
 # %% ../nbs/33_experiments.ipynb #41504d03
-def _made_by(o): return 'x'+short_hash(repr(say(o)))[:8]
+def made_by(o): return 'x'+short_hash(repr(say(o)))[:8]
 
-def _same_made(f, rows, fs):
+def check_made(f, rows, fs):
     "Check that controls and measures `fs` are still what made the `rows`, where these say so"
-    now = {a:_made_by(o) for a,o in fs.items()}
+    now = {a:made_by(o) for a,o in fs.items()}
     bad = [o for o in rows if now.get(o['arm']) not in (None,o.get('made')) and isinstance(o.get('made'), str)]
     if not bad: return
     a,k = bad[0]['arm'],bad[0]['round']
     raise ValueError(f"{str(f)!r} holds {a!r} (round {k}) made in another way; now it is {say(fs[a])}. "
                      "Give it another name, choose another folder, or remove its rows")
 
+def rows_made(a, k, new, made, mark):
+    "What is written of the control or measure `a` at level `k`, which gave the rows `new`"
+    return [dict(arm=a, **{'round':k, **o}, made=made, of=len(new), at=mark) for o in new]
+
+# %% ../nbs/33_experiments.ipynb #f4b556d8
+def of_pieces(f, marks=None):
+    "Rows that pieces of the replicate have finished, and that its table `f` may lack: round and name → rows"
+    res = {}
+    for o in sorted(f.parent.glob(f'pieces/*/{f.name}')):
+        with suppress(FileNotFoundError):    # it has moved into the table just now
+            if rows := rows_of(read_rows(o, drop=(), marks=marks)): res[rows[0]['round'],rows[0]['arm']] = rows
+    return res
+
+def rows_in(f, marks=None):
+    "Rows of the table `f`, none where it is not there"
+    return rows_of(read_rows(f, drop=(), marks=marks)) if f.exists() else []
+
 def _play_table(f, fs, todo, play, rounds):
     "Play what the table `f` lacks: `todo` are numbers of `rounds` and names in `fs`, `play` gives the rows of one of them"
     marks = [mark_of(o.row) for o in rounds]
-    rows = rows_of(read_rows(f, drop=(), marks=marks)) if f.exists() else []
+    rows,waiting = rows_in(f, marks),of_pieces(f, marks)
     have = {(o['round'],o['arm']) for o in rows}
-    _same_made(f, rows, fs)
+    check_made(f, [*rows, *sum(waiting.values(), [])], fs)
     for k,a in todo:
         if (k,a) in have: continue
-        new = play(fs[a], k)
-        append_rows(f, rows, [dict(arm=a, **{'round':k, **o}, made=_made_by(fs[a]), of=len(new), at=marks[k]) for o in new])
+        new = waiting.get((k,a))
+        append_rows(f, rows, rows_made(a, k, play(fs[a], k), made_by(fs[a]), marks[k]) if new is None else new)
     count_rows(f, rows)    # a kill may have come before
 
 # %% ../nbs/33_experiments.ipynb #93029745
-def _control(run, f, k): return [(run.fit(run.rounds[k].ticket, **f) if isinstance(f, dict) else f(run, k)).row]
+def play_control(run, f, k, **kwargs):
+    "The rows of a control at level `k`: one, of its training"
+    return [(run.fit(run.rounds[k].ticket, **f, **kwargs) if isinstance(f, dict) else f(run, k)).row]
 
-def _measure(run, f, k): return [o] if isinstance(o := f(run, k), dict) else o
+def play_measure(run, f, k): return [o] if isinstance(o := f(run, k), dict) else o
 
 # %% ../nbs/33_experiments.ipynb #84d74d59
 def play_seed(
@@ -187,10 +230,11 @@ def play_seed(
     learn = p.learner(seed, data, device)
     trainings,measures = p.todo()
     with learn.no_bar(), learn.no_logging(), locked(out, 'replicate'):
-        run = _play_main(p, learn, seed, out, data)
-        _play_table(out/'controls.csv', p.controls, trainings, partial(_control, run), run.rounds)
-        for name in p.lotteries: _play_lottery(p, name, seed, out, data, device)
-        _play_table(out/'measures.csv', p.measures, measures, partial(_measure, run), run.rounds)
+        run = play_main(p, learn, seed, out, data)
+        _play_table(out/'controls.csv', p.controls, trainings, partial(play_control, run), run.rounds)
+        for name in p.lotteries: play_lottery(p, name, seed, out, data, device)
+        _play_table(out/'measures.csv', p.measures, measures, partial(play_measure, run), run.rounds)
+        shutil.rmtree(out/'pieces', ignore_errors=True)    # of a sweep that was stopped: now in the tables
     return read_replicate(out)
 
 # %% ../nbs/33_experiments.ipynb #c41efbe7
@@ -200,37 +244,92 @@ def _arm_rounds(d, ticket, df=None):
     if len(df): df.insert(0, 'arm', ['dense' if r==0 else ticket for r in df['round']])
     return df
 
-def read_replicate(
-    out # A replicate's folder, finished or not
-)->pd.DataFrame: # One row a training that is finished
-    "What a replicate showed so far. Raises `ValueError` where a table is damaged"
-    out = own_path(out, 'out')
+def marks_of(df): return [mark_of(o) for o in rows_of(df)]
+
+def _with_pieces(f, marks, *need):
+    "The table `f` so far, with what pieces have finished and nobody has put there yet"
+    found = of_pieces(f, marks)    # first: they move there
+    df = read_written(f, *need, marks=marks)
+    have = set(zip(df['round'], df['arm'])) if len(df) else ()
+    new = [o for k,rows in found.items() if k not in have for o in rows]
+    if not new: return df
+    more = pd.DataFrame(new).drop(columns=['digest','made','of','at'], errors='ignore')
+    return pd.concat([df, more], ignore_index=True) if len(df) else more
+
+# %% ../nbs/33_experiments.ipynb #78ea6c76
+def trainings_in(out):
+    "What a replicate showed so far, in the folder `out`"
     dirs = {f.parent for o in ('rounds.csv','round_00') for f in out.glob(f'*/{o}')}
     others = [_arm_rounds(d, d.name)[1:] for d in sorted(dirs)]    # their dense round is the same
     if not (f := out/'measures.csv').exists(): read_written(f)    # was there one?
     rounds = rounds_table(out)
-    controls = read_written(out/'controls.csv', *round_cols, marks=_marks(rounds))
+    controls = _with_pieces(out/'controls.csv', marks_of(rounds), *round_cols)
     return pd.concat([_arm_rounds(out, 'ticket', rounds), controls, *others], ignore_index=True)
 
-def _marks(df): return [mark_of(o) for o in rows_of(df)]
+def figures_in(out):
+    "What its measures showed"
+    return _with_pieces(out/'measures.csv', marks_of(rounds_table(out)))
+
+# %% ../nbs/33_experiments.ipynb #2ffb4661
+def read_replicate(
+    out # A replicate's folder, finished or not
+)->pd.DataFrame: # One row a training that is finished
+    "What a replicate showed so far. Raises `ValueError` where a table is damaged"
+    return trainings_in(own_path(out, 'out'))
+
+# %% ../nbs/33_experiments.ipynb #7363f036
+_young = 2    # seconds: file systems tell times apart by less
+
+def _stat(e):
+    "What tells whether a file has changed; nothing of one that is gone"
+    for follow in (True,False):    # a link to nothing
+        with suppress(OSError): return e.stat(follow_symlinks=follow)
+
+def _looks(d, deep=2):
+    "What tells whether a file in the folder `d`, or in the folders in it, has changed; and when the last one did"
+    res,last = [],0
+    try:
+        with os.scandir(d) as es: es = [(e,_stat(e)) for e in es if not e.name.endswith('.lock')]
+    except FileNotFoundError: return [(str(d),)],time.time_ns()
+    for e,st in es:
+        if st is None: return [(e.path,)],time.time_ns()
+        res.append((e.path,st.st_ino,st.st_size,st.st_mtime_ns,st.st_ctime_ns))
+        more,late = _looks(e.path, deep-1) if deep and stat.S_ISDIR(st.st_mode) else ([],0)
+        res += more
+        last = max(last, late, st.st_mtime_ns, st.st_ctime_ns)
+    return sorted(res),last
+
+# %% ../nbs/33_experiments.ipynb #eb74a169
+_known = {}    # function and folder → how that looked, and what was read
+
+def read_once(read, d):
+    "What `read` finds in the folder `d`; read again only where something has changed"
+    now,(looks,last) = time.time_ns(),_looks(d)
+    key = read,str(d)
+    if key in _known and _known[key][0]==looks: return _known[key][1]
+    if len(_known)>10_000: _known.clear()
+    _known[key] = looks if now-last>_young*10**9 else None,read(d)
+    return _known[key][1]
 
 # %% ../nbs/33_experiments.ipynb #8d24b8de
 def _of_seeds(out, read, missing):
     "What `read` finds in the folder of each seed, in one table"
     out = own_path(out, 'out')
-    dfs = [df.assign(seed=i) for i,d in numbered(out, 'seed').items() if len(df := read(d))]
-    if not dfs: raise FileNotFoundError(missing)
-    return pd.concat(dfs, ignore_index=True)
+    found = {i:df for i,d in numbered(out, 'seed').items() if len(df := read_once(read, d))}
+    if not found: raise FileNotFoundError(missing)
+    dfs = list(found.values())
+    res = pd.concat(dfs, ignore_index=True)
+    res.insert(len(dfs[0].columns), 'seed', np.repeat(list(found), [len(o) for o in dfs]))
+    return res
 
 def results(
     out # Folder of a `play`
 )->pd.DataFrame: # One row a finished training, with `seed`
     "Everything that the replicates in `out` showed. Raises `FileNotFoundError` where there is nothing"
-    return _of_seeds(out, read_replicate, f"no finished round in {str(out)!r}: it should be the folder of a `lottery run`")
+    return _of_seeds(out, trainings_in, f"no finished round in {str(out)!r}: it should be the folder of a `lottery run`")
 
 def measured(
     out # Folder of a `play`
 )->pd.DataFrame: # One row a figure or set of figures, with `arm`, `round` and `seed`
     "What the measures of the replicates in `out` showed. Raises `FileNotFoundError` where there is nothing"
-    return _of_seeds(out, lambda d: read_written(d/'measures.csv', marks=_marks(rounds_table(d))),
-                     f"no measures in {str(out)!r}: it should be the folder of a `lottery run` whose preset has some")
+    return _of_seeds(out, figures_in, f"no measures in {str(out)!r}: it should be the folder of a `lottery run` whose preset has some")

@@ -324,11 +324,14 @@ def _sample(dl):
 # %% ../nbs/15_identity.ipynb #7af88eea
 def _shapes(ts): return hashlib.sha256(repr([(n,tuple(t.shape)) for n,t in ts.items()]).encode()).hexdigest()[:16]
 
+def _said_search(o): return f'{o.name}({", ".join(f"{k}={say(v)!r}" for k,v in o.args.items())})'
+
 def about_run(learn, lot, s):
     "What must be the same for a run to go on, of the settings and of the net"
     asked = {k:getattr(s, k) for k in ('amount','criterion','scope','reset','fit','n_epoch','seed','eval_every')}
     rule = {k:getattr(s, k) for k in ('hold','stop','to') if getattr(s, k) is not None}
     if s.start is not None: rule.update(start=s.start.digest())
+    if s.search is not None: rule.update(search=_said_search(s.search), rounds=s.rounds)    # the last is another kind
     if s.tol is not None: rule.update(tol=s.tol, monitor=s.monitor, lower=s.lower)
     if lot.units!='weights': rule.update(unit=lot.units, per=s.per)
     ws = named_weights(learn.model, lot.all_kept() if lot.masks is None else lot.masks)

@@ -27,6 +27,7 @@ from .looks import has_valid
 from .fits import *
 from .fits import plain_place
 from .identity import about_run
+from .search import is_whole
 from .settings import *
 from .settings import best_of,decided,monitor_of,says_lower
 from .statistics import better_when,is_lower,lower_of
@@ -89,6 +90,13 @@ def place(self:Journal, r):
     "Where round `r` goes on; none where it begins at the start"
     return self.lot.place if r and self.s.goes_back else None
 
+# %% ../nbs/18_journal.ipynb #d4c64a9a
+@patch
+def no_more(self:Journal):
+    "A prune could take nothing: does the lottery end here? A search plays its last masks whole before it does"
+    self.over = True
+    return is_whole(self.rounds[-1])
+
 # %% ../nbs/18_journal.ipynb #d879ff62
 def _share(lot, rounds, row):
     "Where the rewind point was asked for as a share: the iteration, and which share of the dense training that was in the end"
@@ -124,7 +132,7 @@ def _lasting(s): return f'{s:.0f} s' if s<100 else f'{s/60:.0f} min' if s<6000 e
 def estimate(self:Journal, row):
     "What the rounds to come will take, by what the dense one took; nothing where that is not worth a line"
     n = self.s.expected(row['prunable'])
-    if row['seconds']*n<60: return ''
+    if row['seconds']*n<60 or self.s.search is not None: return ''    # a search is shorter, and ends when it likes
     disk = '' if self.folder is None else f', and about {n*self.folder.size_of(0)/2**20:,.0f} MB on the disk'
     return f"The dense round took {_lasting(row['seconds'])}: up to {n} more will take about {_lasting(n*row['seconds'])}{disk}"
 

@@ -80,7 +80,7 @@ def as_it_was(learn, dl):
 
 # %% ../nbs/13_looks.ipynb #d0f4e3da
 _ours = '''round density kept prunable train_loss valid_loss iterations seconds mask_hash reset mask trial rewind_it rewind_share
-arm seed'''.split()
+whole spent arm seed'''.split()
 
 def figure_names(learn):
     "`valid_loss` and the metrics by name, told apart where two have one name, or that of a column of ours"

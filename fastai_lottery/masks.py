@@ -6,7 +6,7 @@
 __all__ = ['Masks', 'Packed', 'unpack', 'hold_', 'Hold']
 
 # %% ../nbs/01_masks.ipynb #38bfeffd
-import contextlib,hashlib,warnings,weakref
+import contextlib,hashlib,weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +17,8 @@ from torch.compiler import is_compiling
 from fastcore.basics import patch
 from .core import *
 from .spread import bits_in,here,n_true
+from .hold import *
+_all_ = ['hold_', 'Hold']    # whoever takes masks takes these
 
 # %% ../nbs/01_masks.ipynb #df2be067
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +34,9 @@ class Masks(Mapping):
     def __getitem__(self, n): return self.d[n]
     def __iter__(self): return iter(self.d)
     def __len__(self): return len(self.d)
+    def keys(self): return self.d.keys()    # a Mapping's own ask for each item by itself
+    def values(self): return self.d.values()
+    def items(self): return self.d.items()
     def __reduce__(self): return Masks, (dict(self.d),self.units)
     def __repr__(self):
         return f'Masks({len(self)} layers, {self.n_kept:,} of {self.numel:,} weights kept, density {self.density:.4g})'
@@ -128,92 +133,6 @@ def hash(self:Masks)->str: # 16 hexadecimal digits
         for b in bits_in(m): h.update(b)
     return h.hexdigest()[:16]
 
-# %% ../nbs/01_masks.ipynb #360bfc20
-_ints = {1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}
-
-def _bits(w, m, chunk=2**18):
-    "`w` as integers and `m` as 0/1, on the CPU in pieces of whole rows that fit its cache"
-    if w.is_complex(): w,m = torch.view_as_real(w),m.unsqueeze(-1)
-    w,m = w.data.view(_ints[w.element_size()]),m.view(torch.int8)
-    n = w.shape[:1].numel()
-    rows = n if w.device.type!='cpu' else max(1, chunk*n//max(1, m.numel()))
-    return [(w,m)] if rows>=n else list(zip(w.split(rows), m.split(rows)))
-
-def _values(w, m, v):
-    "The bits to add where a pruned weight is held at a value other than 0: one tensor for each of `_bits`"
-    if v is None: return [None]*len(_bits(w, m))
-    return [b for b,_ in _bits(torch.where(m, torch.zeros_like(w), v.to(w)), m)]
-
-# %% ../nbs/01_masks.ipynb #354f085d
-def hold_(
-    weights:list, # Weights, changed in place
-    masks:list, # As many bool tensors of the same shapes and devices, `True` where kept
-    held:list=None # As many tensors with the values of pruned weights, `None` for 0
-):
-    "Make each pruned weight exactly 0, or what it is held at, whatever it was (an `inf` too); kept ones stay bit for bit"
-    for w,m,v in zip(weights, masks, held or [None]*len(weights)):
-        for (a,b),c in zip(_bits(w, m), _values(w.data, m, v)):
-            a.mul_(b)
-            if c is not None: a.add_(c)
-
-# %% ../nbs/01_masks.ipynb #5807bd8d
-class Hold:
-    "`hold_` for every step: call it, as often as you like"
-    fresh = False # Was it called, and has nothing been taken on trust since?
-    hooks = () # On gradients of the weights
-    def __init__(self,
-        weights, # Weights, changed in place at each call
-        masks, # As many bool tensors, `True` where kept
-        held=None, # As many tensors with the values of pruned weights, `None` for 0
-        wide=2**24 # Largest size of the masks, in bytes, at which they are as wide as the weights, on the CPU
-    ):
-        self.ws,self.ms,self.vs,self.at,self.ptrs = list(weights),list(masks),list(held or [None]*len(masks)),None,None
-        self.wides = {} # Wide masks in pieces, by the id of the weight
-        self.wide = sum(w.numel()*w.element_size() for w in self.ws)<=wide and all(w.device.type=='cpu' for w in self.ws)
-
-    def __call__(self):
-        ptrs,at = [w.data_ptr() for w in self.ws],[w.stride() for w in self.ws]
-        if ptrs!=self.ptrs or at!=self.at: self.ptrs,self.at,self.plan = ptrs,at,self._plan()
-        for f,x in self.plan: f(x)
-        self.seen,self.fresh = [w._version for w in self.ws],True
-
-# %% ../nbs/01_masks.ipynb #1a330750
-@patch
-@torch.inference_mode(False)    # or nobody could write to these views outside of it
-def _plan(self:Hold):
-    ps = [(*p,v) for w,m,o in zip(self.ws, self.ms, self.vs) for p,v in zip(_bits(w, m), _values(w.data, m, o))]
-    at_kept = [(a, -b.to(a.dtype) if self.wide else b) for a,b,_ in ps]
-    bs = iter([b for _,b in at_kept] if self.wide else ())
-    self.wides = {id(w):[next(bs) for _ in _bits(w, m)] for w,m in zip(self.ws, self.ms)} if self.wide else {}
-    sizes = [(a.dtype,b.numel()) for a,b in at_kept if a.device.type=='cpu' and not self.wide]
-    bufs = {t:torch.empty(max(n for o,n in sizes if o==t), dtype=t) for t,_ in sizes}
-    self.own,res = [*bufs.values(), *[b for _,b in at_kept if self.wide], *[v for *_,v in ps if v is not None]],[]
-    for (a,b),(*_,v) in zip(at_kept, ps):
-        s = bufs[a.dtype][:b.numel()].view(b.shape) if a.dtype in bufs and a.device.type=='cpu' else b
-        if s is not b: res.append((s.copy_, b))
-        res.append((a.bitwise_and_ if self.wide else a.mul_, s))
-        if v is not None: res.append((a.add_, v))
-    return res
-
-# %% ../nbs/01_masks.ipynb #7a8d9585
-@patch
-def moved(self:Hold)->bool:
-    "Did a weight change since the last call, as far as torch can tell? It counts writes, but not those through `.data`"
-    return [w._version for w in self.ws]!=self.seen or [w.data_ptr() for w in self.ws]!=self.ptrs
-
-@patch
-def check(self:Hold,
-    once:bool # Is the next check not to take this one on trust? A training may write through `.data` meanwhile
-):
-    "Hold again, unless nothing has changed since it was done"
-    if (not self.fresh or self.moved()) and not torch.jit.is_tracing(): self()
-    self.fresh = not once
-
-@patch(as_prop=True)
-def nbytes(self:Hold)->int:
-    "Memory that it takes beside the weights and their masks, in bytes"
-    return sum({t.data_ptr():t.numel()*t.element_size() for t in self.own}.values())
-
 # %% ../nbs/01_masks.ipynb #2d23697f
 @patch
 def check(self:Masks,
@@ -250,31 +169,6 @@ def holder(self:Masks, weights, held=None):
     "A `Hold` of what is pruned; layers that are dense are left out"
     part = [n for n,m in self.items() if not m.all()]
     return Hold([weights[n] for n in part], [self[n] for n in part], [(held or {}).get(n) for n in part])
-
-# %% ../nbs/01_masks.ipynb #bfb90d34
-def _or_none(at):
-    "`at`, with None for an amount that is more than the scope can take, and without a word about empty layers"
-    def _at(a):
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')    # of a try
-            try: return at(a)
-            except ValueError: return None
-    return _at
-
-def cut_prune(at, amount, least, have, n0, layers):
-    "Masks `at(amount)`, or at the largest amount that leaves `least` of the `have` weights; `n0` of them, in `layers`, may go"
-    tried = _or_none(at)
-    new = tried(amount)
-    if new is not None and (new.n_kept==least or new.n_kept>least+layers): return at(amount)
-    best,lo,hi,a = 0.,0.,min(1.1*amount, .999),(have-least)/n0    # exact where all layers have the same rate
-    for _ in range(50):
-        new = tried(a)
-        n = -1 if new is None else new.n_kept
-        if n>=least: best = a
-        if n==least: break
-        lo,hi = (a,hi) if n>least else (lo,a)
-        a = (lo+hi)/2
-    return at(best)
 
 # %% ../nbs/01_masks.ipynb #9f14e150
 class Hook:

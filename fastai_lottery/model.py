@@ -20,9 +20,10 @@ from fastcore.foundation import L
 from .core import *
 from .spread import check_not_spread
 from .masks import *
-from .masks import Hook,cut_prune
+from .masks import Hook
 from .criteria import scores,in_steps
 from .scopes import make_masks,check_amount,lengths_of
+from .tallies import cut_prune,tally
 
 # %% ../nbs/04_model.ipynb #523e5eb5
 def _zero_rows_(g, m):
@@ -40,7 +41,9 @@ def zero_grad_(self:Hold,
     if bs is None or bs[0].element_size()!=g.element_size()//(1+g.is_complex()) or g.device!=bs[0].device:
         return hold_([g], [self.kept[id(w)].to(g.device)])
     a = (torch.view_as_real(g) if g.is_complex() else g).data.view(bs[0].dtype)
-    for o,b in [(a,bs[0])] if len(bs)==1 else zip(a.split(len(bs[0])), bs): o.bitwise_and_(b)
+    for o,b in [(a,bs[0])] if len(bs)==1 else zip(a.split(len(bs[0])), bs):
+        if id(w) in self.together: o.mul_(b)
+        else: o.bitwise_and_(b)
 
 # %% ../nbs/04_model.ipynb #c64e68f4
 def _on_grad(w, method):
@@ -325,4 +328,5 @@ def one_more(lot, f, amount, scope, gen, least=0):
     def prune(s, a): return make_masks(s, old, a, scope, lengths)
     s,have = scored(in_steps(f, old, amount, prune, scored)),lot.masks.n_kept
     def at(a): return Masks({**lot.masks, **prune(s, a)})
-    return at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old))
+    if not least: return at(amount)
+    return cut_prune(at, amount, min(least, have), have, old.n_kept, len(old), tally(old, scope))

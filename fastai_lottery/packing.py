@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/07_packing.ipynb #a3cb4cc3
 import math,zlib
+from itertools import chain
 from pathlib import Path
 import numpy as np,torch
 from fastcore.basics import patch
@@ -145,6 +146,55 @@ def least_bytes(masks, width=4):
     def bits(k, n): return sum(-c*math.log2(c/n) for c in (k,n-k) if c)
     ks = {n:n_ones(m) for n,m in masks.items()}
     return sum(bits(ks[n], m.numel())/8+width*ks[n] for n,m in masks.items())
+
+# %% ../nbs/07_packing.ipynb #0cb877ea
+_together = 2**23    # bits of all masks that are there at once: they stay in the processor's cache
+_of_byte = np.array([i.bit_count() for i in range(256)], np.uint8)
+
+def _ones_in(words):
+    "How many bits are 1 in each row"
+    n = np.bitwise_count(words) if hasattr(np, 'bitwise_count') else _of_byte[words.view(np.uint8)]    # NumPy 1 has none
+    return n.sum(-1, dtype=np.int64)
+
+def _cut(m, size):
+    "A mask in flat parts of at most `size` weights"
+    if m.numel()<=size: yield m.reshape(-1).cpu()
+    elif (k := m[0].numel())>size:
+        for o in m: yield from _cut(o, size)
+    else:
+        for o in m.split(size//k): yield o.reshape(-1).cpu()
+
+# %% ../nbs/07_packing.ipynb #0c274832
+def _stretches(masks, size):
+    "All weights of the masks in a row, in stretches of at most `size`"
+    has,n = [],0
+    for o in chain.from_iterable(_cut(m, size) for m in masks.values()):
+        if n+len(o)>size and has:
+            yield torch.cat(has) if len(has)>1 else has[0]
+            has,n = [],0
+        has.append(o)
+        n += len(o)
+    if has: yield torch.cat(has)
+
+def _words(stretches):
+    "Bits of bool vectors of one length, a row of 64-bit words each"
+    n = len(stretches[0])
+    res = np.zeros((len(stretches),-(-n//64)*8), np.uint8)
+    for row,o in zip(res, stretches): row[:-(-n//8)] = np.packbits(o.numpy())
+    return res.view(np.uint64)
+
+# %% ../nbs/07_packing.ipynb #ab878eb5
+def sizes_of(masks): return ', '.join(f'{n} {tuple(m.shape)}' for n,m in masks.items())
+
+def same_sizes(a, b): return list(a)==list(b) and all(m.shape==o.shape for m,o in zip(a.values(), b.values()))
+
+def kept_by_both(several)->np.ndarray: # A square of whole numbers; on the diagonal what each keeps
+    "How many weights two `Masks` both keep, for each pair of `several` of the same sizes"
+    res,size = np.zeros((len(several),)*2, np.int64),max(64, min(2**20, _together//len(several)))
+    for o in zip(*(_stretches(m, size) for m in several)):
+        b = _words(o)
+        for i in range(len(b)): res[i,:i+1] += _ones_in(b[i]&b[:i+1])
+    return np.maximum(res, res.T)
 
 # %% ../nbs/07_packing.ipynb #191a6a63
 def part_of(tensors, part):

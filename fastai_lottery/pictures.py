@@ -339,7 +339,8 @@ def _headline(r, dense, col):
     "Round `r` in a line"
     def say(v): return f'{100*v:.2f} %' if is_fraction(col) else f'{v:.4g}'
     left = f"{r['kept']:,} of {r['prunable']:,} weights left ({100*r['density']:.3g} %)"
-    return f"round {r['round']}: {left}, {words_of(col).removesuffix(' (%)')} {say(r[col])}, dense {say(dense[col])}"
+    beside = f', dense {say(dense[col])}' if dense.row.get('whole', True) else ''
+    return f"round {r['round']}: {left}, {words_of(col).removesuffix(' (%)')} {say(r[col])}{beside}"
 
 def _name_rounds(fig, axs):
     "One legend for the panels whose lines are rounds"
@@ -356,8 +357,7 @@ def show(self:LotteryCallback,
 ): # The axes, three or four
     """This run at one look: a figure against weights remaining, learning curves or losses, weights left in each layer, the last mask.
     Raises `ValueError` before the first round, and where no round has that figure"""
-    df = self.report().head(len(self.rounds))
-    col = column_of(self, df, monitor)
+    col = column_of(self, df := self.rows_shown(), monitor)
     needs_figures(df, col, 'show')
     draw = [lambda ax: plot_report(df, [col], ax), _middle(self, df, col), lambda ax: plot_density(some_of(self.rounds), ax, legend=False),
             lambda ax: plot_mask(self.rounds[-1], layer, shape, ax)]

@@ -12,7 +12,6 @@ import pandas as pd
 from torch import nn
 from fastai.learner import Learner
 from fastai.optimizer import Adam
-from .core import meant
 from .scopes import *
 from .rounds import *
 from .arms import *
@@ -24,6 +23,8 @@ from .claims import claimed,have_figures
 from .lenets import lenets,on_digits
 from .lenet_masks import lenet_masks
 from .rethinking import rethinking
+from .cheap import cheap
+from .catalogue import no_preset
 
 # %% ../nbs/37_presets.ipynb #8a48ec65
 _convs = []
@@ -300,7 +301,7 @@ _convs += [_supermask_of(_convs[2*i], n) for i,n in enumerate((2,4,6))]
 
 # %% ../nbs/37_presets.ipynb #db3be428
 # The experiments by name
-presets = {p.name:replace(p, claims=claimed(p.name)) for p in [*lenets, *lenet_masks, *rethinking, *_convs]}
+presets = {p.name:replace(p, claims=claimed(p.name)) for p in [*lenets, *lenet_masks, *rethinking, *cheap, *_convs]}
 
 # %% ../nbs/37_presets.ipynb #39e66572
 def preset(
@@ -308,7 +309,7 @@ def preset(
 )->Preset:
     "A preset by its name. Raises `ValueError`, with near names, for an unknown one"
     if name in presets: return presets[name]
-    raise ValueError(f"{meant(name, presets)}There is no preset {name!r}; there are: {', '.join(presets)}")
+    raise no_preset(name, presets)
 
 # %% ../nbs/37_presets.ipynb #40d6e568
 def check_claims(

@@ -32,6 +32,9 @@ from .fits import *
 from .fits import fit_once,place_of,seed_all
 from .settings import *
 from .settings import Settings,as_fit,checked,check_fit,is_near,plays_one_fit
+from .means import forget_means,keeper_for
+from .search import as_search
+from .turns import check_search,checked_sides,play_sides,prunes_before,turn_of
 from .identity import say
 from .runs import *
 from .runs import Folder
@@ -43,6 +46,7 @@ from .journal import Journal,completed,as_trained,check_w_i,held_under,of_lotter
 def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
+    if not prunes_before(s, r): return True
     if r==1 and not plays_one_fit(s.fit): _warn_frozen(learn, lot)    # a way to fit may freeze and unfreeze, as `fine_tune` does
     if s.takes_all(lot.masks.counted.n_kept): return _at_bottom(s, lot, f'a prune of amount={s.amount:g} would leave no weight')
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
@@ -57,9 +61,12 @@ def play_rounds(learn, s, run):
     for r in run.to_play():
         done = run.checkpoint(r)                        # of this round, if a kill left one
         with learn.added_cbs(s.kwargs.get('cbs')):      # a gradient that is asked for is theirs, too
-            if r and not done and not prune_once(learn, s, r): break
-            if r: learn.rewind(s.reset, seed=s.seed_for('rewind', r))
-        run.add(*fit_once(learn, s.training, run.place(r), s.seed_for('train', r), run.live, done, run.saver(r)))
+            if r and not done and not prune_once(learn, s, r) and run.no_more(): break
+            turn = turn_of(learn, s, r)                 # a whole training; but in a search, which comes before the last
+            if r: learn.rewind(turn.reset, seed=s.seed_for('rewind', r))
+        place = run.place(r) if turn.back else None
+        row,curve,place = fit_once(learn, turn.training, place, s.seed_for('train', r), run.live, done, run.saver(r))
+        run.add(turn.row(run.rounds, row), curve, place)
     run.settle()
     return run.rounds
 
@@ -104,6 +111,7 @@ def start_over(learn, lot, told=False):
         check_all_known(lot.w_i, Masks.ones(lot.masks), "a lottery that begins anew, dense, needs")
     if not told and (lot.rounds or pruned): _say_dropped(lot)
     learn.unprune()
+    forget_means(learn)
     if lot.w_i is not None: load_(learn.model, lot.w_i)
     if lot.b_i: load_outside_(learn, lot.b_i)
     lot.w_k,lot.b_k = (None,{}) if lot.rewind_to.n else (lot.w_i,lot.b_i)
@@ -188,6 +196,7 @@ def play(learn, s, path, start):
     "Play the lottery `s`, in the folder `path` if there is one"
     lot = learn.lottery
     with ExitStack() as es:
+        es.enter_context(learn.added_cbs(keeper_for(learn, (s.criterion, s.reset, s.hold))))
         folder = None if path is None else Folder(path, learn, s, es)
         lot.run_folder = folder and folder.path
         _begin(learn, lot, start, folder, L(s.kwargs.get('cbs')))
@@ -219,6 +228,8 @@ def fit_lottery(self:Learner,
     test_dl=None, # Data whose figures are recorded, and used for nothing
     path=None, # Folder for tickets, weights, curves, report; a run that was stopped, even by `kill -9`, goes on there
     stop=None, # Stop when this function of the rounds so far says so: `(rounds) -> bool`
+    search=None, # How trainings before the last go: a fraction of one, `going_on()`, `early_bird()`, `gradual()` (see `search`)
+    sides=(), # In a search, rounds whose ticket is trained whole as well, beside the search
     start=None, # Go on from a `Ticket`, `'rounds'` in memory, or the net as it is `'now'`; by default anew, from the initial weights
     keep:str='best', # Trained nets that stay in memory for `learn.lottery.load`: the last and the best, or `'all'`
     higher:bool=None, # Is `monitor` better when higher? The same as `lower`, the other way round
@@ -237,10 +248,14 @@ def fit_lottery(self:Learner,
     ticket = start if isinstance(start, Ticket) else None
     lower,per = lower_of(lower, higher),PerUnit(pool, comparable, floor, round_to)
     s = Settings(n_epoch, rounds, amount, criterion, scope, reset, hold, fit, seed, to, tol, monitor, lower, stop, ticket,
-                 eval_every, test_dl, kwargs, tuple(L(same)), per)
+                 eval_every, test_dl, kwargs, tuple(L(same)), per, as_search(search))
     s,lot.keep = checked(self, lot, s),keep
+    check_search(self, lot, s)
+    sides = checked_sides(s, sides)
     if ticket is not None: _check_knows(lot, s, ticket)
-    return play(self, s, path, start)
+    rs = play(self, s, path, start)
+    play_sides(self, s, rs, sides, path)
+    return rs
 
 # %% ../nbs/19_rounds.ipynb #68cf470d
 def _goes_on(learn, ticket, how, reset):

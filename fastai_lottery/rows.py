@@ -11,8 +11,9 @@ import numpy as np
 import torch,torch.distributed as dist
 from .core import *
 from .core import name_of
-from .spread import any_true,bits_in,dropped,here,not_finite,n_true
+from .spread import bits_in,check_kind,here,n_true,rows_kind
 from .criteria import criteria_menu
+from .lowest import Rows
 from .resets import keep,rewind,rewind_or_zero
 try: from torch.distributed.tensor import DTensor,Replicate,Shard
 except ImportError: DTensor = None    # torch before 2.5, or one without `torch.distributed`
@@ -46,8 +47,9 @@ def check_spread(ws):
             raise ValueError(f"{n!r} is not spread over processes: call fully_shard(model) on the whole model, not on some of its layers "
                              f"alone, before the optimizer is made; or leave it out by exclude={n!r}")
         a,b = rows_of(w)
-        if len(w.to_local())!=b-a: raise ValueError(f"{n!r} has {len(w.to_local())} rows here, where {b-a} are expected")
-        if w.device_mesh!=next(iter(ws.values())).device_mesh: raise ValueError(f"{n!r} is spread over other processes than the others")
+        if (k := len(w.to_local()))!=b-a: raise ValueError(f"{n!r} has {k} rows here, where {b-a} are expected")
+        if w.device_mesh!=next(iter(ws.values())).device_mesh:
+            raise ValueError(f"{n!r} is spread over other processes than the others")
     return ws
 
 # %% ../nbs/25_rows.ipynb #55864e64
@@ -70,6 +72,10 @@ def added(n, like):
 
 def count_shards(m): return added(torch.count_nonzero(here(m)), m)
 
+def first_bad(scores, masks):
+    "As `not_finite`"
+    return next(((n,k) for n,m in masks.items() if (k := bad_shards(m, scores[n]))), None)
+
 def bad_shards(m, s):
     parts = zip(here(m).reshape(-1).split(_chunk), here(s).detach().reshape(-1).split(_chunk))
     return added(sum(torch.count_nonzero(~torch.isfinite(b)&a) for a,b in parts), m)
@@ -80,8 +86,7 @@ if DTensor is not None:
     def _(t:DTensor):
         with torch.no_grad(): return t.to_local()
     n_true.register(DTensor, count_shards)
-    any_true.register(DTensor, lambda m: count_shards(m)>0)
-    not_finite.register(DTensor, bad_shards)
+    check_kind.register(DTensor, lambda m: first_bad)
 
 # %% ../nbs/25_rows.ipynb #b45a01c9
 def _key(s):
@@ -149,9 +154,21 @@ def drop_shards(scores, masks, k):
         res[n] = spread_as(masks[n], new)
     return res
 
-if DTensor is not None:
-    @dropped.register
-    def _(m:DTensor, scores, masks, k): return drop_shards(scores, masks, k)
+# %% ../nbs/25_rows.ipynb #20678959
+class ShardRows(Rows):
+    "`Rows` of scores and masks that are spread: what scopes ask of them"
+    def __init__(self, scores, masks, own=False, chunk=2**17): self.scores,self.was,self.flags = scores,masks,dict(masks)
+    def counts(self): return {n:n_true(m) for n,m in self.flags.items()}
+    def turn(self): self.flags = {n:self.was[n]^m for n,m in self.flags.items()}
+    def masks(self): return self.flags
+    def drop(self, k, kept=None, names=None):
+        now = {n:self.flags[n] for n in names or self.flags}
+        new = drop_shards({n:self.scores[n] for n in now}, now, k) if k>0 else now
+        self.flags.update({n:m if kept is None else kept[n]&~(now[n]^m) for n,m in new.items()})
+    def drop_each(self, ks, kept=None):
+        for n,k in ks.items(): self.drop(k, kept, [n])
+
+if DTensor is not None: rows_kind.register(DTensor, lambda m: ShardRows)
 
 # %% ../nbs/25_rows.ipynb #84f562fd
 def _packed_rows(m, begin):

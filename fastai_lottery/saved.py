@@ -91,9 +91,10 @@ def read_index(path):
     except ValueError as e: raise ValueError(f"{str(f)!r} is damaged: {shown(e)}") from None
     if index.get('format')!=format_of_parts:
         raise ValueError(f"{str(f)!r} is of format {index.get('format')!r:.60}, not of {format_of_parts!r}")
-    if index.pop('sha256', None)!=_digest(index): raise ValueError(f"{str(f)!r} is damaged: its content does not match its digest")
-    if not all(re.fullmatch(_part_name, str(n)) for n,_ in index['files']): raise ValueError(f"{str(f)!r} names files that are no parts")
-    return index
+    if index.pop('sha256', None)!=_digest(index):
+        raise ValueError(f"{str(f)!r} is damaged: its content does not match its digest")
+    if all(re.fullmatch(_part_name, str(n)) for n,_ in index['files']): return index
+    raise ValueError(f"{str(f)!r} names files that are no parts")
 
 def read_part(path, name, digest):
     "Tensors of one file and the rows that they are, checked"
@@ -166,7 +167,8 @@ def _own_rows(path, index, masks, weights):
             seen[n] += _put_rows(ws[n], begin[n], t, r[0]) if r else _put_all(ws[n], t)
             if n in ms: _put_rows(ms[n], begin[n], _bits(ts[f'mask/{n}'], t.shape), r[0])
     for n,k in seen.items():
-        if k!=(len(ws[n]) if isinstance(weights[n], DTensor) else 1): raise ValueError(f"{str(path)!r} has not all rows of {n!r}")
+        want = len(ws[n]) if isinstance(weights[n], DTensor) else 1
+        if k!=want: raise ValueError(f"{str(path)!r} has not all rows of {n!r}")
     return ws,ms
 
 # %% ../nbs/25_saved.ipynb #83942e26

@@ -28,6 +28,8 @@ from .model import check_alone
 from .fits import *
 from .looks import figure_names,has_valid
 from .fits import Training,iterations_an_epoch
+from .search import *
+from .search import is_whole
 from .identity import about_callback
 
 # %% ../nbs/16_settings.ipynb #6c609fd6
@@ -64,11 +66,16 @@ def tolerance(tol, dense):
     "`tol` as a number: a share of the dense figure, such as `'5%'`, or itself"
     return abs(dense)*float(tol[:-1])/100 if isinstance(tol, str) else tol
 
+# %% ../nbs/16_settings.ipynb #5eecd65a
 def best_of(rounds, tol, monitor, lower=None):
     "The smallest of `rounds` whose figure is within `tol` of the first one's"
+    whole = [r for r in rounds if is_whole(r)]
+    if not is_whole(rounds[0]):
+        raise ValueError("the best ticket is within a tolerance of the dense net, and that was trained for a search only: play it whole, "
+                         "say by going_on(first=1.) or shorter(dense=True), or take a ticket by its round, learn.lottery.ticket(k)")
     dense = rounds[0][monitor]
     most = tolerance(.005 if tol is None else tol, dense)
-    if ok := [r for r in rounds if worse_by(r[monitor], dense, monitor, lower)<=most]:
+    if ok := [r for r in whole if worse_by(r[monitor], dense, monitor, lower)<=most]:
         return min(ok, key=lambda r: r['density'])
     raise ValueError(f"no round is within tol={most:g} of the dense net's {monitor}={dense:g}: "
                      "`tol` should be at least 0, and the dense figure a number")
@@ -97,6 +104,7 @@ class Settings:
     kwargs:dict = field(default_factory=dict) # Passed to `fit`
     same:tuple = () # Names of settings that somebody vouches for, where a folder says otherwise
     per:PerUnit = PerUnit() # How units compete, where they do
+    search:Search = None # How trainings before the last go
 
 # %% ../nbs/16_settings.ipynb #c5c78e05
 @patch
@@ -136,7 +144,7 @@ def _prunes(s):
 # %% ../nbs/16_settings.ipynb #09620fbb
 def _layers(o): return len(o.masks_) if isinstance(o, Round) else o['layers']
 
-def _is_met(s, o):
+def is_met(s, o):
     "Has round `o` the density asked for?"
     if s.to is None: return False
     if 'units' in getattr(o, 'row', o): return _units_met(s, o)
@@ -166,9 +174,13 @@ def goes_on(self:Settings, rounds):
     "Is there another round to play after `rounds`?"
     if not rounds: return True
     most = self.most()
+    if self.search is not None:
+        if not is_whole(rounds[-1]): return True
+        if len(rounds)>1 and self.search(len(rounds)-1) is None: return False
     if most is not None and len(rounds)>most: return False
-    return not (_is_met(self, rounds[-1]) or _is_worse(self, rounds) or self.stop is not None and self.stop(rounds))
+    return not (is_met(self, rounds[-1]) or _is_worse(self, rounds) or self.stop is not None and self.stop(rounds))
 
+# %% ../nbs/16_settings.ipynb #1bcc2111
 @patch
 def least(self:Settings, numel, lot=None):
     """How many of `numel` weights or units the next prune has to leave; where `to` is of the parameters or multiply-adds of `lot`'s

@@ -100,7 +100,9 @@ def density(self:Shards):
     return self.kept/sum(w.numel() for w in self.ws.values())
 
 # %% ../nbs/25_sharded.ipynb #7d82fc4c
-def _known(lot, gen): return dict(w_i=lot.w_i, w_k=lot.w_k, w_f={n:w.detach() for n,w in lot.ws.items()}, m=lot.masks, gen=gen)
+def _known(lot, gen):
+    w_f = {n:w.detach() for n,w in lot.ws.items()}
+    return dict(w_i=lot.w_i, w_k=lot.w_k, w_f=w_f, m=lot.masks, gen=gen)
 
 def _gen(lot, what, seed):
     "The same generator in all processes, as `LotteryCallback` has it for this seed"
@@ -170,7 +172,8 @@ class ShardedLottery(Callback):
         **kwargs # As in `Shards`: `include`, `exclude`, `types`, `bias`
     ):
         self.rewind_to,self.kwargs,self._shards = point(rewind_to),kwargs,None
-        if self.rewind_to.unit!='it': raise ValueError(f"`rewind_to` should be 'init' or '<n>it' here, such as '500it'; got {rewind_to!r}")
+        if self.rewind_to.unit!='it':
+            raise ValueError(f"`rewind_to` should be 'init' or '<n>it' here, such as '500it'; got {rewind_to!r}")
     @property
     def shards(self):
         "The `Shards` of the Learner's model"
@@ -182,7 +185,8 @@ class ShardedLottery(Callback):
         s.follow(opt)
         s.hold()
     def before_batch(self):
-        if self.training and self.rewind_to.n and not self.shards.n_pruned and self.train_iter==self.rewind_to.n: self.shards.mark()
+        if not self.training or not self.rewind_to.n or self.shards.n_pruned: return
+        if self.train_iter==self.rewind_to.n: self.shards.mark()
     def after_step(self): self.shards.hold()
     def prune(self, *args, **kwargs): return self.shards.prune(*args, **kwargs)
     def rewind(self, *args, **kwargs): return self.shards.rewind(*args, **kwargs)

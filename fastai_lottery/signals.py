@@ -28,6 +28,7 @@ from .units import unit_criteria_menu
 from .model import *
 from .model import Known,unwatched,on_copies,same_autocast,grads_of,check_flow,flow_,hessian_times,twice,under
 from .model import loss_scale,hypers_now
+from .means import means_of
 from .resets import state,fresh,untouched,check_draw,reset_state,base_state,resets_menu,actions_menu,hold_zero
 from .resets import by_known,loss_module,outside,held_at,copy_into_
 
@@ -63,7 +64,7 @@ def train_batches(
 # %% ../nbs/10_signals.ipynb #7e2293cd
 _lookers = Known,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,TrackerCallback
 _aside = '''fastai.distributed fastai.callback.wandb fastai.callback.tensorboard fastai.callback.neptune fastai.callback.comet
-fastai.callback.azureml fastai_lottery.looks fastai_lottery.fits'''.split()
+fastai.callback.azureml fastai_lottery.looks fastai_lottery.fits fastai_lottery.means'''.split()
 
 def _takes_part(cb):
     "Could `cb` change what a training step does? Not those that look or log, nor what spreads it over processes"
@@ -251,11 +252,13 @@ def known(self:Known,
     m,on = unwrap(self.net()),self.masks if masks is None else masks
     res = dict(w_i=self.w_i, w_k=self.w_k, w_f={n:p.detach() for n,p in named_weights(m, names).items()}, m=self.masks, gen=gen)
     with unwatched(self.learn): res.update(gradients(self.learn, asked, names, on, self.held))
+    if 'w_m' in asked: res['w_m'] = means_of(self.learn, names)
     if 'w_n' in asked:
         res['w_n'] = fresh(m, gen, self.init, self.w_i, names)
         check_draw(res['w_n'], self.w_i, names)
     return res
 
+# %% ../nbs/10_signals.ipynb #e8d601d2
 @patch
 def check_known(self:Known,
     fs, # Criteria, resets and mask-0 actions

@@ -8,7 +8,6 @@ __all__ = []
 # %% ../nbs/00_spread.ipynb #75cc9b4f
 from functools import singledispatch
 import numpy as np
-import torch
 from .core import *
 
 # %% ../nbs/00_spread.ipynb #dbdd9987
@@ -20,27 +19,21 @@ def here(t):
 @singledispatch
 def n_true(m):
     "How many are true, over all processes"
-    return int(m.sum())
+    return int(m.count_nonzero())
 
 @singledispatch
-def any_true(m):
-    "Is one true, in any process?"
-    return bool(m.any())
+def rows_kind(m):
+    "The class that stands for `Rows` (see `lowest`) where masks are like `m`; None for plain tensors"
 
 @singledispatch
-def not_finite(m, s):
-    "How many of the scores `s` are inf or nan where the mask `m` is true"
-    return int((~torch.isfinite(s)&m).sum())
+def check_kind(m):
+    "What stands for `not_finite` (see `lowest`) where masks are like `m`; None for plain tensors"
 
 # %% ../nbs/00_spread.ipynb #27a28ea9
 @singledispatch
 def bits_in(m):
     "The bits of a mask, eight a byte, piece by piece"
     yield np.packbits(m.cpu().numpy().ravel())
-
-@singledispatch
-def dropped(m, scores, masks, k):
-    "What `drop_lowest` gives where masks are of the class of `m`; None for plain tensors, which it drops itself"
 
 # %% ../nbs/00_spread.ipynb #a622e17a
 def check_not_spread(model):

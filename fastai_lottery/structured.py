@@ -12,9 +12,9 @@ from fastcore.basics import patch
 from fastai.torch_core import find_bs
 from .core import *
 from .masks import *
-from .masks import cut_prune
 from .criteria import in_steps
 from .scopes import NothingMore,as_scope,check_amount
+from .tallies import cut_prune,tally
 from .units import *
 from .units import element_units
 from .sizes import flops
@@ -134,7 +134,9 @@ def one_more_unit(lot, f, amount, scope, gen, least, per):
     s,have = scored(in_steps(f, old, amount, prune, scored)),all_.n_kept
     def at(a): return Masks({**all_, **prune(s, a)})
     if callable(least): return units.masks(cut_down(at, amount, least))
-    return units.masks(at(amount) if not least else cut_prune(at, amount, min(least, have), have, old.n_kept, len(old)))
+    if not least: return units.masks(at(amount))
+    count = tally(old, as_scope(scope, free)) if per.round_to==1 else None
+    return units.masks(cut_prune(at, amount, min(least, have), have, old.n_kept, len(old), count))
 
 # %% ../nbs/10_structured.ipynb #a028a379
 def sizes_after(

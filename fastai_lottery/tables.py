@@ -110,6 +110,10 @@ def _columns_for(b, n, new):
     cols = next(csv.reader([b[:b.index(b'\n')].decode()]))
     return cols if {'digest'}.union(*new)<=set(cols) else None
 
+def _is_linked(f):
+    "Is `f` a link, or another name of a file, so that who writes there writes elsewhere?"
+    return f.is_symlink() or f.stat().st_nlink>1
+
 def _add(f, at, b):
     "Write the bytes `b` at the place `at` of a file, or leave that as it was"
     try:
@@ -127,7 +131,8 @@ def _add(f, at, b):
 def append_rows(f, rows, new, count=True):
     "Add the `new` rows to the table `f`, which holds `rows`, each with a digest; `count` them in the folder's `tables.json`?"
     b = whole_lines(f.read_bytes()) if plain_file(f) else b''
-    if (cols := _columns_for(b, len(rows), new)) is not None: _add(f, len(b), _text(new, cols))
+    cols = _columns_for(b, len(rows), new) if b and not _is_linked(f) else None
+    if cols is not None: _add(f, len(b), _text(new, cols))
     else: atomic_text(f, _text([*rows,*new]).decode())
     rows += new
     if count: count_rows(f, rows)

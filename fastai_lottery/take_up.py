@@ -85,8 +85,10 @@ def _agree(self:Folder, f, i, row, d, t):
     check_row(f, i, row, t.meta)
     keys = [k for k in self.same if not self.arm and k in t.meta and k not in row and not (i==0 and k in later)]
     self.agree_on(t.meta, [k for k in keys if k in self.all])    # where run.json was lost
-    self.ties().check(d/'ticket.safetensors', t.meta.pop('of', None), row['round'])
-    return self._curve(d/'curve.csv', t.meta) if self.same['eval_every'] else None
+    of = t.meta.pop('of', None)
+    self.ties().check(d/'ticket.safetensors', of, row['round'])
+    ended = of is not None and 'curve' not in t.meta    # before anybody looked
+    return self._curve(d/'curve.csv', t.meta) if self.same['eval_every'] and not ended else None
 
 @patch
 def _curve(self:Folder, f, meta):

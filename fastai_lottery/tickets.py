@@ -21,7 +21,8 @@ from .digests import digest_of
 from .files import *
 from .files import digest_in,shown,tensor_file
 from .packing import *
-from .packing import Picked,bits_of,dense_limit,load_packed,n_ones,only_kept,part_of,save_packed,twins_in
+from .packing import Picked,bits_of,dense_limit,kept_by_both,load_packed,n_ones,only_kept,part_of,save_packed
+from .packing import same_sizes,sizes_of,twins_in
 
 # %% ../nbs/07_tickets.ipynb #94ad829f
 def _short(v):
@@ -257,5 +258,7 @@ def overlap(
     a:Masks, # Masks of one ticket
     b:Masks # Masks of another, of the same weights
 )->float: # Between 0 and 1
-    "Weights that both keep, as a fraction of those that either keeps"
-    return (a&b).n_kept/max((a|b).n_kept, 1)
+    "Weights that both keep, as a fraction of those that either keeps. Raises `ValueError` where names, their order or shapes differ"
+    if not same_sizes(a, b): raise ValueError(f"masks of different weights: {sizes_of(a)} and {sizes_of(b)}")
+    (n_a,both),(_,n_b) = kept_by_both([a,b]).tolist()
+    return both/max(n_a+n_b-both, 1)

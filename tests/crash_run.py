@@ -10,8 +10,10 @@ from fastai_lottery.looks import *
 from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
 from fastai_lottery.gradual import *
+from fastai_lottery.search import *
 from fastai_lottery.data import TensorDS,TensorDL
-import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli
+import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
+import fastai_lottery.tables as tables
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
 # --- callbacks that look, and some that remember
@@ -195,6 +197,16 @@ def play(name='plain', folder='.', init=0, n=None, **change):
     lot = learn.lottery
     return dict(model=digest(learn.model), masks=lot.masks.hash(), leaks=0 if lot.held else leaks(learn))
 
+searches = dict(
+    short = dict(search=.7),
+    going = dict(search=going_on(.7, .4), criterion='large_mean', sides=(1,)),
+    bird  = dict(search=early_bird(.05, 3, 1)),
+    tight = dict(search=gradual(1.4), rounds=None, to=.2))
+
+def searching(kind, **kw):
+    "A run whose trainings before the last are of a search"
+    return play(**kw, **searches[kind])
+
 def tightened(name='plain', folder='.', init=0, n=None, **change):
     "A gradual fit, in `folder`/run, of a net that may be `pruned` before; `units` compete in its hidden layers"
     Batches.n,learn = n,make(name, folder, init)
@@ -229,15 +241,23 @@ def command(args, log):
 # --- how attempts end
 
 def killing(n=None, after=False, at=None):
-    "Kill this process just before (or after) its `n`-th file is put in place, or the first whose name starts with `at`"
-    old,i = os.replace,[0]
-    def replace(a, b, *args, **kw):
+    "Kill this process just before (or after) its `n`-th file is put in place or added to, or the first whose name starts with `at`"
+    old,i,add = os.replace,[0],tables._add
+    def hit(f):
         i[0] += 1
-        hit = i[0]==n or at is not None and Path(b).name.startswith(at)
-        if hit and not after: os.kill(os.getpid(), signal.SIGKILL)
+        return i[0]==n or at is not None and Path(f).name.startswith(at)
+    def end(): os.kill(os.getpid(), signal.SIGKILL)
+    def replace(a, b, *args, **kw):
+        it = hit(b)
+        if it and not after: end()
         old(a, b, *args, **kw)
-        if hit: os.kill(os.getpid(), signal.SIGKILL)
-    os.replace = replace
+        if it: end()
+    def added(f, where, b):
+        "Half of a line, where the kill comes before"
+        it = hit(f)
+        add(f, where, b[:len(b)//2] if it and not after else b)
+        if it: end()
+    os.replace,tables._add = replace,added
     return i
 
 def full(at):
@@ -248,7 +268,11 @@ def full(at):
     def mkstemp(*args, prefix='', **kw):
         if at in prefix: resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
         return old(*args, prefix=prefix, **kw)
-    t.tempfile.mkstemp = mkstemp
+    t.tempfile.mkstemp,add = mkstemp,tables._add
+    def added(f, *args):
+        if at in f.name: resource.setrlimit(resource.RLIMIT_FSIZE, (60, resource.RLIM_INFINITY))
+        add(f, *args)
+    tables._add = added
 
 def child(what, args, hurt, out):
     "In the forked process: a run, and what came of it in the file `out`"

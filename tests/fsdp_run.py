@@ -168,9 +168,11 @@ opts = dict(fastai=Adam, sgd=partial(SGD, mom=.9), torch=partial(OptimWrapper, o
 
 def on_learner(name, to, d):
     r,s = dist.get_rank(),net()
-    items = list(zip(*data(10+r, 30)))                              # each process has its own data, and a last batch that is smaller
+    items = list(zip(*data(10+r,
+                           30)))                              # each process has its own data, and a last batch that is smaller
     dls = DataLoaders.from_dsets(items, items[:8], bs=8, drop_last=False, num_workers=0, device='cpu')
-    learn = Learner(dls, s, loss_func=nn.functional.mse_loss, opt_func=opts[name], lr=.05, cbs=[ShardedLottery(to), GradientClip(.5)])
+    cbs = [ShardedLottery(to), GradientClip(.5)]
+    learn = Learner(dls, s, loss_func=nn.functional.mse_loss, opt_func=opts[name], lr=.05, cbs=cbs)
     fully_shard(learn.model)
     res,lot = [],learn.sharded_lottery
     start = whole(s.state_dict()) if to=='init' else None
@@ -184,7 +186,8 @@ def on_learner(name, to, d):
             back = all(torch.equal(at[n], w_k[n]*lot.shards.masks[n].full_tensor()) for n in at)
             first = start is None or all(torch.equal(w_k[n], start[n]) for n in at)
             learn.fit_one_cycle(2)
-            res.append(dict(back=back, first=first, zeros=zeros(lot.shards), gone=lot.shards.masks.numel-lot.shards.kept,
+            res.append(dict(back=back, first=first, zeros=zeros(lot.shards),
+                            gone=lot.shards.masks.numel-lot.shards.kept,
                             hash=lot.shards.masks.hash(), at=now(s)['0.weight'], w_k=digest(w_k)['0.weight']))
     return res
 for k in opts: cases[f'learner_{k}'] = partial(on_learner, k, 'init')

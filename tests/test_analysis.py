@@ -3,8 +3,9 @@ import ast,inspect,math
 import pytest
 import numpy as np,pandas as pd
 from nets import *
-from fastai_lottery import analysis
+from fastai_lottery import analysis,packing
 from fastai_lottery.analysis import *
+from fastai_lottery.packing import kept_by_both
 from fastai_lottery.scopes import shuffle_mask
 
 def two(learn):
@@ -324,3 +325,59 @@ def test_overlap_errors():
         with pytest.raises(TypeError, match='`masks` should be a list'): f(a)
         with pytest.raises(TypeError, match='expected `Masks`'): f([a, 3])
         with pytest.raises(ValueError, match='at least one'): f([])
+
+# ---- counts of pairs
+
+def by_hand(a, b):
+    both,either = ([int(f(a[n].cpu(), b[n].cpu()).sum()) for n in a] for f in (torch.logical_and,torch.logical_or))
+    return sum(both)/max(sum(either), 1)
+
+shapes = {'bits':[(1,),(7,),(64,),(65,)], 'empty':[(0,4),(3,),(0,)], 'none':[(0,)], 'scalar':[(),(5,)], 'long':[(1,1000),(1000,1),(3,400)],
+          'kernels':[(8,4,3,3),(40,3,5,5)], 'many':[(k%9,3) for k in range(300)]}
+
+def several(kind, k=5):
+    "Masks of which some lie channels last or transposed, some keep all or nothing"
+    def one(i, s, shape):
+        m = torch.rand(shape, generator=generator(s, f'{kind}{i}'))<(.0,.1,.5,.9,1.)[s%5]
+        if m.ndim==4 and s%2: return m.contiguous(memory_format=torch.channels_last)
+        return m.t().contiguous().t() if m.ndim==2 and s%2 else m
+    return [Masks({f'w{i}':one(i, s, o) for i,o in enumerate(shapes[kind])}) for s in range(k)]
+
+@pytest.mark.parametrize('together', [1,640,2**23])
+@pytest.mark.parametrize('kind', shapes)
+def test_overlaps_are_those_of_bools(kind, together, monkeypatch):
+    monkeypatch.setattr(packing, '_together', together)
+    ms = several(kind)
+    t,n = overlap_table(ms),kept_by_both(ms)
+    for i,a in enumerate(ms):
+        for j,b in enumerate(ms):
+            assert overlap(a, b)==by_hand(a, b)==(t.iloc[i,j] if i!=j else by_hand(a, b))
+            assert n[i,j]==sum(int((a[o]&b[o]).sum()) for o in a)
+    assert (np.diag(t)==1).all() and n.dtype==np.int64
+
+@pytest.mark.parametrize('kind', shapes)
+def test_counts_without_numpys_own(kind, monkeypatch):
+    want = kept_by_both(several(kind))
+    monkeypatch.delattr(np, 'bitwise_count', raising=False)
+    assert (kept_by_both(several(kind))==want).all()
+
+def test_a_square_never_holds_all_bits(monkeypatch):
+    monkeypatch.setattr(packing, '_together', 2**12)
+    seen,real = [],packing._words
+    def words(o):
+        seen.append(real(o))
+        return seen[-1]
+    monkeypatch.setattr(packing, '_words', words)
+    ms = [Masks(dict(a=torch.rand(3,5000)<.5, b=torch.rand(70)<.5)) for _ in range(8)]
+    kept_by_both(ms)
+    assert max(8*o.nbytes for o in seen)<=2**12 and sum(o.nbytes for o in seen)*8>=8*15070
+
+def test_overlap_says_what_differs():
+    a = rand(10,.5,0)
+    with pytest.raises(ValueError, match=r"masks of different weights: a \(10,\), b \(30,\) and a \(1,\), b \(3,\)"):
+        overlap(a, rand(1,.5,0))    # torch would repeat the one
+    with pytest.raises(ValueError, match=r"and b \(30,\), a \(10,\)"): overlap(a, Masks(dict(b=a['b'], a=a['a'])))
+
+def test_chance_of_masks_with_an_empty_layer():
+    full,half = Masks(dict(a=torch.ones(8).bool(), e=torch.ones(0).bool())),Masks(dict(a=torch.arange(8)<4, e=torch.ones(0).bool()))
+    assert random_overlap([full,half]).values.tolist()==[[1,.5],[.5,1/3]]

@@ -505,12 +505,14 @@ def is_refused(run, p):
     assert r['ok']==1 and f"{str(run.dir)!r} is in use by process {p[0]}" in log and 'Traceback' not in log
 
 def loses_a_worker(run):
-    "A worker is killed: the command says so, in words"
-    p = run.start('--jobs', '1')
-    assert until(lambda: workers(p))
-    os.kill(workers(p)[-1], signal.SIGKILL)
+    "A worker is killed as often as a piece is tried: the command says so, in words, and the others are played"
+    p,dead = run.start('--jobs', '1'),set()
+    for _ in range(3):
+        assert (w := until(lambda: [o for o in workers(p) if o not in dead]))
+        os.kill(w[-1], signal.SIGKILL)
+        dead |= {*w}
     r,log = run.end(p)
-    assert r['ok']==1 and 'was killed' in log and 'same command' in log
+    assert r['ok']==1 and 'lost 3 times' in log and 'was killed' in log and 'same command' in log
     assert 'Traceback' not in log and 'BrokenProcessPool' not in log, log
     assert until(lambda: not alive(p[0]), 30)
 

@@ -9,6 +9,7 @@ import numpy as np, pytest, torch
 from torch import nn
 from torchvision import datasets as tvd
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from fastai.basics import CrossEntropyLossFlat, DataLoaders, Learner, MSELossFlat
 from fastai.basics import accuracy, load_learner, noop, set_seed
 import fastai.callback.schedule # noqa: F401, patches `fit_one_cycle` and `lr_find` on `Learner`
@@ -356,6 +357,78 @@ def test_iterating_does_not_follow_the_global_rng():
         return order(dl),order(dl)
     assert go(1) == go(2)
 
+class Seen(TorchDispatchMode):
+    "How many operations there were, and bytes of new tensors"
+    def __init__(self):
+        super().__init__()
+        self.ops,self.bytes = 0,0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        res = f(*args, **(kwargs or {}))
+        self.ops += 1
+        if torch.is_tensor(res) and not res._is_view(): self.bytes += res.nbytes
+        if isinstance(res, (list,tuple)): self.ops += len(res)
+        return res
+
+@pytest.mark.parametrize('shuffle', [False,True])
+def test_the_first_batch_waits_for_no_other(shuffle):
+    def first(n, **kwargs):
+        dl = TensorDL(TensorDS(torch.zeros(n,1), torch.zeros(n).long()), bs=8, shuffle=shuffle, seed=0, **kwargs)
+        with Seen() as seen: next(iter(dl))
+        return seen
+    few,many = first(800),first(80_000)
+    assert many.ops==few.ops<20 and many.bytes<=9*80_000
+    if not shuffle: assert many.bytes==few.bytes
+    assert first(80_000, get_idxs=lambda: torch.arange(80_000)).ops<20
+
+def by_hand(seed, n, bs, epochs, shuffle=True, drop_last=False, shuffle_fn=None):
+    "Batches as a shuffled range cut at once gives them, and what tfm's generator draws"
+    rng = random.Random(seed)
+    gen = lambda: torch.Generator().manual_seed(rng.getrandbits(63))
+    for _ in range(epochs):
+        rng = random.Random(rng.randint(0, 2**32-1))
+        idxs = torch.arange(n)
+        if shuffle: idxs = shuffle_fn(idxs) if shuffle_fn else idxs[torch.randperm(n, generator=gen())]
+        g = gen()
+        for i in idxs.split(bs):
+            if len(i)==bs or not drop_last: yield i,torch.rand(2, generator=g).tolist()
+
+class Backwards(TensorDL):
+    "A loader with an order of its own"
+    def shuffle_fn(self, idxs): return idxs.flip(0)
+
+class Twice(TensorDL):
+    def get_idxs(self): return [0,1,2,3,4,0,1,2,3,4]
+
+@pytest.mark.parametrize('drop_last', [False,True])
+@pytest.mark.parametrize('shuffle', [False,True])
+@pytest.mark.parametrize('n,bs', [(50,8),(48,8),(5,8),(50,1),(8,8),(0,3)])
+def test_orders_and_draws_are_those_of_a_range_that_is_shuffled(n, bs, shuffle, drop_last):
+    drawn = []
+    def tfm(x, gen):
+        drawn.append(torch.rand(2, generator=gen).tolist())
+        return x
+    def all_of(cls, **kwargs):
+        drawn.clear()
+        dl = cls(TensorDS(torch.arange(float(n))[:,None]), bs=bs, shuffle=shuffle, drop_last=drop_last, seed=3, tfm=tfm, **kwargs)
+        return [x[:,0].long().tolist() for _ in range(3) for x, in dl],list(drawn)
+    def want(**kwargs):
+        res = [(i.tolist(),d) for i,d in by_hand(3, n, bs, 3, shuffle, drop_last, **kwargs) if n]
+        return [i for i,_ in res],[d for _,d in res]
+    assert all_of(TensorDL)==want()
+    assert all_of(TensorDL, shuffle_fn=lambda idxs: idxs.roll(1))==want(shuffle_fn=lambda o: o.roll(1))
+    assert all_of(Backwards)==want(shuffle_fn=lambda o: o.flip(0))
+
+def test_an_order_that_somebody_gives():
+    assert order(Twice(tiny().dataset, bs=4))==[0,1,2,3,4,0,1,2,3,4]
+    assert order(TensorDL(tiny().dataset, bs=4, shuffle=True, get_idxs=lambda: torch.tensor([7,7,9])))==[7,7,9]
+    dl = tiny(9, 4, shuffle=True, seed=1)
+    bats = iter(dl)
+    first = next(bats)[0]
+    dl.bs,dl.shuffle = 2,False    # for the next pass
+    rest = [x for x,_ in bats]
+    assert [len(o) for o in rest]==[4,1] and sorted(torch.cat([first,*rest])[:,0].tolist())==list(range(9))
+    assert tiny(5).get_idxs().tolist()==list(range(5))
+
 def test_batches_are_copies():
     for shuffle in (False,True):
         dl = tiny(shuffle=shuffle, seed=0)
@@ -399,7 +472,7 @@ def test_loss_is_inferred():
     with pytest.raises(AssertionError, match='Could not infer'): Learner(DataLoaders(reg,reg), nn.Linear(2,1))
     quiet(Learner(DataLoaders(reg,reg), nn.Linear(2,1), loss_func=MSELossFlat()))
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.cuda
 def test_same_batches_on_a_gpu():
     a,b = digits(seed=0, device='cpu'),digits(seed=0, device='cuda')
     assert b.train.device.type == 'cuda' and b.one_batch()[0].is_cuda

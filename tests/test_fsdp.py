@@ -10,7 +10,8 @@ from fastai_lottery.tickets import Ticket
 gloo = dist.is_available() and dist.is_gloo_available()
 try: from torch.distributed.fsdp import fully_shard
 except ImportError: fully_shard = None
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not gloo or fully_shard is None, reason='needs fully_shard (torch 2.6) and gloo')]
+pytestmark = [pytest.mark.slow,
+              pytest.mark.skipif(not gloo or fully_shard is None, reason='needs fully_shard (torch 2.6) and gloo')]
 if gloo and fully_shard is not None: from fsdp_run import N,kinds,main,net,opts,resets
 else: kinds,opts,resets = [],{},[]
 here,LIMIT = str(Path(__file__).parent),900

@@ -1,5 +1,5 @@
-"""Cost that grows as the work grows: what a checkpoint writes of lists that only grow, tables that are added to, rounds that are read later.
-Nothing here is timed: counts of what is written and read are"""
+"""Cost that grows as the work grows: what a checkpoint writes of lists that only grow, tables that are added to,
+rounds that are read later. Nothing here is timed: counts of what is written and read are"""
 import contextlib,pickle,shutil
 from collections import defaultdict
 import numpy as np,pandas as pd,pytest,torch
@@ -62,8 +62,9 @@ def play(path=None, halt=None, fit=Learner.fit_one_cycle, n=4, rounds=0, cbs=(),
     return learn
 
 def ends_of(learn):
-    return bits(learn.model),lists_of(learn.lists),str(learn.lists.named),str(dict(learn.lists.free)),[float(o) for o in learn.recorder.losses], \
-           [list(o) for o in learn.recorder.values],learn.recorder.lrs
+    cb,rec = learn.lists,learn.recorder
+    own = lists_of(cb),str(cb.named),str(dict(cb.free))
+    return bits(learn.model),own,[float(o) for o in rec.losses],[list(o) for o in rec.values],rec.lrs
 
 fine = lambda l,n,**kw: l.fine_tune(n, freeze_epochs=2, **kw)
 fine.__name__ = 'fine'
@@ -225,7 +226,8 @@ def test_rows_that_were_counted_and_lost_are_missed(tmp_path):
     f.write_bytes(f.read_bytes()[:-4])
     with pytest.raises(ValueError, match='of 3 rows it has 2'): read_written(f)
 
-@pytest.mark.parametrize('v', ['nan','','NA','5','1e3','1_000','inf','true','None','-0.0',' 5',True,None,np.float64(.1),7,float('nan')], ids=repr)
+figures = ['nan','','NA','5','1e3','1_000','inf','true','None','-0.0',' 5',True,None,np.float64(.1),7,float('nan')]
+@pytest.mark.parametrize('v', figures, ids=repr)
 def test_a_figure_of_any_kind_is_read_as_it_was_written(v, tmp_path):
     f = tmp_path/'t.csv'
     append_rows(f, [], [row(0, figure=v), row(1, figure=.5)])

@@ -1,15 +1,16 @@
-"Holding pruned weights at zero: every dtype, stride and size, infinities included (`masks.hold_`, `masks.Hold`)"
+"Holding pruned weights at zero: every dtype, stride and size, infinities included (`hold.hold_`, `hold.Hold`)"
 import torch,pytest,copy
 from torch import nn
-import fastai_lottery.masks as hold
-from fastai_lottery.masks import hold_,Hold
+import fastai_lottery.hold as hold
+from fastai_lottery.hold import hold_,Hold
 inf,nan=float('inf'),float('nan')
 bits={1:torch.int8,2:torch.int16,4:torch.int32,8:torch.int64}
 DT=[torch.float32,torch.float64,torch.float16,torch.bfloat16,torch.complex64,torch.complex128,torch.float8_e4m3fn]
-@pytest.fixture(params=['hold_','Hold','hold_ small','Hold small'],autouse=True)
+@pytest.fixture(params=['hold_','Hold','hold_ small','Hold small','Hold together','Hold together small'],autouse=True)
 def do(request,monkeypatch):
     if 'small' in request.param: monkeypatch.setattr(hold._bits,'__defaults__',(500,))
-    return hold_ if 'hold_' in request.param else lambda w,m: Hold(w,m)()
+    many=dict(small=2**24,many=1) if 'together' in request.param else {}
+    return hold_ if 'hold_' in request.param else lambda w,m: Hold(w,m,**many)()
 def mk(shape,dt=torch.float32):
     w=torch.randn(shape)
     f=w.view(-1)

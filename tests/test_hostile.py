@@ -6,6 +6,8 @@ import pytest
 import fastai.callback
 from wrong import *
 from fastai.callback.core import GatherPredsCallback
+from fastai_lottery.chain import Log
+from fastai_lottery.tables import append_rows,read_rows
 from fastai_lottery.checkpoints import callback_state,put_from_file,read_checkpoint,write_checkpoint
 from fastai_lottery.cli import main
 from safetensors.torch import save_file
@@ -170,6 +172,30 @@ def test_a_run_writes_through_no_link(tmp_path):
     was = {f:(tmp_path/f).read_bytes() for f in ('rounds.csv','epoch.ckpt','run.json')}
     go_on(d)
     assert all((tmp_path/f).read_bytes()==b for f,b in was.items())
+
+@pytest.mark.parametrize('how', ['symlink_to','hardlink_to'])
+def test_rows_and_logs_are_added_through_no_link(how, tmp_path):
+    "A link in the place of a file that is added to is replaced"
+    (mine := tmp_path/'mine').write_text('important')
+    log = Log(tmp_path)
+    getattr(tmp_path/'epoch.0.log', how)(mine)
+    log.add({0:(0,[1])}, True)
+    f,rows = tmp_path/'t.csv',[]
+    append_rows(f, rows, [dict(arm='a', round=0)])
+    shutil.move(f, tmp_path/'table')
+    getattr(f, how)(tmp_path/'table')
+    was = (tmp_path/'table').read_bytes()
+    append_rows(f, rows, [dict(arm='a', round=1)])
+    assert mine.read_text()=='important' and (tmp_path/'table').read_bytes()==was and len(read_rows(f))==2
+
+def test_a_log_that_became_a_link(tmp_path):
+    log,mine = Log(tmp_path),tmp_path/'mine'
+    log.add({0:(0,[1])}, True)
+    shutil.move(tmp_path/'epoch.0.log', mine)
+    was = mine.read_bytes()
+    (tmp_path/'epoch.0.log').symlink_to(mine)
+    with pytest.raises(OSError, match='is a link to another file'): log.add({0:(1,[2])}, False)
+    assert mine.read_bytes()==was
 
 def test_a_round_that_is_a_link(tmp_path):
     d = tmp_path/'run'

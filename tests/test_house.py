@@ -17,6 +17,7 @@ wordy = {
     'rounds.Learner.fit_ticket':"a ticket's training has the same settings",
     'gradual.Learner.fit_gradual':'so has a training within which masks tighten',
     'data.image_dls':'each says how a folder of images becomes batches',
+    'cli.run':'each option of the command is one of its parameters',
     'nets.Learner.fit_drops':"the papers' schedule, beside fastai's `fit` and with its parameters",
 }
 

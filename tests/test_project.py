@@ -111,6 +111,10 @@ def test_readme_in_step_with_index():
     rc,log = run(sys.executable, 'docs/readme.py', '--check')
     assert rc==0, log
 
+def test_presets_json_in_step_with_presets():
+    rc,log = run(sys.executable, '-W', 'ignore', 'docs/listing.py', '--check')
+    assert rc==0, log
+
 # --- what a person imports
 
 def star(mod):

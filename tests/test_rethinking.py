@@ -208,12 +208,12 @@ tiny = replace(preset('rethinking-digits'), settings={**preset('rethinking-digit
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    from fastai_lottery.experiments import _play_main
+    from fastai_lottery.experiments import play_main
     pytest.importorskip('torch_pruning')
     learn = tiny.learner(0, device='cpu')
     learn.remove_cbs(learn._grab_cbs(ProgressCallback))
     learn.logger = noop
-    return _play_main(tiny, learn, 0, tmp_path_factory.mktemp('run'), None)
+    return play_main(tiny, learn, 0, tmp_path_factory.mktemp('run'), None)
 
 def alive_of(run, masks): return run.learn.lottery.own_units().alive(masks)
 def counts(alive): return {g:int(m.sum()) for g,m in alive.items()}

@@ -169,8 +169,8 @@ def test_search_finds_symbol(web, nm):
 def test_search_finds_words(web):
     assert any('tutorials/late_rewinding.html' in o for o in found(web, 'rewinding'))
 
-_words = ['structured pruning','2:4','latency','speed','onnx','quantization','GPU memory','batchnorm','freeze','transfer learning','IMP','fp16','EMA',
-          'DDP','resume','TensorBoard']
+_words = ['structured pruning','2:4','latency','speed','onnx','quantization','GPU memory','batchnorm','freeze',
+          'transfer learning','IMP','fp16','EMA','DDP','resume','TensorBoard']
 @pytest.mark.parametrize('word', _words)
 def test_search_answers_what_people_type(web, word):
     "The first hit is the answer in two sentences"

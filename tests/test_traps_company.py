@@ -68,7 +68,8 @@ def test_trap_25_frozen_groups_stay_frozen_through_a_lottery():
     rounds = learn.fit_lottery(1, 2, amount=.3)
     now = bits(learn.model)
     assert learn.opt.frozen_idx==1 and [p.requires_grad for p in learn.model[0].parameters()]==[False,False]
-    assert now['0.weight']==start['0.weight'] and now['4.weight']!=start['4.weight'] and rounds[-1].masks['0.weight'].all()
+    assert now['0.weight']==start['0.weight'] and now['4.weight']!=start['4.weight']
+    assert rounds[-1].masks['0.weight'].all()
     assert [r['kept'] for r in rounds]==[288, 288-58, 288-58-40]
 
 def test_trap_25_fine_tune_lottery():
@@ -77,7 +78,8 @@ def test_trap_25_fine_tune_lottery():
     assert [r['kept'] for r in rounds]==[288,173,104] and leaks(learn)==0 and learn.opt.frozen_idx==0
     assert rounds[-1].masks.density<.4 and not rounds[-1].masks['0.weight'].all()
     frozen,thawed = lrs.fits[::2],lrs.fits[1::2]
-    assert all(o['groups']==frozen[0]['groups'] for o in frozen) and all(o['groups']==thawed[0]['groups'] for o in thawed)
+    assert all(o['groups']==frozen[0]['groups'] for o in frozen)
+    assert all(o['groups']==thawed[0]['groups'] for o in thawed)
     assert all(g[2]/g[0]==pytest.approx(100) for g in thawed[0]['groups'])
 
 def vision(path, cbs):
@@ -136,7 +138,7 @@ def test_trap_26_wrapped_models_have_the_same_names_and_masks(wrap, bare):
     rounds = learn.fit_lottery(1, 2, amount=.3, seed=1)
     assert p.bad==[] and leaks(learn)==0 and p.steps==12
     for a,b in zip(bare[1], rounds):
-        assert list(a.masks)==list(b.masks) and list(a.start)==list(b.start) and bits(a.start)==bits(b.start) and a['kept']==b['kept']
+        assert (list(a.masks),list(a.start),bits(a.start),a['kept'])==(list(b.masks),list(b.start),bits(b.start),b['kept'])
         if wrap!='channels_last': assert a.masks==b.masks and a['valid_loss']==b['valid_loss']
     t = learn.lottery.ticket()
     assert bits(t.apply_(conv_bn()))==bits(under(t.weights, t.masks)), 'a ticket of a wrapped model fits the bare one'
@@ -220,7 +222,8 @@ def test_trap_27_one_learner_two_lotteries_in_a_row(at, kw):
     assert play()==first
 
 @pytest.mark.parametrize('at', ['init','3it'])
-@pytest.mark.parametrize('kw', [{}, dict(reset='random_reinit'), dict(mask=random_mask)], ids=['ticket','reinit','mask'])
+@pytest.mark.parametrize('kw', [{}, dict(reset='random_reinit'), dict(mask=random_mask)],
+                         ids=['ticket','reinit','mask'])
 def test_trap_27_a_ticket_in_between_leaves_no_trace(at, kw):
     learn = learner(drop_bn, cbs=LotteryCallback(at))
     def shown(r): return bits(r.start), r['mask_hash'], r['valid_loss']
@@ -248,7 +251,8 @@ def test_trap_27_fit_ticket_repeats_the_round():
         rounds = learn.fit_lottery(2, 2, amount=.3, seed=1)
         was = bits(learn.model)
         r = learn.fit_ticket(rounds[-1].ticket, 2, seed=1)
-        assert bits(learn.model)==was and all(r[k]==rounds[-1][k] for k in ('valid_loss','train_loss','kept','mask_hash','iterations'))
+        assert bits(learn.model)==was
+        assert all(r[k]==rounds[-1][k] for k in ('valid_loss','train_loss','kept','mask_hash','iterations'))
         assert len(learn.lottery.rounds)==3
 
 def test_trap_27_seeds_make_equal_and_different_runs():
@@ -295,7 +299,8 @@ def test_trap_28_no_growth_over_rounds(counting):
     # the trained nets of the last round and of the best stay for `load`: one net, or two
     net = state(learn.model).values()
     n,size = len(net),sum(v.nbytes for v in net)
-    assert max(o[0] for o in late)-min(o[0] for o in late)<=2+n and max(o[1] for o in late)-min(o[1] for o in late)<=64+size
+    assert max(o[0] for o in late)-min(o[0] for o in late)<=2+n
+    assert max(o[1] for o in late)-min(o[1] for o in late)<=64+size
     assert {o[2:] for o in seen[1:]}=={seen[1][2:]} and seen[1][2]==1
     assert len({id(r.start) for r in rounds})==1
     assert sum(b.nbytes for _,b in rounds[0].masks_.values())<=288/8+3
@@ -398,7 +403,8 @@ def test_evaluate_leaves_no_trace_in_a_training(event, order):
 @pytest.mark.parametrize('cb', ['mixup','accumulation','amp','fp16','bnfreeze'])
 @pytest.mark.filterwarnings('ignore:.*CUDA.*', 'ignore:.*cuda.*')
 def test_evaluate_leaves_no_trace_beside_others(cb):
-    same(trained(drop_bn, [LotteryCallback(), beside[cb](), Evaluates('after_batch',81)]), trained(drop_bn, beside[cb]()))
+    same(trained(drop_bn, [LotteryCallback(), beside[cb](), Evaluates('after_batch',81)]),
+         trained(drop_bn, beside[cb]()))
 
 def test_evaluate_leaves_python_and_numpy_alone_too():
     "Items may draw random numbers from anywhere"
@@ -446,7 +452,8 @@ def test_eval_every_changes_no_bit(model):
 
 from fastai.callback.core import _events
 
-cancels = {('after_pred',2):CancelBatchException, ('before_step',3):CancelStepException, ('after_backward',5):CancelTrainException}
+cancels = {('after_pred',2):CancelBatchException, ('before_step',3):CancelStepException,
+           ('after_backward',5):CancelTrainException}
 
 class Tape(Callback):
     "Every event that comes by, and the state of the loop then"
@@ -461,7 +468,8 @@ class Tape(Callback):
 
 ways = dict(one_cycle=(Learner.fit_one_cycle,{}), fine_tune=(Learner.fine_tune,{}), fit=(Learner.fit,dict(lr=.1)))
 @pytest.mark.parametrize('fit,kw', ways.values(), ids=ways)
-@pytest.mark.parametrize('more', [[], ['mixup'], ['accumulation','clip'], ['amp']], ids=['alone','mixup','accumulation','amp'])
+@pytest.mark.parametrize('more', [[], ['mixup'], ['accumulation','clip'], ['amp']],
+                         ids=['alone','mixup','accumulation','amp'])
 @pytest.mark.filterwarnings('ignore:.*CUDA.*', 'ignore:.*cuda.*')
 def test_a_round_is_a_plain_fit(fit, kw, more):
     def play(go):
@@ -537,7 +545,8 @@ def test_error_nan_in_validation_alone():
 
 def test_error_a_high_learning_rate_for_real():
     learn = learner(opt_func=SGD)
-    with pytest.raises(FloatingPointError, match='round 0.*lower learning rate'): learn.fit_lottery(5, 2, fit=Learner.fit, lr=1e30)
+    with pytest.raises(FloatingPointError, match='round 0.*lower learning rate'):
+        learn.fit_lottery(5, 2, fit=Learner.fit, lr=1e30)
     assert len(learn.lottery.rounds)==0 and learn.lottery.report().empty
 
 def stop_in(event, r, it):
@@ -556,10 +565,13 @@ def test_error_ctrl_c_keeps_the_finished_rounds(event, r, it, tmp_path):
     def names(): return [type(o).__name__ for o in learn.cbs]
     was = names()
     with pytest.raises(KeyboardInterrupt): learn.fit_lottery(2, 3, seed=1, path=tmp_path/'run', eval_every=2)
-    assert len(learn.lottery.report())==len(learn.lottery.rounds)==r and names()==was and '_do_fit' not in learn.__dict__
+    assert len(learn.lottery.report())==len(learn.lottery.rounds)==r and names()==was
+    assert '_do_fit' not in learn.__dict__
     assert len(list((tmp_path/'run').glob('round_*')))==r and not list((tmp_path/'run').rglob('*.tmp'))
     learn.remove_cb(stop)
-    if r: assert learn.lottery.ticket().density==learn.lottery.rounds[-1]['density'] and learn.lottery.best(1.).masks is not None
+    if r:
+        assert learn.lottery.ticket().density==learn.lottery.rounds[-1]['density']
+        assert learn.lottery.best(1.).masks is not None
     learn.fit(1)
     learn.validate()
     assert leaks(learn)==0
@@ -586,7 +598,8 @@ bad_args = dict(
     tol=(dict(tol=-1), '`tol`'), monitor=(dict(monitor='acc'), '`monitor` should be one of valid_loss, accuracy'),
     every=(dict(eval_every=0), '`eval_every`'),
     criterion=(dict(criterion='magnitude'), '`criterion` should be.*large_final.*got \'magnitude\''),
-    unknown=(dict(criterion=lambda w_x: w_x), "asks for 'w_x'; known are w_i"), two=(dict(criterion=lambda w_f,grad: w_f), "'grad'"),
+    unknown=(dict(criterion=lambda w_x: w_x),
+             "asks for 'w_x'; known are w_i"), two=(dict(criterion=lambda w_f,grad: w_f), "'grad'"),
     reset=(dict(reset='rewnd'), '`reset` should be.*random_reinit'), reset_arg=(dict(reset=lambda w_0: w_0), "asks for 'w_0'"),
     builtin=(dict(criterion=3), '`criterion`.*3'),
     scope=(dict(scope='everywhere'), "`scope` should be 'global', 'local'.*'everywhere'"),
@@ -597,7 +610,8 @@ def test_error_wrong_arguments_are_told_before_any_training(name):
     kw,msg = bad_args[name]
     learn = learner()
     was,rng = bits(learn.model),rng_states()
-    with pytest.raises((ValueError,TypeError), match=msg): learn.fit_lottery(1, **{'rounds':2, **kw} if 'to' not in kw else kw)
+    with pytest.raises((ValueError,TypeError), match=msg):
+        learn.fit_lottery(1, **{'rounds':2, **kw} if 'to' not in kw else kw)
     assert bits(learn.model)==was and len(learn.lottery.rounds)==0, 'found out only after a round of training'
     learn.fit_lottery(1, 1)
 
@@ -630,14 +644,16 @@ def test_error_fit_ticket_with_wrong_arguments_changes_nothing(kw, msg):
 
 def test_error_a_criterion_of_another_shape():
     learn = learner()
-    with pytest.raises(ValueError, match="score of '0.weight' should be a tensor of shape"): learn.prune(.2, lambda w_f: w_f.sum())
+    with pytest.raises(ValueError, match="score of '0.weight' should be a tensor of shape"):
+        learn.prune(.2, lambda w_f: w_f.sum())
     assert learn.lottery.masks.density==1
 
 def test_error_random_reinit_without_an_initialiser():
     learn = learner(Bare, cbs=LotteryCallback(include='*'))
     learn.fit(1)
     was = bits(learn.model)
-    with pytest.raises(ValueError, match=r"'(w|gain)' has no initialiser.*LotteryCallback\(init="): learn.rewind('random_reinit')
+    with pytest.raises(ValueError, match=r"'(w|gain)' has no initialiser.*LotteryCallback\(init="):
+        learn.rewind('random_reinit')
     assert bits(learn.model)==was
 
 def test_error_a_folder_that_holds_another_run(tmp_path):
@@ -646,7 +662,8 @@ def test_error_a_folder_that_holds_another_run(tmp_path):
     was = bits(learn.model),{f:f.read_bytes() for f in (tmp_path/'run').rglob('*') if f.is_file()},learn.lottery.masks
     other = 'holds a run with other settings: amount was 0.2 and is now 0.3'
     with pytest.raises(ValueError, match=other): learn.fit_lottery(1, 1, amount=.3, path=tmp_path/'run')
-    assert (bits(learn.model),{f:f.read_bytes() for f in (tmp_path/'run').rglob('*') if f.is_file()},learn.lottery.masks)==was
+    assert (bits(learn.model),{f:f.read_bytes() for f in (tmp_path/'run').rglob('*') if f.is_file()},
+            learn.lottery.masks)==was
     assert len(learn.lottery.rounds)==2, 'refused before anything is lost'
 
 def test_error_a_folder_that_cannot_be_made(tmp_path):
