@@ -115,9 +115,9 @@ def bytes_of(d):
     return buf.getbuffer()
 
 def tensors_of(b, device, path):
-    "The dict that `torch.save` wrote as the bytes `b`"
+    "The dict that `torch.save` wrote as the bytes `b`, or into a file, from where that stands"
     def place(o, at): return o if at=='cpu' else torch.serialization.default_restore_location(o, str(device))
-    try: d = torch.load(io.BytesIO(b), map_location=place, weights_only=True)
+    try: d = torch.load(b if hasattr(b, 'read') else io.BytesIO(b), map_location=place, weights_only=True)
     except Exception as e: raise ValueError(f"{str(path)!r} is damaged, or holds what no checkpoint does: {one_line(e)}") from None
     if not isinstance(d, dict): raise ValueError(f"{str(path)!r} is damaged: it holds a {type(d).__name__}")
     return d

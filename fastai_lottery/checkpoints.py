@@ -178,23 +178,40 @@ def _put(learn, d, skip):
 # %% ../nbs/12_checkpoints.ipynb #52c70b61
 _head = b'lottery checkpoint 1\n'    # another number where what a checkpoint holds has changed
 
+class _Told:
+    "A file that is written from front to end, and the digest of what was"
+    def __init__(self, f): self.f,self.sha = f,hashlib.sha256()
+    def write(self, b):
+        self.sha.update(b)
+        return self.f.write(b)
+    def flush(self): self.f.flush()
+
 def write_checkpoint(
     path, # File
     d:dict # Plain data and tensors
 ):
     "Write `d` to `path`, atomically"
-    b = bytes_of(d)
-    with atomic(path, sync=False) as tmp:
-        with open(tmp, 'wb') as f:
-            f.write(_head)
-            f.write(hashlib.sha256(b).digest())
-            f.write(b)
+    with atomic(path, sync=False) as tmp, open(tmp, 'wb') as f:
+        f.write(_head+bytes(32))
+        torch.save(d, told := _Told(f))
+        f.seek(len(_head))
+        f.write(told.sha.digest())
 
 # %% ../nbs/12_checkpoints.ipynb #1c978107
-def _wrong(head, digest, b):
-    "What is wrong with a file, if something is"
-    if head!=_head: return 'of another version of fastai_lottery, or damaged'
-    return 'damaged' if hashlib.sha256(b).digest()!=digest else None
+def _sha_of(f):
+    "Digest of the rest of a file, a MiB at a time"
+    h = hashlib.sha256()
+    while b := f.read(2**20): h.update(b)
+    return h.digest()
+
+def _read(path, device):
+    "What is wrong with a file, if something is; else the dict"
+    with open(path, 'rb') as f:
+        if f.read(len(_head))!=_head: return 'of another version of fastai_lottery, or damaged',None
+        digest,at = f.read(32),len(_head)+32
+        if _sha_of(f)!=digest: return 'damaged',None
+        f.seek(at)
+        return None,tensors_of(f, device, path)
 
 # %% ../nbs/12_checkpoints.ipynb #a7c01e19
 def read_checkpoint(
@@ -204,9 +221,7 @@ def read_checkpoint(
 ): # The dict; `None`, with a warning, for a file that is damaged or of another version, and `None` where there is none
     "Read a checkpoint, and the log beside it if it has one, and check them"
     if not plain_file(path := Path(path)): return None
-    b,n = path.read_bytes(),len(_head)
-    wrong,d = _wrong(b[:n], b[n:n+32], b[n+32:]),None
-    if not wrong: d = tensors_of(b[n+32:], device, path)
+    wrong,d = _read(path, device)
     if d is not None: check(d)
     if d and 'log' in d:
         with fits_here(path, 'is damaged'): d = with_lists(path, d, device)

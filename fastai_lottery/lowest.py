@@ -12,6 +12,7 @@ import torch
 from torch._utils import _flatten_dense_tensors
 from torch.nn.functional import pad
 from fastcore.basics import patch
+from .spread import check_kind,rows_kind
 
 # %% ../nbs/03_lowest.ipynb #a7cb63cd
 def in_blocks(tensors, chunk):
@@ -47,6 +48,7 @@ def flags_of(masks, block, own=True):
 # %% ../nbs/03_lowest.ipynb #2195a7d3
 class Rows:
     "Scores beside flags, row by row. The flags, those of `masks` at first, are written to: in place where they are `own`"
+    def __new__(cls, scores, masks, **kwargs): return object.__new__(rows_kind(next(iter(masks.values()), None)) or cls)
     def __init__(self, scores, masks, own=False, chunk=2**17):
         kinds = {(s.device,s.dtype) for s in scores.values()}
         self.scores,self.was,self.chunk,self.alike = scores,masks,chunk,len(kinds)==1
@@ -275,6 +277,7 @@ def _pairs(s, m, chunk):
 @torch.no_grad()
 def not_finite(scores, masks, chunk=2**17):
     "The first tensor of which scores of survivors are not finite, and how many of them; None where all are"
+    if masks and (f := check_kind(next(iter(masks.values())))): return f(scores, masks)
     alike = len({(s.device,s.dtype) for s in scores.values()})==1
     for b in in_blocks(masks, chunk):
         if alike and len(b)>1 and _all_finite(in_row([scores[n] for n in b])): continue

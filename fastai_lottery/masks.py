@@ -16,6 +16,7 @@ from torch import nn
 from torch.compiler import is_compiling
 from fastcore.basics import patch
 from .core import *
+from .spread import bits_in,here,n_true
 from .hold import *
 
 # %% ../nbs/01_masks.ipynb #df2be067
@@ -51,7 +52,7 @@ def numel(self:Masks):
 @patch(as_prop=True)
 def n_kept(self:Masks):
     "Number of weights kept"
-    return sum(int(m.count_nonzero()) for m in self.values())
+    return sum(n_true(m) for m in self.values())
 @patch(as_prop=True)
 def density(self:Masks):
     "Fraction of the weights kept"
@@ -112,7 +113,7 @@ class Packed(dict):
 @patch
 def pack(self:Masks)->dict: # `{name: (shape, bytes)}`
     "These masks at one bit a weight; `unpack` is the way back"
-    return Packed({n:(tuple(m.shape), np.packbits(m.cpu().numpy().ravel())) for n,m in self.items()}, self.units)
+    return Packed({n:(tuple(m.shape), np.concatenate([*bits_in(m)])) for n,m in self.items()}, self.units)
 
 def _unbit(shape, bits): return torch.from_numpy(np.unpackbits(bits, count=int(np.prod(shape))).view(bool)).view(shape)
 
@@ -126,9 +127,9 @@ def unpack(
 def hash(self:Masks)->str: # 16 hexadecimal digits
     "Name of these masks: equal for equal masks"
     h = hashlib.sha256()
-    for n,(s,b) in self.pack().items():
-        h.update(f'{n}{s}'.encode())
-        h.update(b.tobytes())
+    for n,m in self.items():
+        h.update(f'{n}{tuple(m.shape)}'.encode())
+        for b in bits_in(m): h.update(b)
     return h.hexdigest()[:16]
 
 # %% ../nbs/01_masks.ipynb #2d23697f
@@ -151,7 +152,8 @@ def apply_(self:Masks,
 ):
     "Zero the pruned weights of `model`, or put them to the values that they are held at, after `check`"
     ws = self.check(model)
-    hold_(list(ws.values()), [m.to(ws[n].device) for n,m in self.items()], [(held or {}).get(n) for n in self])
+    near = self.near(ws)
+    hold_([here(w) for w in ws.values()], [here(m) for m in near.values()], [(held or {}).get(n) for n in self])
     return model
 
 # %% ../nbs/01_masks.ipynb #3f2abeea

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from .core import *
 from .hold import *
+from .spread import check_not_spread
 from .masks import *
 from .masks import Hook
 from .criteria import scores,in_steps
@@ -257,8 +258,8 @@ def check_alone(cb, new):
 # %% ../nbs/04_model.ipynb #70f32d22
 @patch
 def net(self:Known):
-    "The Learner's model; `ValueError` for a callback that is on no Learner"
-    if self.learn is not None: return self.learn.model
+    "The Learner's model; `ValueError` for a callback that is on no Learner, and for a model that is spread over processes"
+    if self.learn is not None: return check_not_spread(self.learn.model)
     raise ValueError(f"{said(self)} is on no Learner: add it by Learner(..., cbs=...) or learn.add_cb(...)")
 
 @patch

@@ -6,6 +6,7 @@ from functools import partial
 import torch,torch.distributed as dist
 from torch import nn
 from fastai.basics import Learner,Callback,DataLoader,DataLoaders,CrossEntropyLossFlat,Metric,accuracy
+from fastai.callback.training import GradientAccumulation
 import fastai_lottery.rounds
 from fastai_lottery.callback import LotteryCallback
 from fastai_lottery.core import unwrap
@@ -60,6 +61,18 @@ class Slow(Callback):
     "Long enough to be killed between epochs"
     def before_epoch(self): time.sleep(.2)
 
+class NoSync(Callback):
+    "Reduces gradients with the step that they add up to, and not before"
+    order,run_valid = GradientAccumulation.order-1,False
+    def __init__(self, n): self.n,self._on = n,None
+    def before_batch(self):
+        self._on = contextlib.nullcontext() if (self.iter+1)%self.n==0 else self.learn.model.no_sync()
+        self._on.__enter__()
+    def after_batch(self):
+        if self._on is not None: self._on.__exit__(None, None, None)
+        self._on = None
+    def after_cancel_batch(self): self.after_batch()
+
 class Odd(Metric):
     "A metric that each process sees otherwise"
     name,at = 'odd',0
@@ -68,15 +81,16 @@ class Odd(Metric):
     @property
     def value(self): return -float(type(self).at) if rank else 1.
 
-def loaders(spoil=None, bs=8, split=True):
-    "Each process has its own half of the data"
+def loaders(spoil=None, bs=8, split=True, uneven=False):
+    "Each process has its own half of the data; `uneven`: a last batch that is smaller, and not equally in both"
     g = torch.Generator().manual_seed(7)
     x,w = torch.randn(96, 8, generator=g),torch.randn(8, 4, generator=g)
     y = (x@w).argmax(1)
     if spoil==rank: x[:] = float('inf')
     mine = list(zip(x,y))[rank::N] if split else list(zip(x,y))
     n = len(mine)*2//3
-    train = DataLoader(mine[:n], bs=bs, shuffle=True, drop_last=True)
+    if uneven: n -= 1+5*rank
+    train = DataLoader(mine[:n], bs=bs, shuffle=True, drop_last=not uneven)
     return DataLoaders(train, DataLoader(mine[n:], bs=16), device='cpu')
 
 def learner(buffers=True, rewind_to='init', wrap=True, metrics=accuracy, seed=100, cbs=(), **kwargs):
@@ -176,6 +190,23 @@ def no_variables(d):
     try: return play(learner(), 1, eval_every=1, test_dl=loaders().valid, seed=3, path=d/'run')
     finally: os.environ.update(old)
 
+def added_up(n=2, **kwargs): return dict(cbs=[NoSync(n), GradientAccumulation(8*n), *kwargs.pop('cbs', ())], **kwargs)
+
+def held(learn):
+    "Pruned weights that are not 0, and those that are pruned"
+    ws = {n:w for n,w in unwrap(learn.model).named_parameters() if n in learn.lottery.masks}
+    return [sum(int((w[~learn.lottery.masks[n]]!=0).sum()) for n,w in ws.items()), learn.lottery.masks.numel-learn.lottery.masks.n_kept]
+
+@case
+def uneven(d):
+    learn = learner(uneven=True)
+    return dict(play(learn, n_epoch=2, eval_every=2), held=held(learn))
+
+@case
+def accumulated(d):
+    learn = learner(**added_up())
+    return dict(play(learn, n_epoch=2), held=held(learn))
+
 @case
 def not_finite(d): return attempt(lambda: learner(spoil=1, bs=32).fit_lottery(1, rounds=1))
 
@@ -196,9 +227,10 @@ def watch_files(d):
     sys.addaudithook(hook)
     return did
 
-def three_epochs(d, seed, at=None):
+def three_epochs(d, seed, at=None, **kwargs):
     Stop.n,Stop.at = None,at
-    return play(learner(False, seed=seed, cbs=[Stop()]), rounds=1, n_epoch=3, seed=3, eval_every=2, path=d)
+    cbs = [Stop(), *kwargs.pop('cbs', ())]
+    return play(learner(False, seed=seed, cbs=cbs, **kwargs), rounds=1, n_epoch=3, seed=3, eval_every=2, path=d)
 
 @case
 def folder(d):
@@ -215,6 +247,14 @@ def stopped(d):
     unbroken = three_epochs(d/'unbroken', 100)
     errors = [attempt(lambda: three_epochs(d/'broken', seed, 3)) for seed in (100,500)]
     return dict(unbroken=unbroken, stopped=errors, broken=three_epochs(d/'broken', 900), played=Stop.n)
+
+@case
+def stopped_added_up(d):
+    "As `stopped`, of a training that adds gradients up without a reduction"
+    def go(d, seed, at=None): return three_epochs(d, seed, at, **added_up())
+    unbroken = go(d/'unbroken', 100)
+    errors = [attempt(lambda: go(d/'broken', seed, 3)) for seed in (100,500)]
+    return dict(unbroken=unbroken, stopped=errors, broken=go(d/'broken', 900), played=Stop.n)
 
 @case
 def ctx_folder(d):
@@ -261,14 +301,14 @@ def run(name, d):
     finally:
         if dist.is_initialized(): dist.destroy_process_group()
 
-def begin(n, log):
-    "This process is number `n`; what it prints goes to `log`"
+def begin(n, log, limit=LIMIT-5):
+    "This process is number `n`; what it prints goes to `log`; it ends after `limit` seconds"
     global rank
     rank = n
     for fd in (1,2): os.dup2(os.open(log, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
     os.environ.update(WORLD_SIZE=str(N), RANK=str(n), LOCAL_RANK=str(n))
     warnings.simplefilter('ignore')
-    faulthandler.dump_traceback_later(LIMIT-5, exit=True)
+    faulthandler.dump_traceback_later(limit, exit=True)
     torch.set_num_threads(1)
     stand_in()
 

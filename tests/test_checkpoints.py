@@ -1,6 +1,7 @@
 "Laws of 12_checkpoints: what trains beside the net, checkpoints before the first epoch, cost, files of before"
-import hashlib,io
+import hashlib,io,subprocess,sys
 from collections import Counter
+from pathlib import Path
 import numpy as np,pytest,torch
 import fastai_lottery.carried as carried,fastai_lottery.checkpoints as checkpoints
 from fastai_lottery.checkpoints import *
@@ -231,3 +232,35 @@ def test_a_file_of_version_1_goes_on(loss, tmp_path):
     again = make(**kw)
     if loss is Learned: again.mod.calls = 4+1    # this the first version forgot
     same(whole, rest(again, tmp_path/'c', 1))
+
+def _checkpoint_of_0_0_1(path, d):
+    "As it was written before tensors went to the disk one by one"
+    torch.save(d, b := io.BytesIO())
+    path.write_bytes(b'lottery checkpoint 1\n'+hashlib.sha256(b.getvalue()).digest()+b.getvalue())
+
+def test_the_file_is_what_it_was(tmp_path):
+    "Byte for byte, though it is written tensor by tensor, and the digest in front at the end"
+    d = dict(a=torch.randn(3, 5), b=[1,{'c':torch.arange(9)}], text='t')
+    _checkpoint_of_0_0_1(tmp_path/'old', d)
+    write_checkpoint(tmp_path/'new', d)
+    assert (tmp_path/'new').read_bytes()==(tmp_path/'old').read_bytes()
+    for f in ('new','old'):
+        o = read_checkpoint(tmp_path/f)
+        assert torch.equal(o['a'], d['a']) and o['text']=='t'
+
+@pytest.mark.parametrize('at', [0, 25, 60, -1])
+def test_a_byte_that_is_another_is_noticed(tmp_path, at):
+    write_checkpoint(tmp_path/'c', dict(a=torch.randn(30)))
+    b = bytearray((tmp_path/'c').read_bytes())
+    b[at] ^= 1
+    (tmp_path/'c').write_bytes(b)
+    with pytest.warns(UserWarning, match='damaged'): assert read_checkpoint(tmp_path/'c') is None
+
+@pytest.mark.slow
+def test_the_most_memory_of_a_lottery_with_a_folder(tmp_path):
+    "At most 40 bytes a weight with AdamW: a checkpoint is no copy of weights and moments"
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc/self/clear_refs')
+    f = Path(__file__).with_name('peak_run.py')
+    res = subprocess.run([sys.executable,f,'20000000',tmp_path/'run'], capture_output=True, text=True)
+    assert res.returncode==0, res.stderr[-2000:]
+    assert float(res.stdout.splitlines()[-1])<=40

@@ -31,6 +31,21 @@ def launch(d, *only, until=None):
             p.join()
     return d
 
+def one_dies(d, name, when):
+    "Kill one process as soon as `when()`; does the other end within a minute?"
+    ps = [forks.Process(target=main, args=(r, d, (name,))) for r in range(N)]
+    end = time.monotonic()+LIMIT
+    for p in ps: p.start()
+    try:
+        while not when() and alive(ps) and time.monotonic()<end: time.sleep(.005)
+        ps[1].kill()
+        ps[0].join(60)
+        return not ps[0].is_alive()
+    finally:
+        for p in ps:
+            p.kill()
+            p.join()
+
 @pytest.fixture(scope='module')
 def ran(tmp_path_factory):
     paths = os.pathsep.join(filter(None, [here, os.environ.get('PYTHONPATH')]))
@@ -128,8 +143,18 @@ def test_trap_23_a_folder_goes_on_in_both_processes(ran):
     assert len(a['first']['seen'])==4 and len(a['again']['seen'])==2 and a['third']['seen']==[]
     assert a['again']['seen']==a['whole']['seen'][4:]
 
-def test_trap_23_a_training_goes_on_after_its_last_epoch_in_both_processes(ran):
-    o = same(ran, 'stopped')
+def test_trap_23_last_batches_that_are_not_alike(ran):
+    "31 items in one process and 26 in the other: as many batches, the last of 7 and of 2"
+    o = same(ran, 'uneven')
+    assert len(set(o['hashes']))==3 and [r['iterations'] for r in o['rows']]==[8,8,8] and o['held'][0]==0<o['held'][1]
+
+def test_trap_23_gradients_that_add_up_without_a_reduction(ran):
+    o = same(ran, 'accumulated')
+    assert len(set(o['hashes']))==3 and o['held'][0]==0<o['held'][1]
+
+@pytest.mark.parametrize('name', ['stopped','stopped_added_up'])
+def test_trap_23_a_training_goes_on_after_its_last_epoch_in_both_processes(ran, name):
+    o = same(ran, name)
     assert len(o['stopped'])==2 and all('stopped' in e for e in o['stopped'])
     assert o['played']==2     # two epochs of six were left to do
     for k in same_figures: assert o['broken'][k]==o['unbroken'][k], k
@@ -159,6 +184,18 @@ def test_trap_23_both_killed_go_on_from_the_last_epoch(ran, killed):
     assert whole['played']==9
     assert 0<killed['played']<=6     # round 0 is whole, and an epoch is played twice at most
     for k in same_figures: assert killed[k]==whole[k], k
+
+def test_trap_23_one_killed_ends_the_other_and_the_run_goes_on(ran, tmp_path):
+    "With an error, within a minute; started again, both end as if nothing had happened"
+    run = tmp_path/'killed'/'run'
+    assert one_dies(tmp_path, 'killed', (run/'epoch.ckpt').exists), 'the other still waits'
+    f = tmp_path/'killed.0.json'
+    assert 'error' in json.loads(f.read_text()) and not (tmp_path/'killed.1.json').exists()
+    f.unlink()
+    (tmp_path/'killed.store').unlink(missing_ok=True)
+    now,whole = same(launch(tmp_path, 'killed'), 'killed'),same(ran, 'killed')
+    assert 0<now['played']<whole['played']
+    for k in same_figures: assert now[k]==whole[k], k
 
 def test_trap_23_a_folder_in_fastais_own_context(ran):
     o = same(ran, 'ctx_folder')

@@ -122,9 +122,11 @@ def star(mod):
     exec(f'from {mod} import *', ns)
     return {k:v for k,v in ns.items() if k!='__builtins__'}
 
+apart = {'rows','saved','sharded'}    # they import DTensor, which takes half a second, and need a newer torch
+
 def test_all_gives_everything():
     have = star(f'{lib}.all')
-    for m in sorted(floors.keys()-{'all','cli'}):
+    for m in sorted(floors.keys()-{'all','cli'}-apart):
         mod = importlib.import_module(f'{lib}.{m}')
         missing = [n for n in mod.__all__ if have.get(n) is not getattr(mod,n)]
         assert not missing, f'`from {lib}.all import *` does not give these of {m}'
