@@ -51,6 +51,8 @@ class Net:
         return id(mod),side if is_maker(mod) else 'out',i
 
 # %% ../nbs/09_coupled.ipynb #3fd4bdcb
+_unclear = 'is not understood'
+
 def _stops(net, root, t):
     "Why channels that meet the layer `t` are no units; '' where they may be"
     if isinstance(t, mixing): return f'{type(t).__name__} mixes channels'
@@ -69,7 +71,7 @@ def _couple_item(net, root, dg, item):
     side = 'out' if dg.is_out_channel_pruning_fn(item.dep.handler) else 'in'
     if net.skips(t, side): return
     if not item.idxs or max(item.idxs)>=width(t, side):
-        return spoil(f'how it meets {net.names[id(t)]} is not understood')
+        return spoil(f'how it meets {net.names[id(t)]} {_unclear}')
     for i,j in zip(item.idxs, at): net.joined.join(net.place(root, 'out', j), net.place(t, side, i))
 
 # %% ../nbs/09_coupled.ipynb #db0b40a2
@@ -125,7 +127,8 @@ def _grouped(net):
     "Sets of places by the layers that make them, and why layers have none"
     order = {id(o):i for i,o in enumerate(net.m.modules())}
     why,groups,left = {},defaultdict(list),{}
-    for a,says in net.bad: why.setdefault(net.joined.root(a), says)
+    known_first = sorted(net.bad, key=lambda o: _unclear in o[1])
+    for a,says in known_first: why.setdefault(net.joined.root(a), says)
     for r,places in net.joined.sets().items():
         makers = tuple(sorted({a for a,side,_ in places if side=='out' and is_maker(net.mods[a])}, key=order.get))
         bare = [net.names[a] for a in makers if not has_own_weight(net.mods[a])]

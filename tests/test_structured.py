@@ -251,6 +251,7 @@ def test_transformers(name):
     k = dict(gpt2='GPT2', bert='Bert')[name]
     m = getattr(t, f'{k}Model')(getattr(t, f'{k}Config')(**hugging[name])).eval()
     u = holds(m, tokens(), {'':'.'}, n=1)
+    assert not any('understood' in v for v in u.left.values()) and 'LayerNorm mixes channels' in u.left.values()
     if name=='gpt2': assert sum('c_fc' in g for g in u.sizes)==2 and len(u.sizes)==2
     else: assert sum(g.endswith('self') for g in u.sizes)==2 and sum('intermediate' in g for g in u.sizes)==2
 
