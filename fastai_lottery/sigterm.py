@@ -15,7 +15,7 @@ class Terminated(SystemExit):
     "SIGTERM came while a net trained, and where it stood is on the disk"
     def __init__(self, epoch, i):
         super().__init__(128+signal.SIGTERM)
-        print(f'SIGTERM: the training is on the disk, after iteration {i+1} of epoch {epoch+1}; the same call goes on from there',
+        print(f'SIGTERM: the training is on the disk, after iteration {i+1} of epoch {epoch+1}; the same call goes on',
               file=sys.stderr)
 
 class _Noted:
@@ -34,7 +34,7 @@ def _before():
 # %% ../nbs/13_sigterm.ipynb #516e0009
 @contextmanager
 def ending_well(on=True):
-    "Within this, SIGTERM is noted, which the value tells; it comes again at the end of the outermost, and does what it did before"
+    "Within this, SIGTERM is noted, which the value tells; it comes again at the end, and does what it did before"
     old = _before() if on else None
     if old is None or isinstance(old, _Noted):
         yield old.asked if old else bool
@@ -47,7 +47,7 @@ def ending_well(on=True):
 
 @contextmanager
 def ending_workers():
-    "Within this, SIGTERM raises `SystemExit` where nobody has said what it should do, so that a driver may end its workers first"
+    "Within this, SIGTERM raises `SystemExit` where nobody has said otherwise: a driver ends its workers first"
     if _before()!=signal.SIG_DFL:
         yield
         return
