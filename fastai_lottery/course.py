@@ -42,7 +42,7 @@ def _set_hypers(opt, hypers):
     for k in hypers[0]: opt._set_hyper(k, [h[k] for h in hypers])
 
 def _counting(learn):
-    "Callbacks whose own counts belong to a place: not those that only look, and no best model, which may be of another round"
+    "Callbacks whose own counts belong to a place: not those that look, no best model, which may be of another round"
     look = (Watch,SaveModelCallback,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,LotteryCallback,Bystander)
     return [cb for cb in learn.cbs if not isinstance(cb, look)]
 
@@ -193,8 +193,8 @@ def seen_before(self:Course, mid):
     "How many batches of the epoch were trained before the checkpoint"
     n,of = mid.get('iter'),self.learn.n_iter
     if is_whole(n) and n<of and isinstance(mid.get('rng'), dict): return n+1
-    raise ValueError(f"the checkpoint was taken after iteration {n!r} of an epoch, and this epoch has {of}: go on with the same data "
-                     "and batch size")
+    raise ValueError(f"the checkpoint was taken after iteration {n!r} of an epoch, and this epoch has {of}: "
+                     "go on with the same data and batch size")
 
 @patch
 def end(self:Course, mid):

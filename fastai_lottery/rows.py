@@ -122,7 +122,7 @@ def _kth(scores, masks, k, dt):
     return pre,k
 
 def _shares_of_ties(scores, masks, t, ties, dt):
-    "How many of the scores with the key `t` go here, layer by layer: all in order, of each layer the first processes' first"
+    "How many of the scores with the key `t` go here, layer by layer: in order, the first processes' first"
     like = next(iter(masks.values()))
     def here_of(n): return sum(((k==t)&m).sum() for k,m in _pieces(scores, masks, n, dt))
     mine = torch.stack([here_of(n) for n in masks])

@@ -166,7 +166,7 @@ def forget_steps(self:Shards):
 
 # %% ../nbs/25_sharded.ipynb #4bfa2373
 class ShardedLottery(Callback):
-    "A lottery on a Learner whose model `fully_shard` has spread; `.shards` is its `Shards` once a fit, or a verb, has begun"
+    "A lottery on a Learner whose model `fully_shard` has spread; `.shards` is its `Shards` once a fit or verb has begun"
     order = 80    # after all that moves weights
     def __init__(self,
         rewind_to='init', # Rewind point (1903.01611): `'init'`, or after n iterations of the first fit (`500`, `'500it'`)

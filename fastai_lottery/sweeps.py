@@ -158,7 +158,7 @@ def ends(self:Seed, checked):
 
 # %% ../nbs/38_sweeps.ipynb #a6d0d60d
 class Progress(tuple):
-    "How many trainings are over, and how many are planned; `new` has those that ended since the last time, `failed` what went wrong"
+    "How many trainings are over, how many are planned; `new`: those that ended since the last time; `failed`: errors"
     def __new__(cls, done, total, new=None, failed=()):
         self = super().__new__(cls, (done,total))
         self.new,self.failed = new,failed
