@@ -206,7 +206,7 @@ def test_lottery_on_given_axes():
 # ---- one run
 
 def test_plot_draws_the_report(played):
-    df = played.lottery.report()
+    df = played.lottery.report(full=True)
     ax = played.lottery.plot()
     line,dense = ax.lines
     assert line.get_ydata()==pytest.approx(100*df.accuracy.to_numpy())
@@ -458,7 +458,7 @@ def test_show_without_curves_with_loss_only_and_with_one_round():
     axs[0].figure.canvas.draw()
     assert kinds(axs)[:3]==['accuracy (%)','loss','weights left in the layer (%)'] and not axs[0].figure.legends
     assert texts(axs[1].get_legend().texts)==['training loss','validation loss']
-    assert axs[1].lines[0].get_ydata().tolist()==l.lottery.report().train_loss.tolist()
+    assert axs[1].lines[0].get_ydata().tolist()==l.lottery.report(full=True).train_loss.tolist()
     l.metrics = L()
     l.fit_lottery(1, rounds=1, seed=0)
     axs = l.lottery.show()
