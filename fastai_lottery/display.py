@@ -147,6 +147,16 @@ def __repr__(self:LotteryCallback):
 def _repr_html_(self:LotteryCallback):
     return _table(self.rounds, dict(rewind_to=str(self.rewind_to))) if self.rounds else None
 
+# %% ../nbs/18_display.ipynb #93ed6008
+_for_programs = {'prunable','iterations','seconds','mask_hash','test_loss','rewind_it','rewind_share'}
+
+def wanted(df):
+    "Columns of a report that people want to see"
+    same = {k:df[k].nunique()<2 for k in ('trial','whole') if k in df}    # and so no news
+    out = {*_for_programs, *(k for k in same if same[k]), *['spent']*same.get('whole', False)}
+    if 'valid_loss' in df and df.valid_loss.notna().any(): out.add('train_loss')
+    return [k for k in df if k=='es_iteration' or not (k in out or k.startswith('es_') or k.endswith('_dense'))]
+
 # %% ../nbs/18_display.ipynb #1621a958
 LotteryCallback.round = None    # the one that is played; none outside of a lottery
 LotteryCallback.density = property(lambda self: 1. if self.masks is None else self.masks.density, doc="Fraction of weights kept")
