@@ -135,12 +135,12 @@ def test_report_of_a_missing_and_of_an_empty_folder(tmp_path):
 def test_a_run_trains_each_round_and_its_controls(done):
     df = results(done[0])
     got = df.groupby(['seed','round','arm']).size()
-    assert got.to_dict()=={(s,k,a):1 for s in (0,1) for k,a in [(0,'dense'),(1,'ticket'),(2,'ticket'),(2,'reinit'),(2,'random')]}
+    assert got.to_dict()=={(s,k,a):1 for s in (0,1) for k,a in [(0,'dense'),(1,'ticket'),(2,'ticket'),(2,'reinit'),(2,'shuffle')]}
     for s in (0,1):
         d = df[df.seed==s].set_index(['round','arm'])
         assert d.density[0,'dense']==1 and d.density[2,'ticket']<d.density[1,'ticket']<1
-        assert d.mask_hash[2,'reinit']==d.mask_hash[2,'ticket']!=d.mask_hash[2,'random']
-        assert d.kept[2,'random']==d.kept[2,'reinit']==d.kept[2,'ticket']
+        assert d.mask_hash[2,'reinit']==d.mask_hash[2,'ticket']!=d.mask_hash[2,'shuffle']
+        assert d.kept[2,'shuffle']==d.kept[2,'reinit']==d.kept[2,'ticket']
     assert (df.iterations==2*20).all() and df.es_test_accuracy.between(.1,1).all()
     assert df.groupby(['round','arm']).mask_hash.nunique().drop(0).eq(2).all(), 'each seed its own masks'
 
@@ -149,7 +149,7 @@ def test_a_run_shows_its_table_and_writes_its_files(done):
     assert (d/'lottery.png').stat().st_size>5000 and len(pd.read_csv(d/'results.csv'))==10
     for _,row in show_arms(results(d)).iterrows(): assert all(v in out for v in row)
     assert 'n = 2 seeds' in out and all(str(d/o) in out for o in ('lottery.png','results.csv'))
-    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|random) ',
+    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|shuffle) ',
                              l)) for l in out.splitlines())==10, 'one line a training'
 
 def _python(out):
@@ -205,8 +205,8 @@ def test_more_rounds_train_every_planned_level(copy):
     df = results(copy)
     assert list(df[df.arm.isin(['dense','ticket'])]['round'])==[0,1,2,3,4]
     want = {(k,a) for k in (2,3) for a in ('reinit',
-                                           'random')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
-    assert {(k,a) for k,a in zip(df['round'], df.arm) if a in ('reinit','random')}==want
+                                           'shuffle')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
+    assert {(k,a) for k,a in zip(df['round'], df.arm) if a in ('reinit','shuffle')}==want
     now = files(copy/'seed_00')
     assert all(now[k]==v for k,v in was.items() if not k.endswith(('s.csv','tables.json'))), 'what is finished stays as it is'
     pd.testing.assert_frame_equal(pd.read_csv(copy/'seed_00'/'controls.csv').iloc[:2], row)
@@ -218,7 +218,7 @@ def test_controls_go_on_by_name_not_by_position(copy):
     pd.read_csv(f).iloc[1:].to_csv(f, index=False)      # the first is missing, not the last
     play_seed(preset('digits'), 0, f.parent, **small)
     got = figures(f.parent, f.name).sort_values(['round','arm'], ignore_index=True)
-    assert list(zip(got['round'],got.arm))==[(2,'random'),(2,'reinit')]
+    assert list(zip(got['round'],got.arm))==[(2,'reinit'),(2,'shuffle')]
     assert list(got.mask_hash)==list(full.sort_values(['round','arm']).mask_hash)
 
 # --- folders of something else
@@ -312,7 +312,7 @@ def test_a_second_process_leaves_play_json_alone(copy):
 # --- controls and measures
 
 def _two(run, k): return [dict(a=.1*k), dict(a=.2*k)]
-_some = dict(controls=dict(random=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)),
+_some = dict(controls=dict(shuffle=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)),
              at=dict(two=(1,2)))
 def _lab(d, **kw):
     p = dataclasses.replace(preset('digits'), **{**_some, **kw})
@@ -349,8 +349,8 @@ def test_measures_that_were_there(tmp_path):
     pd.testing.assert_frame_equal(measured(tmp_path), want)
 
 @pytest.mark.parametrize('kw,a,f', [
-    (dict(controls=dict(random=dict(mask=inverse_mask))),'random','controls.csv'),
-    (dict(controls=dict(random=lambda run,k: run.fit(run.ticket(k)))),'random','controls.csv'),
+    (dict(controls=dict(shuffle=dict(mask=inverse_mask))),'shuffle','controls.csv'),
+    (dict(controls=dict(shuffle=lambda run,k: run.fit(run.ticket(k)))),'shuffle','controls.csv'),
     (dict(measures=dict(two=_two, one=lambda run,k: dict(a=2.))),'one','measures.csv')])
 def test_another_control_or_measure_of_the_same_name(kw, a, f, tmp_path):
     want = _lab(tmp_path)
