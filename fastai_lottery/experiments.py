@@ -359,4 +359,5 @@ def stored(
     if f.is_file(): return renamed(pd.read_csv(f))
     has = ', '.join(sorted(o.stem for o in d.glob('*.csv')))
     why = f'it has {has}' if has else 'a clone of the repository has them, an installed package has not'
-    raise FileNotFoundError(f"no figures of {name!r} in {str(d)!r}: {why}. `lottery run` plays an experiment, `results` reads its folder")
+    raise FileNotFoundError(f"no figures of {name!r} in {str(d)!r}: {why}. "
+                            "`lottery run` plays an experiment, `results` reads its folder")

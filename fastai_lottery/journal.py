@@ -166,7 +166,7 @@ def round_of(lot, k):
 # %% ../nbs/18_journal.ipynb #5b25aeea
 @patch
 def report(self:LotteryCallback,
-    full:bool=False # All that was measured: test losses, figures at the early stop (`es_*`), iterations, seconds, hashes?
+    full:bool=False # All that was measured: test losses, figures at the early stop, iterations, seconds, hashes?
 )->pd.DataFrame: # One row a round, and one a training of a ticket
     """What each round showed: density, kept weights, validation loss, metrics, early-stop iteration, all measured.
     Below the rounds stand the trainings by `fit_ticket`, told by their `reset`, `mask` and `trial`. `attrs` of the table

@@ -104,12 +104,13 @@ def needs_figures(df, col, how='plot'):
 # %% ../nbs/40_plots.ipynb #6d07d266
 # The usual arms of an experiment: label, colour, marker and dashes of each
 arms = dict(ticket=('winning ticket',*line_style(0)), reinit=('random re-initialisation',*line_style(1)),
-            shuffle=('mask shuffled in each layer',*line_style(2)), random=('random mask over the net','#4d4d4d','<',(0,(2,2))),
+            shuffle=('mask shuffled in each layer',*line_style(2)),
+            random=('random mask over the net','#4d4d4d','<',(0,(2,2))),
             dense=('dense','#000000','','-'))
 
 # %% ../nbs/40_plots.ipynb #93aaf6d2
-_said = dict(one_shot='pruned at once', unmasked='start without the mask', lrr='learning rate rewound', finetune='fine-tuning',
-             constant='constants', reset_at_end='rewound at the end only', reinit_each='new weights each round',
+_said = dict(one_shot='pruned at once', unmasked='start without the mask', lrr='learning rate rewound',
+             finetune='fine-tuning', constant='constants', reset_at_end='rewound at the end only', reinit_each='new weights each round',
              freeze='pruned weights at their start', fine_tuned='fine-tuned', other_seed="another seed's mask",
              going_on='going on without rewinds', own_rand="a random mask of one's own")
 
@@ -149,8 +150,8 @@ def _over_seeds(d, col, k):
 
 def _n_over(seen, x, m, far):
     "How many of the lines that were `seen` lie on this one: less than `far` away wherever both have points"
-    def on(o): return len(both := o.keys()&dict(zip(x, m)).keys()) and max(abs(o[i]-y) for i,y in zip(x, m) if i in both)<far
-    return sum(map(bool, map(on, seen)))
+    def off(o): return [abs(o[i]-y) for i,y in zip(x, m) if i in o]
+    return sum(max(os)<far for o in seen if (os := off(o)))
 
 def _plot_arm(ax, d, col, k, look, seen, far):
     "One arm: its line and band. One that would lie under another is wider, so that both are seen"
