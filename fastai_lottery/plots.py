@@ -289,12 +289,16 @@ def plot_cost(
     at = df[(df['round']==k)|(df.arm=='dense')]
     for a,look in _arms(at).items(): _plot_cost(ax, at[at.arm==a], col, f, look)
     ax.set_xscale('log')
+    ticks = density_ticks([1, *ax.dataLim.intervalx/100])
+    ax.set_xticks([100*t for t in ticks], [f'{100*t:.3g}' for t in ticks])
+    ax.minorticks_off()
     ax.set_xlabel('iterations, the final training included (% of the whole lottery)')
     ax.set_ylabel(words_of(col))
     ax.set_title(f"{100*at[at.arm!='dense'].density.mean():.3g} % of the weights, {df.seed.nunique()} seeds", fontsize=11)
     add_legend(ax, 4)
     return ax
 
+# %% ../nbs/40_plots.ipynb #490ee484
 def _plot_cost(ax, d, col, f, look):
     "One arm: a point with its interval, or the line of the dense net"
     (name,c,mark,_),i = look,interval(f*d[col])

@@ -70,13 +70,26 @@ def test_without_arguments_it_shows_its_commands():
     rc,out,_ = call('run', '--help')
     assert rc==0 and all(o in out for o in '--rounds --replicates --epochs --data --out --jobs'.split())
 
-def test_list_names_each_preset_with_source_and_cost():
+def test_list_has_a_line_for_each_preset():
     rc,out,_ = call('list')
-    out = ' '.join(out.split())    # lines are broken where the terminal ends
-    assert rc==0
+    assert rc==0 and max(map(len, out.splitlines()))<=104
+    rows = {l.split()[0]:l for l in out.splitlines() if l.strip()}
     for n,p in presets.items():
-        assert n in out
-        if p.cost!='seconds': assert f'source: {p.source}' in out and f'cost: {p.cost}' in out, n
+        if p.cost=='seconds': assert n in out and n not in rows
+        else: assert (m[0] if (m := re.search(r'\d{4}\.\d{5}', p.source)) else '') in rows[n]
+    assert '3 days a seed' in rows['conv-4'] and 'cifar10' in rows['conv-4'] and 'conv_net' in rows['conv-4']
+
+@pytest.mark.parametrize('name', ['conv-4','digits','signs-tiny'])
+def test_list_tells_all_of_one(name):
+    rc,out,_ = call('list', name)
+    p,text = presets[name],' '.join(out.split())
+    assert rc==0 and out.startswith(f'{name}\n')
+    for o in (p.about, p.source, p.cost, f'lottery run {name}'): assert ' '.join(o.split()) in text
+
+def test_a_word_picks_presets():
+    rc,out,_ = call('list', 'SIGN')
+    assert rc==0 and [l.split()[0] for l in out.splitlines()[1:]]==['lenet-mnist-12k','lenet-mnist-50k','signs-digits','signs-tiny']
+    assert re.search("did you mean 'digits'.*No preset has 'digist'", fails('list', 'digist', has=['digist']))
 
 def test_unknown_command_is_named():
     assert 'run' in ''.join(call('bogus')[1:])
