@@ -65,7 +65,8 @@ def play_rounds(learn, s, run):
             turn = turn_of(learn, s, r)                 # a whole training; in a search, the last is
             if r: learn.rewind(turn.reset, seed=s.seed_for('rewind', r))
         place = run.place(r) if turn.back else None
-        row,curve,place = fit_once(learn, turn.training, place, s.seed_for('train', r), run.live, done, run.saver(r))
+        how = turn.training,place,s.seed_for('train', r)
+        row,curve,place = fit_once(learn, *how, run.live, done, run.saver(r))
         run.add(turn.row(run.rounds, row), curve, place)
     run.settle()
     return run.rounds

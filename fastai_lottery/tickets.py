@@ -58,13 +58,14 @@ class Ticket:
         return f"Ticket({first}{', '.join([f'{m.n_kept:,} of {m.numel:,} weights', f'density {m.density:.4g}', *more])})"
 
 # %% ../nbs/07_tickets.ipynb #66057492
+_no_metrics = {'amount','density','train_loss','valid_loss','seconds','spent','tol','rewind_share'}    # floats, too
+
 def figure_in(row, monitor=None):
     "The figure that a round or ticket is told by: `monitor`, else the first metric, else a loss; None if there is none"
     ks = [k for k in row if isinstance(row[k], float)]
     if monitor in ks: return monitor
-    if 'valid_loss' not in ks: return 'train_loss' if 'train_loss' in ks else None
-    k = next(iter(ks[ks.index('valid_loss')+1:]), 'es_')
-    return 'valid_loss' if k.startswith(('test_','es_')) or k in ('iterations','seconds','spent') else k
+    metrics = [k for k in ks if k not in _no_metrics and not k.startswith(('test_','es_')) and not k.endswith('_dense')]
+    return next((k for k in (*metrics,'valid_loss','train_loss') if k in ks and row[k]==row[k]), None)
 
 @patch
 def _repr_html_(self:Ticket):
