@@ -215,7 +215,7 @@ def _few(path=None, seed=0, device=None):
                        device='cpu')
 
 def _preset(rounds, levels, seeds):
-    controls = dict(reinit=dict(reset='random_reinit'), random=dict(mask=shuffle_mask))
+    controls = dict(reinit=dict(reset='random_reinit'), shuffle=dict(mask=shuffle_mask))
     return Preset('few', 'a net of some weights', 'none', 'seconds', _few, _net, levels=levels, controls=controls,
                   replicates=seeds,
                   settings=dict(n_epoch=1, rounds=rounds, amount=.1, fit=Learner.fit, lr=.02, eval_every=4))

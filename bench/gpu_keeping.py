@@ -117,6 +117,6 @@ def goes_on(place):
         killed(place, Path(d)/'killed', 17)          # of the second round's first epoch 2 batches are done, of its second 3
         again,rest = counted(place, Path(d)/'killed')
     bad = differing(state(whole.model), state(again.model))+differing(whole.lottery.masks, again.lottery.masks)
-    a,b = (o.lottery.report().drop(columns='seconds', errors='ignore') for o in (whole,again))
+    a,b = (o.lottery.report(full=True).drop(columns='seconds', errors='ignore') for o in (whole,again))
     figure = f'{bad} tensors differ, {"equal" if a.equals(b) else "other"} rows, {rest} of {n} left'
     return Found(bad==0 and a.equals(b) and (rest,n)==(18,32), figure, '0, equal, 18 of 32')

@@ -218,8 +218,8 @@ def _again(run, t, order):
         run.more[key] = r.row,_cpu(state(run.learn.model))
     return run.more[key]
 
-def _random(run, k):
-    "The ticket of round `k` under a random mask"
+def _shuffled(run, k):
+    "The ticket of round `k` under a mask that is shuffled within each layer"
     t = run.ticket(k)
     return replace(t, masks=shuffle_mask(t.masks, generator(run.seed, 'mask', k, 0)))
 
@@ -246,12 +246,13 @@ def ticket_stability(
     k:int, # Round of the ticket
     orders:int=3 # Data orders: the mean is of all pairs
 )->list: # Four dicts, with the number of `pairs`
-    """How far apart trainings of the ticket end, and of a random mask (1903.01611, section 4): `what` is 'data order' or 'pruning',
-    `mask` 'ticket' or 'random', figures are `l2`, `angle` (degrees) and the mean test accuracy of the trainings.
-    Trains `orders` times the random mask, one time less the ticket"""
+    """How far apart trainings of the ticket end, and of a shuffled mask (1903.01611, section 4): `what` is 'data order' or 'pruning',
+    `mask` 'ticket' or 'shuffle', figures are `l2`, `angle` (degrees) and the mean test accuracy of the trainings.
+    Trains `orders` times the shuffled mask, one time less the ticket"""
     check_whole('k', k, 1)
     with beside(run.learn):
-        return _distances(run, run.ticket(k), k, orders, 'ticket')+_distances(run, _random(run, k), k, orders, 'random')
+        own = _distances(run, run.ticket(k), k, orders, 'ticket')
+        return own+_distances(run, _shuffled(run, k), k, orders, 'shuffle')
 
 # %% ../nbs/32_arms.ipynb #60d75c50
 def _barrier(run, a, b, alphas):
@@ -270,14 +271,14 @@ def ticket_instability(
     k:int, # Round of the ticket; 0 is the dense net
     orders:int=2, # Data orders: a row for each pair
     alphas:int=30, # Points on the line
-    random:bool=False # A random mask of the same density as well?
+    random:bool=False # A random mask as well, with as many weights in each layer?
 )->list: # A dict a pair
     """Instability of the ticket to the data order, from the start (1912.05671): `mask`, data orders, `barrier_pp` (percentage points
     of test error), `barrier_loss`, test errors at both ends and the highest. Trains `orders`-1 times, and what `ticket_stability` trained
     not again"""
     with beside(run.learn):
         own = _barriers(run, run.ticket(k), k, orders, alphas, 'ticket' if k else 'dense')
-        return own+(_barriers(run, _random(run, k), k, orders, alphas, 'random') if random and k else [])
+        return own+(_barriers(run, _shuffled(run, k), k, orders, alphas, 'shuffle') if random and k else [])
 
 # %% ../nbs/32_arms.ipynb #6f8ddfcf
 _by = 'large_final large_final_same_sign magnitude_increase magnitude_increase_same_sign'.split()
@@ -314,7 +315,7 @@ def heuristic_supermasks(
     w_f,w_i = run.trained(0),_cpu(run.learn.lottery.w_i)
     ss = _rules(run, w_f, criteria)
     def masks(i, like):
-        yield 'random',shuffle_mask(like, generator(run.seed, 'mask', i, 0))
+        yield 'shuffle',shuffle_mask(like, generator(run.seed, 'mask', i, 0))
         if prunes is None: yield 'ticket',like
         for c,s in ss.items(): yield c,masks_like(like, s)
     def row(i, c, m, b): return dict(prunes=i, density=m.density, mask=c, base=b, **_figures(run, untrained(m, w_i, _bases[b])))

@@ -32,7 +32,8 @@ def catalogue():
 # %% ../nbs/37_catalogue.ipynb #680ce0b9
 def no_preset(name, names):
     "The error about a preset that is none of `names`"
-    return ValueError(f"{meant(name, names)}There is no preset {name!r}; there are: {', '.join(names)}")
+    if near := meant(name, names): return ValueError(f"{near}There is no preset {name!r}; `lottery list` shows all")
+    return ValueError(f"There is no preset {name!r}; there are: {', '.join(names)}")
 
 def listed(name):
     "What is said of a preset. Raises `ValueError`, with near names, for an unknown one"

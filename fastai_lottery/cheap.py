@@ -50,7 +50,7 @@ recipes = dict(
     gradual=_gradual,
     early_bird=partial(found, search=early_bird(below=.02), **_prunes))
 
-_all = dict(random=usual_controls['random'], one_shot=_one_shot, **recipes)
+_all = dict(shuffle=usual_controls['shuffle'], one_shot=_one_shot, **recipes)
 
 # %% ../nbs/36_cheap.ipynb #10452572
 chosen = 'going_on'    # by validation, see `choose`
@@ -101,8 +101,8 @@ def with_costs(
     its = own.assign(spent=own.groupby('seed').iterations.cumsum()).set_index(['seed','round'])
     def spent(o):
         if 'spent' in o and o.spent==o.spent: return o.spent
-        before = 0 if o.arm=='random' or o['round']==0 else its.spent[o.seed,0 if o.arm=='one_shot' else o['round']-1]
-        return before+o.iterations
+        if o.arm in ('shuffle','random') or o['round']==0: return o.iterations
+        return its.spent[o.seed,0 if o.arm=='one_shot' else o['round']-1]+o.iterations
     res = df.assign(spent=df.apply(spent, axis=1))
     return res.assign(cost=[o.spent/its.spent[o.seed,o['round']] for _,o in res.iterrows()])
 
@@ -113,7 +113,7 @@ _is = 'LeNet-300-100 on MNIST, {} iterations a training: full IMP to 13.5 and 5 
 
 cheap.append(Preset(
     'cheap-mnist',
-    about=_is.format('11,908')+'searches that cost a quarter, one-shot and random masks',
+    about=_is.format('11,908')+'searches that cost a quarter, one-shot and shuffled masks',
     source='1803.03635, section 2 and its second strategy; 1909.11157; 1710.01878; the other recipes are ours',
     cost='about 50 trainings of 11,908 iterations a seed',
     settings=dict(n_epoch=13, eval_every=1000, **_deep),
@@ -124,7 +124,7 @@ cheap.append(Preset(
 
 cheap.append(replace(
     cheap[0], name='cheap-mnist-4k',
-    about=_is.format('3,664')+'searches that cost a quarter, one-shot and random masks',
+    about=_is.format('3,664')+'searches that cost a quarter, one-shot and shuffled masks',
     cost='about 50 trainings of 3,664 iterations a seed',
     settings=dict(n_epoch=4, eval_every=500, **_deep)))
 
@@ -139,7 +139,7 @@ def _stable(run, k):
     return ticket_instability(run, k)+[dict(o, mask=chosen) for o in there]
 
 _checks = dict(declared=declared, whose_mask=partial(overlap_with, find=_keep), instability=_stable)
-_confirm = dict(random=usual_controls['random'], reinit=usual_controls['reinit'], one_shot=_one_shot,
+_confirm = dict(shuffle=usual_controls['shuffle'], reinit=usual_controls['reinit'], one_shot=_one_shot,
                 **{chosen:_keep, f'{chosen}_reinit':_fresh})
 
 cheap += [replace(
@@ -159,7 +159,7 @@ def _as_good(f):
 cheap.append(replace(
     cheap[0], name='cheap-digits',
     about="LeNet-300-100 on scikit-learn's 8×8 digits, 600 iterations a training: full IMP to 13.5 and 5 % of the weights against "
-          'searches that cost a quarter, one-shot and random masks',
+          'searches that cost a quarter, one-shot and shuffled masks',
     cost='about 50 trainings of 600 iterations a seed, about two minutes on one CPU core',
     settings=dict(n_epoch=30, eval_every=50, **_deep),
     replicates=6,
@@ -182,7 +182,7 @@ cheap.append(Preset(
     model=partial(conv_net, 2, width=16, n_in=1, size=8),
     settings=dict(n_epoch=20, eval_every=50, lr=1.2e-3, **_conv),
     levels=(7,11),
-    controls=dict(random=usual_controls['random'], one_shot=_one_shot, **_conv_recipes)))
+    controls=dict(shuffle=usual_controls['shuffle'], one_shot=_one_shot, **_conv_recipes)))
 
 # %% ../nbs/36_cheap.ipynb #aba54d0e
 cheap.append(replace(

@@ -14,6 +14,7 @@ from scipy import stats
 from .statistics import *
 from .statistics import Shown,check_seeds,is_lower,lower_of,pairs,quiet_test,scale_of
 from .arms import best_by_valid
+from .experiments import renamed
 
 # %% ../nbs/34_claims.ipynb #e660ec6c
 class Claim(NamedTuple):
@@ -201,7 +202,8 @@ def _both(a, b):
 
 class Figures:
     "What the seeds of a preset showed, as claims ask for it"
-    def __init__(self, df=None, measures=None): self.df,self.measures = df,measures
+    def __init__(self, df=None, measures=None):
+        self.df,self.measures = [None if o is None else renamed(o) for o in (df, measures)]
     def of(self, arm, k, col):
         "A figure of an arm at round `k`, by seed"
         if self.df is None: return pd.Series(dtype=float)
@@ -283,7 +285,7 @@ def have_figures(groups):
 # %% ../nbs/34_claims.ipynb #0b088eca
 def _arms(df):
     "The arms in `df`: dense, ticket and the usual controls first"
-    first = ['dense','ticket','reinit','random']
+    first = ['dense','ticket','reinit','shuffle','random']
     return [a for a in first if a in set(df.arm)]+[a for a in dict.fromkeys(df.arm) if a not in first]
 
 def _by_round(df, col):
@@ -318,6 +320,7 @@ def compare_arms(
 )->pd.DataFrame: # One row a level: means, half widths, paired differences and p-values, adjusted by Holm over the levels
     """Ticket against the other arms, paired by seed (two-sided paired t-tests; t intervals of 95 %; for a match with dense see
     `claim_match`). Raises `ValueError` where a level of an arm has several rows of one seed"""
+    df = renamed(df)
     figures,arms = _by_round(df, col),_arms(df)
     dens = df[df.arm=='ticket'].groupby('round').density.mean()
     others = df[~df.arm.isin(['dense','ticket'])]['round']
@@ -340,7 +343,7 @@ def show_arms(
 )->pd.DataFrame: # One row a level, of text; its `to_latex()` needs the package booktabs
     """Means ± half of their 95 % interval over seeds, and the ticket's difference to its controls
     (* p < .05, paired t, Holm over the levels; three seeds or more)"""
-    t,arms,scale = compare_arms(df, col),_arms(df),scale_of(col, scale)
+    t,arms,scale = compare_arms(df, col),_arms(renamed(df)),scale_of(col, scale)
     if not len(t): return t
     def pm(o, c): return _pm(scale*o[c], scale*o[f'{c}_half'], nd)
     def star(o, a): return ' *' if o[f'p_{a}']<.05 and o[f'n_{a}']>2 else ''

@@ -6,7 +6,7 @@
 __all__ = ['run', 'report', 'list_', 'main']
 
 # %% ../nbs/42_cli.ipynb #4485623c
-import os,shutil,sys,textwrap,warnings
+import argparse,os,re,shutil,sys,textwrap,warnings
 warnings.filterwarnings('ignore', category=FutureWarning)    # torch's, while fastai is imported
 os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')    # and in the processes that play the replicates
 from pathlib import Path
@@ -41,7 +41,8 @@ def _call(name, out, change):
 The same in Python, for one seed:
     from fastai_lottery.all import *
     p = preset({name!r}); learn = p.learner(seed=0)
-    learn.fit_lottery({settings}, seed=0, path={str(Path(out)/'seed_00')!r})
+    learn.fit_lottery({settings}, seed=0,
+                      path={str(Path(out)/'seed_00')!r})
 then learn.lottery.report(), learn.lottery.plot() and learn.lottery.best()"""
 
 def _follow(steps, out):
@@ -93,30 +94,71 @@ The same in Python:
     from fastai_lottery.all import *
     df = results({folder!r}); compare_arms(df); plot_lottery(df)""")
 
+# %% ../nbs/42_cli.ipynb #78e308e3
+def _plain(s): return m[0] if (m := re.search(r'(?<!\w)[a-z]\w*', s)) else s    # a net or data set without its arguments
+
+def _cost(s):
+    "What an experiment costs, in a few words"
+    if m := re.search(r'and (\d+ \w+) in all', s): return f'{m[1]} a seed'
+    return re.split(r'[;:]|[,.] ', s)[0].replace('about ', '').replace(' on one CPU core', '')
+
+def _row(p):
+    "A preset in a line"
+    paper = re.search(r'\d{4}\.\d{5}', p.source)
+    cost = textwrap.shorten(_cost(p.cost), max(_wide()-70, 20), placeholder=' …')
+    return f"{p.name:<26} {_plain(p.net):<14} {_plain(p.data):<14} {paper[0] if paper else '':<10}  {cost}"
+
+def _wide(): return min(shutil.get_terminal_size((104,24)).columns, 140)
+
+def _tell_all(p):
+    "All of one preset"
+    rounds = f'{p.rounds} (epochs × rounds, the dense one too)'
+    says = dict(what=p.about, source=p.source, net=p.net.lstrip('_'), data=p.data, rounds=rounds, seeds=p.seeds,
+                cost=p.cost, play=f'lottery run {p.name}')
+    print(p.name)
+    for k,v in says.items():
+        first,rest = f'  {k:<8}',' '*10
+        print(textwrap.fill(str(v), _wide(), initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
+
+# %% ../nbs/42_cli.ipynb #c4ef3bff
 @call_parse
-def list_():
-    "The presets, their sources, and what they cost"
-    wide = min(shutil.get_terminal_size().columns, 140)
-    def say(a, b): print(textwrap.fill(b, wide, initial_indent=f'{a:<24}', subsequent_indent=' '*24, break_on_hyphens=False))
-    for p in catalogue().values():
-        if p.cost=='seconds': continue
-        say(p.name, p.about)
-        say('', f'source: {p.source}')
-        say('', f'cost:   {p.cost}')
-        print()
-    say('in seconds', ', '.join(p.name for p in catalogue().values() if p.cost=='seconds')+': only to see that they run')
+def list_(
+    word:str='', # A preset, of which all is told, or a word that picks those which have it
+):
+    "The presets, with net, data, paper and cost, a line each; all of one"
+    ps = catalogue()
+    if word in ps: return _tell_all(ps[word])
+    some = [p for p in ps.values() if word.lower() in ' '.join(map(str, p)).lower()]
+    if not some: raise ValueError(f'{meant(word, ps)}No preset has {word!r} in its name, net, data, paper or text')
+    quick = [p.name for p in some if p.cost=='seconds' and not word]
+    print(f"{'preset':<26} {'net':<14} {'data':<14} {'paper':<10}  cost, on one CPU core")
+    for p in some:
+        if p.name not in quick: print(_row(p))
+    says = f"in seconds, only to see that they run: {', '.join(quick)}"
+    if quick: print(textwrap.fill(says, _wide(), break_on_hyphens=False))
+    if not word: print('lottery list PRESET tells all of one, lottery list WORD picks some')
 
 # %% ../nbs/42_cli.ipynb #bbbac049
 _cmds = dict(run=run, report=report, list=list_)
 
 def _usage():
-    says = [f'  lottery {k:<8} {f.__doc__}' for k,f in _cmds.items()]
+    def line(k, f): return textwrap.fill(f.__doc__, _wide(), break_on_hyphens=False,
+                                         initial_indent=f'  lottery {k:<8} ', subsequent_indent=' '*19)
+    says = [line(k, f) for k,f in _cmds.items()]
     return '\n'.join(['usage: lottery COMMAND ...', '', *says, '', 'lottery COMMAND --help explains each.'])
 
+def _parser(name, f):
+    "What reads the arguments of a command: its options follow from its signature"
+    if name!='list': return anno_parser(f, prog=f'lottery {name}')
+    p = argparse.ArgumentParser(f'lottery {name}', description=f.__doc__)
+    p.add_argument('word', nargs='?', default='', help='a preset, of which all is told, or a word that picks those which have it')
+    return p
+
+# %% ../nbs/42_cli.ipynb #fb45b007
 def _obey(name, argv):
     "Run a command; its exit status"
     f = _cmds[name].__wrapped__
-    args = vars(anno_parser(f, prog=f'lottery {name}').parse_args(argv))
+    args = vars(_parser(name, f).parse_args(argv))
     try: f(**{k:v for k,v in args.items() if k not in ('pdb','xtra')})
     except KeyboardInterrupt:
         print('\nstopped; finished rounds are kept, and the same command goes on after them', file=sys.stderr)

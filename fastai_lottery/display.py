@@ -18,6 +18,8 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Recorder
 from fastprogress.fastprogress import master_bar,progress_bar
 from .core import *
+from .masks import as_html,in_percent
+from .tickets import figure_in
 from .callback import *
 from .looks import Bystander,Unseen,has_valid
 from .fits import *
@@ -28,6 +30,8 @@ _cols = 'round density train_loss valid_loss es_iteration'.split()
 _not_shown = ('kept','prunable','iterations','seconds','mask_hash')
 
 def _shown(k): return k in _cols or not (k.startswith(('es_','test_')) or k in _not_shown)
+
+def _is_news(k, v): return {'reset':'rewind', 'mask':'ticket', 'trial':0}.get(k, '')!=v    # a plain ticket's go unsaid
 
 def _cell(k, v): return f'{100*v:.1f}%' if k=='density' else f'{v:.4f}' if isinstance(v, float) else str(v)
 
@@ -49,7 +53,7 @@ def begin(self:Live, k):
     self.lot.round = k
     if not self.bar: return
     self.pb = progress_bar(list(range(max(self.steps,1))), parent=self.mb, leave=False)
-    self.pb.prefix = f'Round {k}/{self.n-1} :'
+    self.pb.prefix = f'Round {k}/{self.n-1} :' if self.lottery else f'Ticket of round {k} :'
     self.pb.update(0)
 
 @patch
@@ -62,7 +66,7 @@ def tick(self:Live, i):
 def row(self:Live, r):
     if not self.on: return
     if self.hdr is None:
-        self.hdr = [k for k in r if _shown(k)]
+        self.hdr = [k for k in r if _shown(k) and _is_news(k, r[k])]
         self._put(self.hdr)
     self._put([_cell(k, r.get(k, '')) for k in self.hdr])    # a training that was cancelled before its first step has no loss
     if self.bar: self.mb.update(min(r['round']+1, self.n))
@@ -84,6 +88,74 @@ def _put(self:Live, o):
 def end(self:Live):
     vars(self.lot).pop('round', None)
     if self.bar: self.mb.on_iter_end()
+
+# %% ../nbs/18_display.ipynb #4861732a
+def _figure(row, k): return '' if k not in row else _cell(k, row[k])
+
+# %% ../nbs/18_display.ipynb #04950432
+Round.told = False    # does the table of its training stand above?
+
+def _meta(r):
+    "What is known of a round without reading its files"
+    return vars(r).get('meta') or {}
+
+def _left(r): return f"{r['kept']:,} of {r['prunable']:,} weights"
+
+@patch
+def __repr__(self:Round):
+    k = figure_in(self.row, _meta(self).get('monitor'))
+    by = [f'{o} {self.row[o]}' for o in ('reset','mask') if self.row.get(o, 'ticket') not in ('rewind','ticket')]
+    has = [_left(self), f"density {self['density']:.4g}", *[f'{k} {_figure(self.row, k)}']*(k is not None), *by]
+    return f"Round({self.row.get('round', '')}: {', '.join(has)})"
+
+def _table(rs, meta=None, monitor=None):
+    "Rounds as people read them in a notebook"
+    m = _meta(rs[0]) if meta is None else meta
+    k = figure_in(rs[0].row, monitor or m.get('monitor'))
+    head = ['round','density','weights',*[(k or '').replace('_',' ')]*bool(k),'rewind point']
+    to = m.get('rewind_to','init')
+    def line(o): return [o.get('round', ''),in_percent(o['density']),f"{o['kept']:,}",*[_figure(o, k)]*bool(k),to]
+    return as_html(head, [line(r.row) for r in rs])
+
+@patch
+def _repr_html_(self:Round): return None if self.told else _table([self])
+
+# %% ../nbs/18_display.ipynb #b7006c12
+class Rounds(L):
+    "The rounds of a lottery: a line where their table stands above, else a small table in a notebook"
+    told = False
+    def __repr__(self):
+        n = len(self)
+        return f"{n} round{'s'*(n!=1)}"+(f': the last one is {self[-1]!r}' if n else '')
+    def _repr_pretty_(self, p, cycle): p.text(repr(self))
+    def _repr_html_(self): return None if self.told or not self else _table(self)
+
+def as_shown(lot, live):
+    "The rounds for who asked for them: where the table of them stands above, a cell ends with a line"
+    lot.rounds = Rounds(lot.rounds)
+    res = Rounds(list(lot.rounds))
+    res.told = live.on
+    return res
+
+# %% ../nbs/18_display.ipynb #a983a743
+@patch
+def __repr__(self:LotteryCallback):
+    n,now = len(self.rounds),'' if self.masks is None else f', now at density {self.density:.4g}'
+    return f"LotteryCallback(rewind_to {str(self.rewind_to)!r}: {n or 'no'} round{'s'*(n!=1)}{now})"
+
+@patch
+def _repr_html_(self:LotteryCallback):
+    return _table(self.rounds, dict(rewind_to=str(self.rewind_to))) if self.rounds else None
+
+# %% ../nbs/18_display.ipynb #93ed6008
+_for_programs = {'prunable','iterations','seconds','mask_hash','test_loss','rewind_it','rewind_share'}
+
+def wanted(df):
+    "Columns of a report that people want to see"
+    same = {k:df[k].nunique()<2 for k in ('trial','whole') if k in df}    # and so no news
+    out = {*_for_programs, *(k for k in same if same[k]), *['spent']*same.get('whole', False)}
+    if 'valid_loss' in df and df.valid_loss.notna().any(): out.add('train_loss')
+    return [k for k in df if k=='es_iteration' or not (k in out or k.startswith('es_') or k.endswith('_dense'))]
 
 # %% ../nbs/18_display.ipynb #1621a958
 LotteryCallback.round = None    # the one that is played; none outside of a lottery

@@ -35,7 +35,7 @@ from .runs import *
 from .take_up import *
 from .writes import *
 from .display import *
-from .display import Live
+from .display import Live,wanted
 
 # %% ../nbs/18_journal.ipynb #7a94e39a
 def put_on(learn, lot, masks, held, weights):
@@ -165,15 +165,17 @@ def round_of(lot, k):
 
 # %% ../nbs/18_journal.ipynb #5b25aeea
 @patch
-def report(self:LotteryCallback)->pd.DataFrame: # One row a round, and one a training of a ticket
-    """What each round showed: density, kept weights, losses, metrics, early-stop iteration and figures (`es_*`), all measured.
-    Below the rounds stand the trainings by `fit_ticket`, told by their `reset`, `mask` and `trial`. `attrs` of the table say which
-    figure decides, and which way it is better"""
+def report(self:LotteryCallback,
+    full:bool=False # All that was measured: test losses, figures at the early stop, iterations, seconds, hashes?
+)->pd.DataFrame: # One row a round, and one a training of a ticket
+    """What each round showed: density, kept weights, validation loss, metrics, early-stop iteration, all measured.
+    Below the rounds stand the trainings by `fit_ticket`, told by their `reset`, `mask` and `trial`. `attrs` of the table
+    say which figure decides, and which way it is better"""
     df = pd.DataFrame([*[r.row for r in self.rounds], *self.fitted])
     own = self.rounds[0].meta if self.rounds else {}
     df.attrs = {} if self.learn is None else decided(self.learn, own.get('monitor'), own.get('lower'))
     if self.exported and not self.rounds: raise ValueError(self.why_nothing(rounds=True))
-    return df
+    return df if full else df[wanted(df)]
 
 @patch
 def ticket(self:LotteryCallback,

@@ -7,6 +7,7 @@ __all__ = ['Masks', 'Packed', 'unpack']
 
 # %% ../nbs/01_masks.ipynb #38bfeffd
 import contextlib,hashlib,weakref
+from html import escape
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -43,6 +44,25 @@ class Masks(Mapping):
     def ones(cls, weights):
         "Masks that keep all of `weights`"
         return cls({n:torch.ones_like(w, dtype=torch.bool, memory_format=torch.contiguous_format) for n,w in weights.items()})
+
+# %% ../nbs/01_masks.ipynb #ec5a3330
+def as_html(head, rows, most=16):
+    "A small table for a notebook; of more than `most` rows the first and the last, and how many are between"
+    def line(os, tag): return '<tr>'+''.join(f'<{tag}>{escape(str(o))}</{tag}>' for o in os)+'</tr>'
+    cut = len(rows)-most if len(rows)>most else 0
+    if cut: rows = [*rows[:most//2], [f'… {cut} more', *['']*(len(head)-1)], *rows[-(most-most//2):]]
+    body = ''.join(line(o, 'td') for o in rows)
+    return f'<table class="dataframe"><thead>{line(head, "th")}</thead><tbody>{body}</tbody></table>'
+
+def in_percent(d): return f'{100*d:.3g} %'
+
+# %% ../nbs/01_masks.ipynb #bd74bc8b
+@patch
+def _repr_html_(self:Masks):
+    rows = [(n,m.numel(),n_true(m)) for n,m in self.items()]
+    if len(rows)!=1: rows.append(('all',self.numel,self.n_kept))
+    rows = [(n,f'{k:,}',f'{of:,}',in_percent(k/of) if of else '') for n,of,k in rows]
+    return as_html(('layer','kept','weights','density'), rows)
 
 # %% ../nbs/01_masks.ipynb #c821ef58
 @patch(as_prop=True)

@@ -25,7 +25,7 @@ from .rounds import *
 from .analysis import *
 from .analysis import kept_values,masks_of,masks_of_all
 from .plots import *
-from .plots import add_legend,add_title,column_of,legend_style,line_style,looks_of,needs_figures,new_axes
+from .plots import add_legend,add_title,column_of,legend_style,line_style,looks_of,needs_figures,new_axes,own_axes
 from .plots import density_ticks,or_close,panels,plot_report,some_of,words_of
 
 # %% ../nbs/41_pictures.ipynb #dc455bc2
@@ -145,7 +145,7 @@ def plot_mask(
     layer = _layer_of(ms, layer)
     m = ms[layer].cpu().numpy()
     pixels = _per_pixel(m, shape, layer, layer==next(iter(ms)))
-    ax = ax or plt.subplots(figsize=(4.4,4), layout='constrained')[1]
+    ax = own_axes(ax, (4.4,4))
     _draw_mask(ax, m, pixels)
     ax.set(xticks=[], yticks=[])
     ax.set_title(f'{layer}: {100*m.mean():.3g} % left', fontsize=10)
@@ -212,7 +212,7 @@ def plot_moments(
 ): # The axes
     "Weights at several moments, a row each: blue below 0, red above it, grey where exactly 0. Raises `ValueError` for different sizes"
     m,cmap = _rows(moments),plt.get_cmap('RdBu_r').with_extremes(bad='#bbbbbb')
-    ax = ax or plt.subplots(figsize=(7,.8+.3*len(m)), layout='constrained')[1]
+    ax = own_axes(ax, (7,.8+.3*len(m)))
     far = 1 if np.isnan(m).all() else np.nanquantile(np.abs(m), .9)
     im = ax.imshow(m, cmap=cmap, vmin=-far, vmax=far, interpolation='nearest', aspect='auto')
     ax.figure.colorbar(im, ax=ax, label='value', extend='both')
@@ -305,7 +305,7 @@ def _write(ax, table, expected):
 
 def _square_axes(n):
     w = max(3.5, min(.6*n,8))
-    return plt.subplots(figsize=(w, w*(.85 if n>12 else 1)), layout='constrained')[1]
+    return own_axes(None, (w, w*(.85 if n>12 else 1)))
 
 # %% ../nbs/41_pictures.ipynb #7d76eaa0
 def plot_overlap(

@@ -21,6 +21,7 @@ from .fits import Round
 from .searches import whole_rows
 from .settings import monitor_of
 from .rounds import *
+from .experiments import renamed
 
 # %% ../nbs/40_plots.ipynb #e68ec167
 _colors = '#0072B2 #D55E00 #7f7f7f #009E73 #CC79A7 #C98A00 #3A9AD9 #000000'.split()
@@ -32,9 +33,15 @@ def line_style(i):
     "Colour, marker and dashes of line `i`"
     return _colors[i%len(_colors)],_marks[i%len(_marks)],_lines[i%len(_lines)]
 
+def own_axes(ax, size=(6,4)):
+    "`ax`, or new axes; a cell that ends with them shows nothing but the picture"
+    ax = ax or plt.subplots(figsize=size, layout='constrained')[1]
+    ax._ipython_display_ = bool    # does nothing, and any pickle can hold it
+    return ax
+
 def new_axes(ax, size=(6,4)):
     "`ax`, or new axes, with a grid and without a frame"
-    ax = ax or plt.subplots(figsize=size, layout='constrained')[1]
+    ax = own_axes(ax, size)
     ax.grid(alpha=.25)
     ax.set_axisbelow(True)
     for s in ('top','right'): ax.spines[s].set_visible(False)
@@ -63,11 +70,16 @@ def density_ticks(xs, own=True):
     xs = sorted({float(f'{x:.2g}') for x in xs}, reverse=True)
     return xs[::math.ceil(len(xs)/6)]
 
+def with_last(ticks, last):
+    "`ticks` and the density of the last point, without those that would stand on it"
+    return [*(t for t in ticks if t>1.25*last), last]
+
 def _axis(ax, xs):
     "Weights remaining along the x axis, from dense to sparse"
     ax.set_xscale('log')
     ax.xaxis.set_inverted(True)
-    ticks = density_ticks([*xs, *ax.dataLim.intervalx])
+    xs = [*xs, *ax.dataLim.intervalx]
+    ticks = with_last(density_ticks(xs), min(xs))
     ax.set_xticks(ticks, [f'{100*t:.3g}' for t in ticks])
     ax.minorticks_off()
     ax.set_xlabel('weights remaining (%)')
@@ -92,13 +104,31 @@ def needs_figures(df, col, how='plot'):
 # %% ../nbs/40_plots.ipynb #6d07d266
 # The usual arms of an experiment: label, colour, marker and dashes of each
 arms = dict(ticket=('winning ticket',*line_style(0)), reinit=('random re-initialisation',*line_style(1)),
-            random=('random mask',*line_style(2)), dense=('dense','#000000','','-'))
+            shuffle=('mask shuffled in each layer',*line_style(2)),
+            random=('random mask over the net','#4d4d4d','<',(0,(2,2))),
+            dense=('dense','#000000','','-'))
 
+# %% ../nbs/40_plots.ipynb #93aaf6d2
+_said = dict(one_shot='pruned at once', unmasked='start without the mask', lrr='learning rate rewound',
+             finetune='fine-tuning', constant='constants', reset_at_end='rewound at the end only', reinit_each='new weights each round',
+             freeze='pruned weights at their start', fine_tuned='fine-tuned', other_seed="another seed's mask",
+             going_on='going on without rewinds', own_rand="a random mask of one's own")
+
+def label_of(a):
+    "The arm `a` in words"
+    if a in _said: return _said[a]
+    if str(a).endswith('_keep_sign'): return f"{label_of(a[:-10])}, signs kept"
+    return 'new weights' if a=='reinit' else str(a).replace('_',' ')
+
+# %% ../nbs/40_plots.ipynb #9f4e428a
 def _arms(df):
     "Name and look of each arm in `df`: the usual ones first, then others in their order"
     usual = {a:o for a,o in arms.items() if a in set(df.arm)}
     new = [a for a in dict.fromkeys(df.arm) if a not in arms]
-    return {**usual, **{a:(str(a).replace('_',' '),*line_style(3+i)) for i,a in enumerate(new)}}
+    how = df.get('mask', df.arm)[df.arm=='random']
+    if 'random' in usual and not (how=='random_mask').any():    # by a criterion, or nobody says
+        usual['random'] = 'random mask',*usual['random'][1:]
+    return {**usual, **{a:(label_of(a),*line_style(3+i)) for i,a in enumerate(new)}}
 
 def _with_figures(df, col):
     "Trainings in `df` that have a figure of `col`"
@@ -118,13 +148,21 @@ def _over_seeds(d, col, k):
         rows.append((x['density'].mean(), i.mean, i.lo, i.hi))
     return map(np.array, zip(*rows))
 
-def _plot_arm(ax, d, col, k, look):
-    "One arm: its line and band"
+def _n_over(seen, x, m, far):
+    "How many of the lines that were `seen` lie on this one: less than `far` away wherever both have points"
+    def off(o): return [abs(o[i]-y) for i,y in zip(x, m) if i in o]
+    return sum(max(os)<far for o in seen if (os := off(o)))
+
+def _plot_arm(ax, d, col, k, look, seen, far):
+    "One arm: its line and band. One that would lie under another is wider, so that both are seen"
     name,c,mark,ls = look
     x,m,lo,hi = _over_seeds(d, col, k)
     if not mark: return ax.axhline(m[0], color=c, lw=.8, alpha=.6, label=name)    # the dense net's
-    ax.plot(x, m, ls=ls, color=c, marker=mark, ms=4, label=name)
+    n = _n_over(seen, x.round(6), m, far)
+    wide = dict(lw=1.5+2.5*n, ms=4+3*n, zorder=2-.01*n, alpha=.6) if n else dict(ms=4)
+    ax.plot(x, m, ls=ls, color=c, marker=mark, label=name, **wide)
     ax.fill_between(x, lo, hi, color=c, alpha=.15, lw=0)
+    seen.append(dict(zip(x.round(6), m)))
 
 # %% ../nbs/40_plots.ipynb #1672e318
 def plot_arms(
@@ -137,24 +175,31 @@ def plot_arms(
 ): # The axes
     """A figure against weights remaining: mean over seeds, 95 % band, one line for each arm (as figures 4 and 5 of 1803.03635).
     Raises `ValueError` where `df` has no such figures, or several rows of one seed for a point"""
-    df,k = _with_figures(df, col),scale_of(col, scale)
+    df,k = _with_figures(renamed(df), col),scale_of(col, scale)
     check_seeds(df, ['arm','round'])
+    means,seen = k*df.groupby(['arm','round'])[col].mean(),[]
+    far = .004*(means.max()-means.min())
     ax = new_axes(ax)
     for a,look in _arms(df).items():
         own = ['dense','ticket'] if a=='ticket' else [a]
-        _plot_arm(ax, df[df.arm.isin(own)], col, k, look)
+        _plot_arm(ax, df[df.arm.isin(own)], col, k, look, seen, far)
     _axis(ax, df.density)
     ax.set_ylabel(label or (words_of(col) if scale is None else words_of(col).removesuffix(' (%)')))
     if legend: add_legend(ax)
     return ax
 
 # %% ../nbs/40_plots.ipynb #d9fed91c
+class Panels(L):
+    "The axes of a figure; a cell that ends with them shows nothing but the picture"
+    def _ipython_display_(self): pass
+    def __repr__(self): return f'{len(self)} pictures'
+
 def panels(ax, rows, cols, size):
     "A new figure and its axes, or None and those given"
     if ax is None:
         fig,axs = plt.subplots(rows, cols, figsize=size, layout='constrained')
-        return fig,L(list(axs.flat))
-    axs = L(list(getattr(ax, 'flat', ax if isinstance(ax, (list,tuple,L)) else [ax])))
+        return fig,Panels(list(axs.flat))
+    axs = Panels(list(getattr(ax, 'flat', ax if isinstance(ax, (list,tuple,L)) else [ax])))
     if len(axs)!=rows*cols: raise ValueError(f"`ax` should be {rows*cols} axes for as many pictures; got {len(axs)}")
     return None,axs
 
@@ -213,7 +258,7 @@ def column_of(lot, df, monitor):
 @patch
 def rows_shown(self:LotteryCallback):
     "The report's rows that pictures show: whole trainings of the lottery, without those of tickets, which stand below"
-    return whole_rows(self.report().head(len(self.rounds)))
+    return whole_rows(self.report(full=True).head(len(self.rounds)))
 
 # %% ../nbs/40_plots.ipynb #1eb75588
 @patch
@@ -237,19 +282,23 @@ def plot_cost(
 ): # The axes
     """A figure against the iterations that it took, in percent of the whole lottery's; a line is the dense net's.
     Raises `ValueError` where `df` has no such figures, or several rows of one seed for a point"""
-    df,f = _with_figures(df, col),scale_of(col)
+    df,f = _with_figures(renamed(df), col),scale_of(col)
     if 'cost' not in df: raise ValueError("the table has no column 'cost': with_costs(results(...)) gives one")
     check_seeds(df, ['arm','round'])
     ax = new_axes(ax)
     at = df[(df['round']==k)|(df.arm=='dense')]
     for a,look in _arms(at).items(): _plot_cost(ax, at[at.arm==a], col, f, look)
     ax.set_xscale('log')
+    ticks = density_ticks([1, *ax.dataLim.intervalx/100])
+    ax.set_xticks([100*t for t in ticks], [f'{100*t:.3g}' for t in ticks])
+    ax.minorticks_off()
     ax.set_xlabel('iterations, the final training included (% of the whole lottery)')
     ax.set_ylabel(words_of(col))
     ax.set_title(f"{100*at[at.arm!='dense'].density.mean():.3g} % of the weights, {df.seed.nunique()} seeds", fontsize=11)
     add_legend(ax, 4)
     return ax
 
+# %% ../nbs/40_plots.ipynb #490ee484
 def _plot_cost(ax, d, col, f, look):
     "One arm: a point with its interval, or the line of the dense net"
     (name,c,mark,_),i = look,interval(f*d[col])

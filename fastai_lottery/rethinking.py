@@ -51,7 +51,7 @@ def _arms(n_fine=None, **how):
     fine = partial(fine_tuned, n_epoch=n_fine, **how) if n_fine or how else fine_tuned
     own = {f.__name__:partial(f, **how) if how else f for f in (relr,scratch_e,scratch_b)}
     once = partial(rewound, **how) if how else rewound
-    return dict(random=dict(mask=shuffle_mask), one_shot=once, fine_tuned=fine, **own)
+    return dict(shuffle=dict(mask=shuffle_mask), one_shot=once, fine_tuned=fine, **own)
 
 # %% ../nbs/36_rethinking.ipynb #1ffbdaf3
 rethinking.append(Preset(

@@ -41,7 +41,7 @@ from .identity import say
 from .runs import *
 from .runs import Folder
 from .journal import *
-from .display import Live
+from .display import Live,Rounds,as_shown
 from .journal import Journal,completed,as_trained,check_w_i,held_under,of_lottery,trained_for
 
 # %% ../nbs/19_rounds.ipynb #d679d800
@@ -64,11 +64,12 @@ def play_rounds(learn, s, run):
         done = run.checkpoint(r)                        # of this round, if a kill left one
         with learn.added_cbs(s.kwargs.get('cbs')):      # a gradient that is asked for is theirs, too
             if r and not done and not prune_once(learn, s, r) and run.no_more(): break
-            turn = turn_of(learn, s, r)                 # a whole training; but in a search, which comes before the last
+            turn = turn_of(learn, s, r)                 # a whole training; in a search, the last is
             if r: learn.rewind(turn.reset, seed=s.seed_for('rewind', r))
         place = run.place(r) if turn.back else None
-        with ending_well(run.folder is not None):       # a scheduler's SIGTERM waits for the end of the iteration
-            row,curve,place = fit_once(learn, turn.training, place, s.seed_for('train', r), run.live, done, run.saver(r))
+        how = turn.training,place,s.seed_for('train', r)
+        with ending_well(run.folder is not None):       # SIGTERM waits for the end of the iteration
+            row,curve,place = fit_once(learn, *how, run.live, done, run.saver(r))
             run.add(turn.row(run.rounds, row), curve, place)
     run.settle()
     return run.rounds
@@ -118,7 +119,7 @@ def start_over(learn, lot, told=False):
     if lot.w_i is not None: load_(learn.model, lot.w_i)
     if lot.b_i: load_outside_(learn, lot.b_i)
     lot.w_k,lot.b_k = (None,{}) if lot.rewind_to.n else (lot.w_i,lot.b_i)
-    lot.rounds,lot.n_pruned,lot.trained,lot.fitted,lot.place,lot.passed,lot.small = L(),0,{},(),None,[0,0],None
+    lot.rounds,lot.n_pruned,lot.trained,lot.fitted,lot.place,lot.passed,lot.small = Rounds(),0,{},(),None,[0,0],None
     lot.large = None
     lot.remember()
     lot.fresh_opt()
@@ -207,9 +208,9 @@ def play(learn, s, path, start):
         lot.tell_left_out()
         run = Journal(learn, s, folder)
         es.callback(run.live.end)
-        with _own_words(lambda: run.rounds): res = play_rounds(learn, s, run)
+        with _own_words(lambda: run.rounds): play_rounds(learn, s, run)
         if folder: folder.end()
-        return res
+        return as_shown(lot, run.live)
 
 # %% ../nbs/19_rounds.ipynb #b5546bf3
 @patch
@@ -302,14 +303,17 @@ def _said_of(ticket, arm, model):
     ws = {n:tuple(w.shape) for n,w in named_weights(model, ticket.masks).items()}
     return dict(arm, rewind_to=ticket.meta.get('rewind_to','init'), prunable=short_hash(repr(sorted(ws.items()))))
 
-def train_ticket(learn, how, place, r, seed, folder):
-    "The training itself; what it showed, as a row and a curve"
-    done = folder and folder.checkpoint(0, learn.lottery)
+def train_ticket(learn, how, place, arm, seed, folder):
+    "The training itself; what it showed, as a row and a curve, and whether a table of it was shown"
+    r,done = arm['round'],folder and folder.checkpoint(0, learn.lottery)
     save = folder and (lambda d: folder.keep(0, learn.lottery, d))
     live = Live(learn, 1, how.steps(learn), lottery=False)
     live.begin(r)
-    try: return fit_once(learn, how, place, seed if seed is None else derive(seed, 'train', r), live, done, save)[:2]
+    try:
+        row,curve,_ = fit_once(learn, how, place, seed if seed is None else derive(seed, 'train', r), live, done, save)
+        live.row({**arm, **row})
     finally: live.end()
+    return row,curve,live.on
 
 # %% ../nbs/19_rounds.ipynb #46cefa96
 @patch
@@ -356,9 +360,10 @@ def play_ticket(learn, s, ticket, mask, arm, place, folder):
     if folder:
         folder.carry(learn, [], L(s.kwargs.get('cbs')))
         folder.begun()
-    row,curve = train_ticket(learn, s.training, place, arm['round'], s.seed, folder)
+    row,curve,told = train_ticket(learn, s.training, place, arm, s.seed, folder)
     meta = {**ticket.meta, **arm, **({} if s.hold is None else {'hold':say(as_action(s.hold))})}
     res = Round({**arm, **row}, lot.masks.pack(), lot.w_k, meta, curve, lot.held, lot.b_k or None)
+    res.told = told
     if folder:
         folder.write(learn, [res], L(s.kwargs.get('cbs')))
         folder.end()

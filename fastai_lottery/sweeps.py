@@ -107,7 +107,7 @@ def begin(self:Seed, checked):
     news = [self.news_of(name) for name in self.lotteries() if self.table(name).exists()]
     for kind,fs in (('control',self.p.controls),('measure',self.p.measures)):
         f = self.file(kind)
-        self.rows[kind],self.found[kind] = rows_in(f, self.marks),of_pieces(f, self.marks)
+        self.rows[kind],self.found[kind] = rows_in(f, self.marks, fs),of_pieces(f, self.marks, fs)
         check_made(f, self.all_rows(kind), fs)
     if self in checked: self.over |= {n for n in self.lotteries() if self.rounds.get(n, 0)>=self.most(n)}
     self.left = [o for o in pieces_of(self.p, self.i) if not self.has(o)]

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from .core import *
 from .core import clean_name
 from .masks import *
+from .masks import as_html,in_percent
 from .units import units_from
 from .resets import load_
 from .resets import check_all_known,not_known
@@ -55,6 +56,25 @@ class Ticket:
         first = f"round {_short(made['round'])}: " if 'round' in made else ''
         more = [f'{k} {_short(made[k])}' for k in ('rewind_to','how') if k in made]
         return f"Ticket({first}{', '.join([f'{m.n_kept:,} of {m.numel:,} weights', f'density {m.density:.4g}', *more])})"
+
+# %% ../nbs/07_tickets.ipynb #66057492
+_no_metrics = {'amount','density','train_loss','valid_loss','seconds','spent','tol','rewind_share'}    # floats, too
+
+def figure_in(row, monitor=None):
+    "The figure that a round or ticket is told by: `monitor`, else the first metric, else a loss; None if there is none"
+    ks = [k for k in row if isinstance(row[k], float)]
+    if monitor in ks: return monitor
+    metrics = [k for k in ks if k not in _no_metrics and not k.startswith(('test_','es_')) and not k.endswith('_dense')]
+    return next((k for k in (*metrics,'valid_loss','train_loss') if k in ks and row[k]==row[k]), None)
+
+@patch
+def _repr_html_(self:Ticket):
+    m,made = self.masks,self.meta
+    more = {k.replace('_',' '):_short(made[k]) for k in ('reset','mask','how') if k in made}
+    if k := figure_in(made, made.get('monitor')): more[_short(k).replace('_',' ')] = _short(f'{made[k]:.4f}')
+    row = {'round':_short(made.get('round', '')), 'density':in_percent(m.density), 'weights':f'{m.n_kept:,} of {m.numel:,}'}
+    row = {**row, **more, 'rewind point':_short(made.get('rewind_to', 'init'))}
+    return as_html([*row], [[*row.values()]])
 
 # %% ../nbs/07_tickets.ipynb #9fd52625
 @patch

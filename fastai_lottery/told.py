@@ -25,7 +25,8 @@ def _table(df):
     if not len(acc): return 'no controls yet'
     n,stop = int(compare_arms(df).n.min()),show_arms(df, 'es_iteration', nd=0)
     return '\n'.join([
-        f'Test accuracy (%, higher is better) at the early-stop iteration: mean ± half of the 95 % interval, n = {n} seeds',
+        'Test accuracy (%, higher is better) at the early-stop iteration:',
+        f'mean ± half of the 95 % interval, n = {n} seeds',
         acc.to_string(),
         '* p < .05, paired t, Holm over the levels of a column', '',
         'Early-stop iteration (lowest validation loss)', stop[[c for c in acc if '−' not in c]].to_string()])

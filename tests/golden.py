@@ -469,7 +469,7 @@ def analyses(d):
     tables = dict(layers=layer_table(t.masks), size=ticket_size(t.weights, t.masks),
                   flops=flops(learn.model, torch.ones(2,1,6,6), t.masks),
                   moved=moved(t, lot.w_i, now), signs=sign_changes(t, lot.w_i, now), angle=stability(t, lot.w_i, now),
-                  overlap=overlap_table([r.masks for r in rs]), report=lot.report(), path=path)
+                  overlap=overlap_table([r.masks for r in rs]), report=lot.report(full=True), path=path)
     a,b = [.91,.92,.95,.9],[.9,.89,.93,.91]
     cs = [claim_difference('more', '', a, b), claim_ratio('×', '', a, b),
           claim_match('same', '', a, b, 2.), claim_value('is', '', a, (.8,1))]

@@ -52,7 +52,7 @@ def lottery_of(name, d, at=None, seed=0, rounds=3):
 
 small = Preset('small', 'a net of 296 weights on some digits', 'none', 'seconds', few_digits, partial(LeNet, 64, 4, 10),
                dict(n_epoch=2, rounds=2, amount=.4, scope={'out':.5}, fit=Learner.fit, lr=.02, eval_every=4), levels=(1,2), opt_func=sgd,
-               controls=dict(reinit=dict(reset=random_reinit), random=dict(mask=shuffle_mask)),
+               controls=dict(reinit=dict(reset=random_reinit), shuffle=dict(mask=shuffle_mask)),
                lotteries=dict(chance=dict(criterion='random')), measures=dict(stability=ticket_stability))
 
 def seconds(d):

@@ -381,7 +381,7 @@ def test_zero_after_held():
 @how
 def test_reports_measure(hold):
     learn = lottery(n=3, hold=hold)
-    df,rs = learn.lottery.report(),learn.lottery.rounds
+    df,rs = learn.lottery.report(full=True),learn.lottery.rounds
     for r,d,k in zip(rs, df.density, df.kept): assert k==r.masks.n_kept and d==k/df.prunable[0]
     zeros = sum(int((p==0).sum()) for p in named_weights(learn.model, learn.lottery.masks).values())
     assert (zeros==0)==(hold=='hold_init') and df.kept.iloc[-1]<df.prunable[0]-zeros
@@ -571,7 +571,7 @@ def test_tied_weights(tmp_path):
     m,want = learn.model,held_of(learn)
     assert m.enc.weight is m.dec.weight and astray(learn, want)==0
     assert some({'enc.weight':want['enc.weight']}, learn.lottery.masks)
-    assert 'dec.weight' not in learn.lottery.held and learn.lottery.report().prunable[0]==64+32
+    assert 'dec.weight' not in learn.lottery.held and learn.lottery.report(full=True).prunable[0]==64+32
     t = learn.lottery.ticket()
     t.save(tmp_path/'t')
     other = Ticket.load(tmp_path/'t').apply_(Tied())

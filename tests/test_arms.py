@@ -98,8 +98,8 @@ def test_stability_by_hand(run):
     rand = Ticket(shuffle_mask(t.masks, generator(0, 'mask', 3, 0)), start, t.meta)
     got = {(o['what'],o['mask']):o for o in ticket_stability(run, 3, orders=3)}
     assert len(got)==4
-    for name,t in (('ticket',t),('random',rand)): check_stability(run, t, got['data order',name], got['pruning',name])
-    assert got['data order','random']['l2']!=got['data order','ticket']['l2']
+    for name,t in (('ticket',t),('shuffle',rand)): check_stability(run, t, got['data order',name], got['pruning',name])
+    assert got['data order','shuffle']['l2']!=got['data order','ticket']['l2']
 
 def test_random_mask_is_that_of_the_control(run):
     ticket_stability(run, 3, orders=2)
@@ -122,7 +122,7 @@ def test_pairs_and_thirty_alphas(run, monkeypatch):
     monkeypatch.setattr(arms, 'instability', lambda *a, **kw: seen.append(r := real(*a, **kw)) or r)
     got = ticket_instability(run, 2, orders=3)
     assert [(o['order_1'],o['order_2']) for o in got]==[(2,0),(2,1),(0,1)] and [len(r.path) for r in seen]==[30]*3
-    assert [o['mask'] for o in ticket_instability(run, 2, alphas=2, random=True)]==['ticket','random']
+    assert [o['mask'] for o in ticket_instability(run, 2, alphas=2, random=True)]==['ticket','shuffle']
     assert [o['mask'] for o in ticket_instability(run, 0, alphas=2, random=True)]==['dense']
 
 def test_shared_trainings_are_trained_once_and_change_nothing(tmp_path):
@@ -149,7 +149,7 @@ def masks_by_hand(t, w_i, w_f):
     "Masks like those of the ticket `t`, by criterion"
     same = {n:(w_i[n].sign()==w_f[n].sign()) for n in t.masks}
     score = dict(large_final=lambda n: w_f[n].abs(), magnitude_increase=lambda n: w_f[n].abs()-w_i[n].abs())
-    res = dict(ticket=dict(t.masks), random=dict(shuffle_mask(t.masks, generator(0, 'mask', 3, 0))))
+    res = dict(ticket=dict(t.masks), shuffle=dict(shuffle_mask(t.masks, generator(0, 'mask', 3, 0))))
     for c,f in score.items():
         res[c] = {n:top(f(n), m) for n,m in t.masks.items()}
         res[f'{c}_same_sign'] = {n:top(torch.where(same[n], f(n), -99.), m) for n,m in t.masks.items()}
@@ -174,8 +174,8 @@ def test_densities_without_a_lottery(run):
     ms = _levels(run.rounds[0].masks, run.trained(0), 3, small.settings['amount'], small.settings['scope'])
     assert [*map(sizes, ms)]==[sizes(r.masks) for r in run.rounds[1:]]
     rows = heuristic_supermasks(run, 0, prunes=3, amount=.2, scope={'out':.5})
-    like_2 = [o for o in heuristic_supermasks(run, 2) if o['mask'] not in ('ticket','random')]
-    assert len(rows)==3*10 and [o for o in rows if o['prunes']==2 and o['mask']!='random']==like_2
+    like_2 = [o for o in heuristic_supermasks(run, 2) if o['mask'] not in ('ticket','shuffle')]
+    assert len(rows)==3*10 and [o for o in rows if o['prunes']==2 and o['mask']!='shuffle']==like_2
 
 def test_validation_chooses():
     df = pd.DataFrame(dict(seed=[0]*4+[1]*4, mask=['a','a','b','b']*2, base='init', density=[.8,.6]*4,
@@ -284,7 +284,7 @@ def by_row(df): return df.sort_values(['arm','round','mask','base','what'], igno
 def test_in_a_preset(tmp_path):
     few = dict(stability=lambda run,k: ticket_stability(run, k, orders=2),
                instability=lambda run,k: ticket_instability(run, k, alphas=3), heuristic=heuristic_supermasks)
-    p = replace(tiny, controls=dict(keep=dict(reset='keep'), random=dict(mask=shuffle_mask)), measures=few,
+    p = replace(tiny, controls=dict(keep=dict(reset='keep'), shuffle=dict(mask=shuffle_mask)), measures=few,
                 at=dict(instability=(0,3), heuristic=(1,2)))
     a,b = tmp_path/'a'/'seed_00',tmp_path/'b'/'seed_00'
     play_seed(p, 0, a)

@@ -162,7 +162,7 @@ def few(): return nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4))
 
 lab = Preset('lab', 'a net of some weights', 'none', 'seconds', few_digits, few,
              dict(n_epoch=2, rounds=2, amount=.4, fit=Learner.fit, lr=.02, eval_every=4), levels=(1,2),
-             controls=dict(reinit=dict(reset=random_reinit), random=dict(mask=shuffle_mask)),
+             controls=dict(reinit=dict(reset=random_reinit), shuffle=dict(mask=shuffle_mask)),
              lotteries=dict(chance=dict(criterion='random')), measures=dict(kept=kept))
 
 @pytest.fixture(scope='module')
@@ -173,7 +173,7 @@ def seeds(tmp_path_factory):
 def test_the_dense_round_is_shared_by_lotteries(seeds, tmp_path):
     d,(df,_) = seeds
     again = play_seed(lab, 0, shutil.copytree(d/'seed_00', tmp_path/'seed_00'))
-    assert again.equals(df) and set(df.arm)=={'dense','ticket','reinit','random','chance'}
+    assert again.equals(df) and set(df.arm)=={'dense','ticket','reinit','shuffle','chance'}
 
 @pytest.mark.parametrize('f', ['controls.csv','measures.csv'])
 def test_tables_of_another_seed(f, seeds, tmp_path):

@@ -74,7 +74,7 @@ def play(d, cb, halt=None):
     Halt.at = halt
     learn = Learner(loaders(), model(), loss_func=CrossEntropyLossFlat(), cbs=[LotteryCallback(), cb, Halt()])
     with learn.no_bar(), learn.no_logging(): learn.fit_lottery(3, 1, fit=Learner.fit, lr=.01, seed=0, path=d)
-    return learn.lottery.report().drop(columns='seconds')
+    return learn.lottery.report(full=True).drop(columns='seconds')
 
 @pytest.mark.parametrize('c,what', [*((Holds,o) for o in held), (InSlots,'long'), (InSlots,'own')])
 def test_a_run_goes_on_with_what_a_callback_holds(c, what, tmp_path):

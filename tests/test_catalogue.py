@@ -22,7 +22,8 @@ try: rc = main(sys.argv[1:])
 except SystemExit as e: rc = e.code or 0
 print('loaded', rc, *[o for o in {heavy} if o in sys.modules])"""
 
-@pytest.mark.parametrize('args,rc', [('',0), ('--help',0), ('list',0), ('run --help',0), ('report --help',0), ('bogus',2),
+@pytest.mark.parametrize('args,rc', [('',0), ('--help',0), ('list',0), ('list sign',0), ('list conv-4',0),
+    ('list nothing',1), ('run --help',0), ('report --help',0), ('bogus',2),
     ('run',2), ('run digit',1), ('run digits --round-up',2), ('run digits --rounds two',2), ('report',2)])
 def test_an_answer_loads_nothing(args, rc, tmp_path):
     done = python(says_loaded, *args.split(), cwd=tmp_path)

@@ -22,13 +22,13 @@ def table(n=4, lead=0., noise=0., seed0=0):
         base = .98+.001*rng.normal()
         rows += [shown('dense' if not k else 'ticket', s, k, base) for k in range(15)]
         for k in (9,14):
-            rows += [shown('random', s, k, base-.01), shown('one_shot', s, k, base-.002)]
+            rows += [shown('shuffle', s, k, base-.01), shown('one_shot', s, k, base-.002)]
             rows += [shown(chosen, s, k, base+lead+noise*rng.normal(), spent=2000. if k==9 else 2500., whole=True)]
     return pd.DataFrame(rows)
 
 def test_costs_by_hand():
     t = with_costs(table()).set_index(['arm','seed','round'])
-    want = dict(ticket=10*800, random=800, one_shot=1600, going_on=2000)
+    want = dict(ticket=10*800, shuffle=800, one_shot=1600, going_on=2000)
     for a,n in want.items(): assert t.spent[a,2,9]==n and t.cost[a,2,9]==n/8000
     assert t.spent['dense',0,0]==800 and t.cost[chosen,0,14]==2500/(15*800)
 
@@ -73,7 +73,7 @@ def test_a_confirmation(tmp_path):
     p = tiny(controls=_confirm, measures=_checks, first=100)
     df = play_seed(p, 0, tmp_path/'seed_00')
     at = df[df['round']==2].set_index('arm')
-    assert set(at.index)=={'ticket','random','reinit','one_shot',chosen,f'{chosen}_reinit'} and at.kept.nunique()==1
+    assert set(at.index)=={'ticket','shuffle','reinit','one_shot',chosen,f'{chosen}_reinit'} and at.kept.nunique()==1
     assert json.loads((tmp_path/'seed_00/run.json').read_text())['seed']==100
     m = measured(tmp_path).set_index('arm')
     assert m.loc['declared','claim']==claim_id and m.loc['declared','recipe']==chosen

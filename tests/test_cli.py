@@ -70,13 +70,26 @@ def test_without_arguments_it_shows_its_commands():
     rc,out,_ = call('run', '--help')
     assert rc==0 and all(o in out for o in '--rounds --replicates --epochs --data --out --jobs'.split())
 
-def test_list_names_each_preset_with_source_and_cost():
+def test_list_has_a_line_for_each_preset():
     rc,out,_ = call('list')
-    out = ' '.join(out.split())    # lines are broken where the terminal ends
-    assert rc==0
+    assert rc==0 and max(map(len, out.splitlines()))<=104
+    rows = {l.split()[0]:l for l in out.splitlines() if l.strip()}
     for n,p in presets.items():
-        assert n in out
-        if p.cost!='seconds': assert f'source: {p.source}' in out and f'cost: {p.cost}' in out, n
+        if p.cost=='seconds': assert n in out and n not in rows
+        else: assert (m[0] if (m := re.search(r'\d{4}\.\d{5}', p.source)) else '') in rows[n]
+    assert '3 days a seed' in rows['conv-4'] and 'cifar10' in rows['conv-4'] and 'conv_net' in rows['conv-4']
+
+@pytest.mark.parametrize('name', ['conv-4','digits','signs-tiny'])
+def test_list_tells_all_of_one(name):
+    rc,out,_ = call('list', name)
+    p,text = presets[name],' '.join(out.split())
+    assert rc==0 and out.startswith(f'{name}\n')
+    for o in (p.about, p.source, p.cost, f'lottery run {name}'): assert ' '.join(o.split()) in text
+
+def test_a_word_picks_presets():
+    rc,out,_ = call('list', 'SIGN')
+    assert rc==0 and [l.split()[0] for l in out.splitlines()[1:]]==['lenet-mnist-12k','lenet-mnist-50k','signs-digits','signs-tiny']
+    assert re.search("did you mean 'digits'.*No preset has 'digist'", fails('list', 'digist', has=['digist']))
 
 def test_unknown_command_is_named():
     assert 'run' in ''.join(call('bogus')[1:])
@@ -135,12 +148,12 @@ def test_report_of_a_missing_and_of_an_empty_folder(tmp_path):
 def test_a_run_trains_each_round_and_its_controls(done):
     df = results(done[0])
     got = df.groupby(['seed','round','arm']).size()
-    assert got.to_dict()=={(s,k,a):1 for s in (0,1) for k,a in [(0,'dense'),(1,'ticket'),(2,'ticket'),(2,'reinit'),(2,'random')]}
+    assert got.to_dict()=={(s,k,a):1 for s in (0,1) for k,a in [(0,'dense'),(1,'ticket'),(2,'ticket'),(2,'reinit'),(2,'shuffle')]}
     for s in (0,1):
         d = df[df.seed==s].set_index(['round','arm'])
         assert d.density[0,'dense']==1 and d.density[2,'ticket']<d.density[1,'ticket']<1
-        assert d.mask_hash[2,'reinit']==d.mask_hash[2,'ticket']!=d.mask_hash[2,'random']
-        assert d.kept[2,'random']==d.kept[2,'reinit']==d.kept[2,'ticket']
+        assert d.mask_hash[2,'reinit']==d.mask_hash[2,'ticket']!=d.mask_hash[2,'shuffle']
+        assert d.kept[2,'shuffle']==d.kept[2,'reinit']==d.kept[2,'ticket']
     assert (df.iterations==2*20).all() and df.es_test_accuracy.between(.1,1).all()
     assert df.groupby(['round','arm']).mask_hash.nunique().drop(0).eq(2).all(), 'each seed its own masks'
 
@@ -149,7 +162,7 @@ def test_a_run_shows_its_table_and_writes_its_files(done):
     assert (d/'lottery.png').stat().st_size>5000 and len(pd.read_csv(d/'results.csv'))==10
     for _,row in show_arms(results(d)).iterrows(): assert all(v in out for v in row)
     assert 'n = 2 seeds' in out and all(str(d/o) in out for o in ('lottery.png','results.csv'))
-    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|random) ',
+    assert sum(bool(re.match(r' +[01] +[0-2] .* (dense|ticket|reinit|shuffle) ',
                              l)) for l in out.splitlines())==10, 'one line a training'
 
 def _python(out):
@@ -161,7 +174,7 @@ def test_the_python_that_run_shows_gives_the_same_run(done):
     d,out = done
     was,ns = files(d),{}
     with contextlib.redirect_stdout(io.StringIO()): exec(_python(out), ns)
-    pd.testing.assert_frame_equal(ns['learn'].lottery.report().drop(columns='seconds'),
+    pd.testing.assert_frame_equal(ns['learn'].lottery.report(full=True).drop(columns='seconds'),
                                   figures(d/'seed_00', 'rounds.csv'))
     assert files(d)==was
 
@@ -205,8 +218,8 @@ def test_more_rounds_train_every_planned_level(copy):
     df = results(copy)
     assert list(df[df.arm.isin(['dense','ticket'])]['round'])==[0,1,2,3,4]
     want = {(k,a) for k in (2,3) for a in ('reinit',
-                                           'random')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
-    assert {(k,a) for k,a in zip(df['round'], df.arm) if a in ('reinit','random')}==want
+                                           'shuffle')}      # 2 is the last of `--rounds 2`, 3 a level of the preset
+    assert {(k,a) for k,a in zip(df['round'], df.arm) if a in ('reinit','shuffle')}==want
     now = files(copy/'seed_00')
     assert all(now[k]==v for k,v in was.items() if not k.endswith(('s.csv','tables.json'))), 'what is finished stays as it is'
     pd.testing.assert_frame_equal(pd.read_csv(copy/'seed_00'/'controls.csv').iloc[:2], row)
@@ -218,7 +231,7 @@ def test_controls_go_on_by_name_not_by_position(copy):
     pd.read_csv(f).iloc[1:].to_csv(f, index=False)      # the first is missing, not the last
     play_seed(preset('digits'), 0, f.parent, **small)
     got = figures(f.parent, f.name).sort_values(['round','arm'], ignore_index=True)
-    assert list(zip(got['round'],got.arm))==[(2,'random'),(2,'reinit')]
+    assert list(zip(got['round'],got.arm))==[(2,'reinit'),(2,'shuffle')]
     assert list(got.mask_hash)==list(full.sort_values(['round','arm']).mask_hash)
 
 # --- folders of something else
@@ -312,7 +325,7 @@ def test_a_second_process_leaves_play_json_alone(copy):
 # --- controls and measures
 
 def _two(run, k): return [dict(a=.1*k), dict(a=.2*k)]
-_some = dict(controls=dict(random=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)),
+_some = dict(controls=dict(shuffle=dict(mask=shuffle_mask)), measures=dict(two=_two, one=lambda run,k: dict(a=1.)),
              at=dict(two=(1,2)))
 def _lab(d, **kw):
     p = dataclasses.replace(preset('digits'), **{**_some, **kw})
@@ -349,8 +362,8 @@ def test_measures_that_were_there(tmp_path):
     pd.testing.assert_frame_equal(measured(tmp_path), want)
 
 @pytest.mark.parametrize('kw,a,f', [
-    (dict(controls=dict(random=dict(mask=inverse_mask))),'random','controls.csv'),
-    (dict(controls=dict(random=lambda run,k: run.fit(run.ticket(k)))),'random','controls.csv'),
+    (dict(controls=dict(shuffle=dict(mask=inverse_mask))),'shuffle','controls.csv'),
+    (dict(controls=dict(shuffle=lambda run,k: run.fit(run.ticket(k)))),'shuffle','controls.csv'),
     (dict(measures=dict(two=_two, one=lambda run,k: dict(a=2.))),'one','measures.csv')])
 def test_another_control_or_measure_of_the_same_name(kw, a, f, tmp_path):
     want = _lab(tmp_path)

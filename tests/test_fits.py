@@ -237,4 +237,4 @@ def test_a_preset_that_fine_tunes(tmp_path):
     p = Preset('fine', 'a net that is fine-tuned', 'none', 'seconds', data=data, model=net, settings=settings, levels=(1,), replicates=1)
     play_seed(p, 0, tmp_path/'seed_00')
     df = results(tmp_path)
-    assert {'dense','ticket','reinit','random'}<=set(df.arm) and (df.iterations==24).all()    # one epoch frozen, and two
+    assert {'dense','ticket','reinit','shuffle'}<=set(df.arm) and (df.iterations==24).all()    # one epoch frozen, and two

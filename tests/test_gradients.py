@@ -522,7 +522,7 @@ def test_the_check_changes_no_training(kind, criterion, monkeypatch):
     def play():
         learn = made(kind)
         learn.fit_lottery(1, rounds=1, criterion=criterion, seed=3, amount=.3)
-        return bits(learn.model),learn.lottery.report().drop(columns=['seconds']).to_dict()
+        return bits(learn.model),learn.lottery.report(full=True).drop(columns=['seconds']).to_dict()
     monkeypatch.setattr(synflow, 'steps', 3)
     a = play()
     monkeypatch.setattr(LotteryCallback, 'check_known', lambda *args: None)

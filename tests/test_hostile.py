@@ -116,7 +116,7 @@ def alone(new, d, halt=None):
     Halt.at = halt
     with learn.no_bar(), contextlib.redirect_stdout(io.StringIO()):
         learn.fit_lottery(3, 1, fit=Learner.fit, lr=.01, seed=0, path=d)
-    return learn.lottery.report().drop(columns='seconds')
+    return learn.lottery.report(full=True).drop(columns='seconds')
 
 def lone(path, cbs):
     torch.manual_seed(0)

@@ -3,6 +3,7 @@ and claim nothing that is not there"""
 import ast,html,json,re
 from pathlib import Path
 import numpy as np,pandas as pd,pytest
+from fastai_lottery.experiments import renamed
 from fastai_lottery.presets import presets,preset,check_claims
 
 root = Path(__file__).resolve().parent.parent
@@ -77,7 +78,7 @@ def check_trainings(p, df, dense_only):
 @pytest.mark.parametrize('f', files, ids=ids)
 def test_result_file(f):
     "Known preset, the columns, values that can be, no row twice, and one seed at least that is complete"
-    name,df = owner(f),pd.read_csv(f)
+    name,df = owner(f),renamed(pd.read_csv(f))
     assert name, f'{f.name} belongs to no preset'
     if f.stem.endswith('-measures'): check_measures(preset(name), df)
     else: check_trainings(preset(name), df, f.stem.endswith('-dense'))    # more seeds of the dense net alone

@@ -106,7 +106,7 @@ def test_lines_differ_by_colour_marker_and_dashes():
 def test_arms_draw_means_and_bands():
     df = table('ticket','reinit','random','one_shot')
     ax = plot_arms(df, 'es_test_accuracy')
-    named = dict(ticket='winning ticket', reinit='random re-initialisation', random='random mask', one_shot='one shot')
+    named = dict(ticket='winning ticket', reinit='random re-initialisation', random='random mask', one_shot='pruned at once')
     for a,name in named.items():
         line, = [o for o in ax.lines if o.get_label()==name]
         d = df[df.arm.isin(['dense',a] if a=='ticket' else [a])]
@@ -120,13 +120,13 @@ def test_arms_draw_means_and_bands():
     dense, = [o for o in ax.lines if o.get_label()=='dense']
     assert dense.get_ydata()[0]==pytest.approx(100*df[df.arm=='dense'].es_test_accuracy.mean())
     assert dense.get_marker()=='None'
-    assert texts(ax.get_legend().texts)==['winning ticket','random re-initialisation','random mask','dense','one shot']
+    assert texts(ax.get_legend().texts)==['winning ticket','random re-initialisation','random mask','dense','pruned at once']
 
 def test_arms_axis_is_logarithmic_from_dense_to_sparse():
     ax = plot_arms(table('ticket'), 'es_test_accuracy')
     assert ax.get_xscale()=='log' and ax.xaxis_inverted()
     assert ax.get_xlabel()=='weights remaining (%)' and ax.get_ylabel()=='test accuracy at early stop (%)'
-    assert texts(ax.get_xticklabels())==['100','50','20','10'] and ax.get_xticks().tolist()==[1,.5,.2,.1]
+    assert texts(ax.get_xticklabels())==['100','50','20','10','6.25'] and ax.get_xticks().tolist()==[1,.5,.2,.1,.5**4]
     plot_arms(table('reinit', rounds=(1,9)), 'es_test_accuracy', ax)
     both = 'a second picture on the same axes keeps their direction and has room for both'
     assert ax.xaxis_inverted() and ax.get_xticks()[0]==1 and ax.get_xticks()[-1]<=.005, both
@@ -136,7 +136,7 @@ def test_the_usual_arms_always_look_the_same():
     one,two = [looks(plot_arms(table(*a), 'es_test_accuracy')) for a in some]
     for n in ('winning ticket','random mask'): assert one[n]==two[n]
     ax = plot_arms(table('ticket','zzz'), 'es_test_accuracy', legend=False)
-    assert ax.get_legend() is None and arms.keys()=={'ticket','reinit','random','dense'}
+    assert ax.get_legend() is None and arms.keys()=={'ticket','reinit','shuffle','random','dense'}
 
 def test_arms_without_a_figure_are_left_out_and_gaps_are_none():
     df = table('ticket','reinit','random')
@@ -206,7 +206,7 @@ def test_lottery_on_given_axes():
 # ---- one run
 
 def test_plot_draws_the_report(played):
-    df = played.lottery.report()
+    df = played.lottery.report(full=True)
     ax = played.lottery.plot()
     line,dense = ax.lines
     assert line.get_ydata()==pytest.approx(100*df.accuracy.to_numpy())
@@ -458,7 +458,7 @@ def test_show_without_curves_with_loss_only_and_with_one_round():
     axs[0].figure.canvas.draw()
     assert kinds(axs)[:3]==['accuracy (%)','loss','weights left in the layer (%)'] and not axs[0].figure.legends
     assert texts(axs[1].get_legend().texts)==['training loss','validation loss']
-    assert axs[1].lines[0].get_ydata().tolist()==l.lottery.report().train_loss.tolist()
+    assert axs[1].lines[0].get_ydata().tolist()==l.lottery.report(full=True).train_loss.tolist()
     l.metrics = L()
     l.fit_lottery(1, rounds=1, seed=0)
     axs = l.lottery.show()

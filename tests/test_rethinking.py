@@ -369,8 +369,8 @@ def test_the_small_preset_plays(tmp_path):
 def test_slimming_plays(tmp_path):
     "The settings of network slimming on the small net: the dense net is penalised, what comes after is not"
     p = preset('slimming-vgg-19')
-    few = {k:p.controls[k] for k in ('random','scratch_e')}
+    few = {k:p.controls[k] for k in ('shuffle','scratch_e')}
     q = replace(preset('rethinking-tiny'), model=partial(small_conv, 10, 10), controls=few, levels=(1,),
                 settings={**p.settings, 'n_epoch':1, 'eval_every':20, 'amount':.4})
     df = play_seed(q, 0, tmp_path, device='cpu')
-    assert {*df.arm}=={'dense','ticket','random','scratch_e'} and (df[df['round']==1].units==12).all()
+    assert {*df.arm}=={'dense','ticket','shuffle','scratch_e'} and (df[df['round']==1].units==12).all()

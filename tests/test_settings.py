@@ -76,7 +76,7 @@ def test_all_data_for_training(tmp_path):
     for l,path in ((a,None), (b,tmp_path/'run')):
         set_seed(0)
         l.fit_lottery(2, rounds=2, seed=0, path=path)
-    df = a.lottery.report()
+    df = a.lottery.report(full=True)
     assert len(df)==3 and df[['valid_loss','accuracy','f1_score']].isna().all(axis=None) and df.train_loss.notna().all()
     c = without_valid()
     c.fit_lottery(2, rounds=3, seed=0, path=tmp_path/'run')

@@ -160,7 +160,7 @@ def test_rows_of_tickets_stay_in_the_report():
     learn.fit_lottery(1, rounds=1, amount=.5, seed=1)
     arms = {},dict(reset='random_reinit'),dict(mask=shuffle_mask)
     rs = [learn.fit_ticket(learn.lottery.ticket(), 1, seed=2, **kw) for kw in arms]
-    df = learn.lottery.report()
+    df = learn.lottery.report(full=True)
     assert len(df)==5 and df.reset[2:].tolist()==['rewind','random_reinit','rewind'] and df['mask'][4]=='shuffle_mask'
     assert df.valid_loss[2:].tolist()==[r['valid_loss'] for r in rs] and len(learn.lottery.rounds)==2
     learn.fit_lottery(1, rounds=0)

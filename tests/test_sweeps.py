@@ -36,7 +36,7 @@ def kept(run, k): return [dict(what='a', kept=run.ticket(k).masks.n_kept), dict(
 
 lab = Preset('lab', 'a net of some weights', 'none', 'seconds', data, net,
              dict(n_epoch=2, rounds=3, amount=.4, fit=Learner.fit, lr=.02, eval_every=4), levels=(1,3), replicates=2,
-             controls=dict(reinit=dict(reset=random_reinit), random=dict(mask=shuffle_mask), once=once,
+             controls=dict(reinit=dict(reset=random_reinit), shuffle=dict(mask=shuffle_mask), once=once,
                            keep=dict(reset='keep')),
              at=dict(stability=(3,), instability=(3,)),
              lotteries=dict(chance=dict(criterion='random'), wide=dict(n_epoch=1)),

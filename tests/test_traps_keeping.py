@@ -520,7 +520,7 @@ def test_trap_22_the_history_of_all_rounds_is_ours(tmp_path):
     "fastai's Recorder keeps only the last fit"
     learn = learner(cbs=[LotteryCallback(), lrs := Lrs()], path=tmp_path)
     rounds = learn.fit_lottery(2, 3, amount=.3, seed=2, eval_every=2)
-    df = learn.lottery.report()
+    df = learn.lottery.report(full=True)
     assert isinstance(df, pd.DataFrame) and list(df['round'])==[0,1,2,3] and df.density.is_monotonic_decreasing
     cols = 'train_loss valid_loss accuracy kept prunable iterations seconds es_iteration es_valid_loss es_accuracy mask_hash'
     assert set(cols.split()) <= set(df)
@@ -532,7 +532,7 @@ def test_trap_22_the_history_of_all_rounds_is_ours(tmp_path):
     for k in range(4): assert learn.lottery.ticket(k).masks==rounds[k].masks and rounds[k].masks.hash()==df.mask_hash[k]
     learn.fit(1)
     learn.validate()
-    assert learn.lottery.report().equals(df)
+    assert learn.lottery.report(full=True).equals(df)
 
 def test_trap_22_no_round_is_rewritten_by_a_later_one():
     learn,seen = learner(),[]

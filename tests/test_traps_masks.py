@@ -359,7 +359,7 @@ def test_trap_08_reports_show_measured_zeros():
     "Not the target: zeros are counted in the weights that were trained"
     learn = learner()
     rounds = learn.fit_lottery(1, 3, amount=.3)
-    df = learn.lottery.report()
+    df = learn.lottery.report(full=True)
     for r,d,k in zip(rounds, df.density, df.kept): assert k==r.masks.n_kept and d==k/df.prunable[0]
     zeros = sum(int((p==0).sum()) for p in named_weights(learn.model, learn.lottery.masks).values())
     assert df.kept.iloc[-1]==df.prunable.iloc[-1]-zeros
