@@ -119,7 +119,7 @@ def test_shared_norms_stay_in_evaluation_mode_and_those_of_the_head_do_not():
     modes = []
     class Look(Callback):
         def after_pred(self): modes.append((self.model.training, self.model[1].training, self.model[3][1].training))
-    learn.add_cb(Look()).fit(1)
+    learn.add_cb(Look()).fit(2)
     assert (True,False,True) in modes and {o[1] for o in modes}=={False}
     assert (learn.model[3][1].running_mean!=0).any()
 
@@ -192,6 +192,15 @@ def test_the_task_in_training_waits_and_goes_on():
         assert len(l.lottery.rounds)==2
         l.fit_lottery(1, rounds=2, amount=.5, seed=0, start='rounds')
     assert all(torch.equal(v, other.model.state_dict()[k]) for k,v in learn.model.state_dict().items())
+
+def test_the_new_head_trains():
+    learn,head,_ = first()
+    old = learn.model[8].weight.detach().clone()
+    learn.freeze_kept('a', head=head)
+    new = learn.model[8].weight.detach().clone()
+    learn.fit(1)
+    now = learn.model[8].weight.detach()
+    assert (new!=0).all() and not torch.equal(new, old) and (now!=new).all()
 
 def test_without_a_head_all_is_shared():
     learn,_,x = first()
