@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'Tasks']
 
-# %% ../nbs/28_tasks.ipynb #ea55888c
+# %% ../nbs/28_tasks.ipynb #f6233745
 from dataclasses import dataclass,field
 from copy import deepcopy
 from functools import partial
@@ -26,7 +26,7 @@ from .callback import *
 from .callback import lottery_of
 from .analysis import put_,tensors_in
 
-# %% ../nbs/28_tasks.ipynb #880f1e17
+# %% ../nbs/28_tasks.ipynb #c3b87ffa
 class HoldAll(Hold):
     "A `Hold` of weights and of whole tensors, buffers among them; norms in `quiet` stay in evaluation mode"
     def __init__(self, ws, ms, vs, quiet, guard=noop):
@@ -49,7 +49,7 @@ class HoldAll(Hold):
         finally: self.ws,self.ms = every,ms
         return self
 
-# %% ../nbs/28_tasks.ipynb #40a119ef
+# %% ../nbs/28_tasks.ipynb #402bf1f4
 @dataclass
 class Task:
     "A finished task: its name, the weights that it brought, and its head with all that this holds"
@@ -73,7 +73,7 @@ class Tasks:
         return [o.name for o in self.done]
     def __repr__(self): return f"Tasks({', '.join(self.names)}; {'one in training' if self.now is None else self.done[self.now].name} in use)"
 
-# %% ../nbs/28_tasks.ipynb #e43b0ea4
+# %% ../nbs/28_tasks.ipynb #66a8c17b
 def _in(os, n, like):
     "Where one of the tasks `os` owns the weight `n`"
     res = torch.zeros(like.shape, dtype=torch.bool)
@@ -110,7 +110,7 @@ def report(self:Tasks)->pd.DataFrame: # A row a finished task: `own` weights, `r
         return dict(task=o.name, own=n, reads=reads.n_kept, of=reads.numel, share=n/reads.numel)
     return pd.DataFrame([row(o) for o in self.done]).set_index('task')
 
-# %% ../nbs/28_tasks.ipynb #7ce050b3
+# %% ../nbs/28_tasks.ipynb #643062ff
 @patch
 def digest(self:Tasks)->str: # 16 hexadecimal digits
     "What tells these finished tasks from others: all that is held"
@@ -119,7 +119,7 @@ def digest(self:Tasks)->str: # 16 hexadecimal digits
     shared = {f'fixed/{n}':t for n,t in self.fixed.items()}
     return digest_of({**own, **heads, **shared, **self.values}, repr((self.head, self.names)))[:16]
 
-# %% ../nbs/28_tasks.ipynb #e61f39ab
+# %% ../nbs/28_tasks.ipynb #d4aae668
 def _reads(tasks):
     "What the finished task in use reads of each weight that competes: the values"
     o = tasks.done[tasks.now]
@@ -138,7 +138,7 @@ def within(self:Tasks, lot, masks, held):
     free = {n:m&~self.taken(n) if n in self.values else m for n,m in masks.items()}
     return Masks(free),{n:at(n, m) for n,m in masks.items()}
 
-# %% ../nbs/28_tasks.ipynb #afeb4b1c
+# %% ../nbs/28_tasks.ipynb #29537fc9
 def _others(tasks, m, masks):
     "Tensors of `m` beside the weights that compete that must not move, each once, and their values"
     known = tasks.fixed if tasks.now is None else {**tasks.fixed, **tasks.done[tasks.now].state}
@@ -166,7 +166,7 @@ def holder(self:Tasks, lot, ws):
     return HoldAll([*(ws[n] for n in part), *(t for t,_ in more)], [*(lot.masks[n] for n in part), *none],
                    [*((lot.held or {}).get(n) for n in part), *(v.to(t.device) for t,v in more)], quiet, partial(_check_trains, self, lot))
 
-# %% ../nbs/28_tasks.ipynb #461dd993
+# %% ../nbs/28_tasks.ipynb #3bb34444
 def _check_free(lot, head):
     "Raise `ValueError` where this net cannot be shared, or has no room"
     if lot.masks is None: raise ValueError("there is nothing to freeze yet: train and prune first, as learn.fit_lottery(...) does")
@@ -191,7 +191,7 @@ def _head_name(lot, head):
     if t is None or t.head==n: return n
     raise ValueError(f"the head is {t.head!r} in the tasks before; got {n!r}")
 
-# %% ../nbs/28_tasks.ipynb #ed5540a7
+# %% ../nbs/28_tasks.ipynb #6a42a18b
 def _put_head(m, tasks, head):
     if tasks.head is None: return
     layer,_,own = tasks.head.rpartition('.')
@@ -224,7 +224,7 @@ def _record(lot, tasks, name):
     head = None if tasks.head is None else m.get_submodule(tasks.head)
     tasks.done.append(Task(name, own, head, {n:t for n,t in ts.items() if tasks.in_head(n)}))
 
-# %% ../nbs/28_tasks.ipynb #3e8dc707
+# %% ../nbs/28_tasks.ipynb #b441cd93
 def _free_start(lot, reset, seed):
     "Where the freed weights begin, by name; None for 0"
     if reset is None: return None
@@ -244,7 +244,7 @@ def _begin(lot, tasks, start, new):
     lot.blank()
     lot.tasks,lot.learn.opt = tasks,None
 
-# %% ../nbs/28_tasks.ipynb #459846fa
+# %% ../nbs/28_tasks.ipynb #426325ee
 @patch
 def freeze_kept(self:Learner,
     name:str=None, # What the task that ends is called; 'task 1', 'task 2' ... by default
@@ -269,7 +269,7 @@ def freeze_kept(self:Learner,
     _record(lot, tasks, name)
     _begin(lot, tasks, start, new)
 
-# %% ../nbs/28_tasks.ipynb #cf6f8348
+# %% ../nbs/28_tasks.ipynb #a750482e
 def _of_lottery(lot):
     "What a lottery knows of its task"
     (empty := type(lot).__new__(type(lot))).blank()
@@ -302,7 +302,7 @@ def _return(lot, tasks):
     vars(lot).update(was['lottery'])
     lot.hold()
 
-# %% ../nbs/28_tasks.ipynb #48e7d5b4
+# %% ../nbs/28_tasks.ipynb #fa5c350e
 @patch
 def switch_task(self:Learner,
     name:str=None # A finished task; the one in training by default

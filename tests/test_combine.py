@@ -6,6 +6,7 @@ from fastai.losses import LabelSmoothingCrossEntropyFlat
 from nets import *
 from fastai_lottery.analysis import instability
 from fastai_lottery.combine import *
+from fastai_lottery.combine import predictions_of
 from fastai_lottery.shrink import shrink
 import fastai_lottery.deploy
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
