@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BarrierWarning', 'average', 'Ensemble']
 
-# %% ../nbs/28_combine.ipynb #b7a7b064
+# %% ../nbs/28_combine.ipynb #2f705297
 import math,warnings
 from functools import reduce
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten,tree_unflatten
+from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.learner import Learner
 from .core import *
@@ -28,7 +29,7 @@ from .journal import trained_of
 from .analysis import *
 from .analysis import NewStats,norm_dl_of,put_,put_back,same_order,tensors_in
 
-# %% ../nbs/28_combine.ipynb #8365deed
+# %% ../nbs/28_combine.ipynb #2302981a
 class Trained(NamedTuple):
     "A trained net: its state and masks, and the states that its training may have begun at"
     name:str
@@ -54,7 +55,7 @@ def _of_ticket(o, name):
     raise ValueError(f"{name} is a ticket, and a ticket holds starting weights, not trained ones: train it by learn.fit_ticket and give "
                      "the Learners, or take tickets by learn.lottery.ticket(k, trained=True), which carry the trained net")
 
-# %% ../nbs/28_combine.ipynb #300f0b95
+# %% ../nbs/28_combine.ipynb #e9710fa4
 def trained_nets(nets, learn=None):
     "Each of `nets` as a `Trained`. Raises `ValueError` for a ticket of starting weights, `TypeError` for what is no trained net"
     if isinstance(nets, (Learner,Round,Ticket,nn.Module,str)) or not hasattr(nets, '__iter__'):
@@ -74,16 +75,16 @@ def _own_learner(nets, learn):
     if isinstance(learn, Learner): return learn
     raise ValueError("the data of a Learner say how good a net is, and renew the statistics of batch norm: give `learn=`")
 
-# %% ../nbs/28_combine.ipynb #0be85f06
+# %% ../nbs/28_combine.ipynb #5d3892c6
 _instead = "Ensemble(nets) averages what they say, which is always possible"
 
 def _check_shapes(a, b):
     "Are the states of two nets of one architecture?"
     for k,v in a.state.items():
-        if k not in b.state: raise ValueError(f"{b.name} is of another architecture: it lacks {k!r}, which {a.name} has. {_instead}")
-        if torch.is_tensor(v) and v.shape!=b.state[k].shape:
-            raise ValueError(f"{b.name} is of another architecture: its {k!r} has shape {tuple(b.state[k].shape)}, that of {a.name} "
-                             f"{tuple(v.shape)}. {_instead}")
+        other = f"{b.name} is of another architecture"
+        if k not in b.state: raise ValueError(f"{other}: it lacks {k!r}, which {a.name} has. {_instead}")
+        if torch.is_tensor(v) and v.shape!=(w := b.state[k]).shape:
+            raise ValueError(f"{other}: its {k!r} has shape {tuple(w.shape)}, that of {a.name} {tuple(v.shape)}. {_instead}")
     if more := [k for k in b.state if k not in a.state]:
         raise ValueError(f"{b.name} is of another architecture: {a.name} lacks its {more[0]!r}. {_instead}")
 
@@ -94,9 +95,9 @@ def _same_start(a, b, masks):
     def same(v, w): return all(torch.equal(v[n].cpu()[m], w[n].cpu()[m]) for n,m in masks.items())
     return any(v is w or same(v, w) for v,w in known)
 
-# %% ../nbs/28_combine.ipynb #29500c94
+# %% ../nbs/28_combine.ipynb #57d1297b
 def smallest_mask(nets):
-    "The smallest masks of trained nets, within which all others lie; None where no net has one. Raises `ValueError` for masks that cross"
+    "Of trained nets that with the smallest masks, within all others; None where none has any. Raises `ValueError` where they cross"
     with_masks = [o for o in nets if o.masks is not None]
     if not with_masks: return None
     a = min(with_masks, key=lambda o: o.masks.n_kept)
@@ -105,8 +106,8 @@ def smallest_mask(nets):
             raise ValueError(f"the masks of {a.name} and {b.name} are of different weights: {', '.join(a.masks)}; {', '.join(b.masks)}")
         if a.masks&b.masks!=a.masks:
             n = int(sum((m&~b.masks[k]).sum() for k,m in a.masks.items()))
-            raise ValueError(f"the masks of {a.name} and {b.name} cross: the first keeps {n:,} weights that the other has lost, so they are "
-                             f"different tickets, and an average would be none. {_instead}")
+            raise ValueError(f"the masks of {a.name} and {b.name} cross: the first keeps {n:,} weights that the other "
+                             f"has lost, so they are different tickets, and an average would be none. {_instead}")
     return a
 
 def _check_nets(nets, model):
@@ -116,11 +117,12 @@ def _check_nets(nets, model):
     masks = small.masks if small else {n:torch.ones(v.shape, dtype=torch.bool) for n,v in nets[0].state.items() if torch.is_tensor(v)}
     for o in nets[1:]:
         if _same_start(nets[0], o, masks) is False:
-            raise ValueError(f"{nets[0].name} and {o.name} began at different weights, and such nets end in different basins: their average "
-                             f"is no good net. Train one ticket in several data orders, learn.fit_ticket(ticket, ..., seed=i). {_instead}")
+            raise ValueError(f"{nets[0].name} and {o.name} began at different weights, and such nets end in different "
+                             "basins: their average is no good net. Train one ticket in several data orders, "
+                             f"learn.fit_ticket(ticket, ..., seed=i). {_instead}")
     return small
 
-# %% ../nbs/28_combine.ipynb #f36cbd53
+# %% ../nbs/28_combine.ipynb #187d00f2
 class BarrierWarning(UserWarning): "Nets that are averaged lie apart"
 
 def _check_tol(tol):
@@ -141,7 +143,7 @@ def _warn_barrier(learn, nets, tol, norm_dl):
                       f"{p.iloc[-1]:.4g} and {p.iloc[0]:.4g} at the ends. Their average makes little sense. {_instead}",
                       BarrierWarning, stacklevel=3)
 
-# %% ../nbs/28_combine.ipynb #125f73bf
+# %% ../nbs/28_combine.ipynb #95705aec
 def _is_number(v): return torch.is_tensor(v) and (v.is_floating_point() or v.is_complex())
 
 def blend(
@@ -165,7 +167,7 @@ def _pruned(s, small):
     small.masks.apply_({n:s[n] for n in small.masks}, small.held)
     return s
 
-# %% ../nbs/28_combine.ipynb #906f6705
+# %% ../nbs/28_combine.ipynb #ae82fd29
 def _judged(learn, s, ndl, looks=True):
     "The state `s` with new statistics of batch norm, and its figures"
     put_({n:t for n,t in tensors_in(learn.model).items() if n in s}, s)
@@ -181,7 +183,7 @@ def _module(learn, s, made_of):
     m.made_of = made_of
     return m
 
-# %% ../nbs/28_combine.ipynb #cc2c329e
+# %% ../nbs/28_combine.ipynb #628a3c6c
 _tenths = tuple(i/10 for i in range(1, 10))
 
 def _greedy(learn, nets, small, ndl, monitor):
@@ -200,7 +202,7 @@ def _greedy(learn, nets, small, ndl, monitor):
         s,best,shares = new,row,{**{k:v*(1-a) for k,v in shares.items()}, o.name:a}
     return s,shares
 
-# %% ../nbs/28_combine.ipynb #98061510
+# %% ../nbs/28_combine.ipynb #ae9fe45b
 def average(
     nets, # Learners with their trained nets, rounds of `learn`, or tickets that carry trained weights
     how:str='mean', # `'mean'` of all (sparse soups, 2306.16788), or `'greedy'`, on validation (lottery pools, 2208.10842)
@@ -226,13 +228,14 @@ def average(
             shares = {o.name:1/len(ts) for o in ts}
     return _module(learn, s, shares)
 
-# %% ../nbs/28_combine.ipynb #e810c7d0
+# %% ../nbs/28_combine.ipynb #767eb229
 def predictions_of(
     loss_func # A loss of fastai or torch
 )->tuple: # `'softmax'`, `'sigmoid'` or `'outputs'`, and the axis of the classes
     "What predictions are made of outputs, as the loss says"
     if loss_func is F.cross_entropy or isinstance(loss_func, (nn.CrossEntropyLoss,nn.NLLLoss)): return 'softmax',1
-    if loss_func is F.binary_cross_entropy_with_logits or isinstance(loss_func, nn.BCEWithLogitsLoss): return 'sigmoid',-1
+    if loss_func is F.binary_cross_entropy_with_logits or isinstance(loss_func, nn.BCEWithLogitsLoss):
+        return 'sigmoid',-1
     act,x = getattr(loss_func, 'activation', None),torch.tensor([[.5,-1.,2.]])
     try: y = None if act is None else act(x)
     except Exception: y = None    # one for outputs of another form
@@ -241,7 +244,7 @@ def predictions_of(
         if torch.allclose(y, x.sigmoid()): return 'sigmoid',-1
     return 'outputs',-1
 
-# %% ../nbs/28_combine.ipynb #220ffab8
+# %% ../nbs/28_combine.ipynb #f54beb97
 def _mean(xs): return reduce(torch.add, xs)/len(xs)
 def _log_mean(xs): return torch.logsumexp(torch.stack(xs), 0)-math.log(len(xs))
 
@@ -251,12 +254,13 @@ def _log_odds(xs): return _log_mean([F.logsigmoid(x) for x in xs])-_log_mean([F.
 
 def _is_float(x): return torch.is_tensor(x) and x.is_floating_point()
 
+# %% ../nbs/28_combine.ipynb #9b2a7783
 class Ensemble(nn.Module):
     "Several trained nets whose predictions are averaged (1612.01474): a plain module, with copies of the nets as `nets`"
     def __init__(self,
         nets, # Modules, Learners with their trained nets, rounds of `learn`, or tickets that carry trained weights (these with `learn`)
-        of:str=None, # What is averaged: `'softmax'`, `'sigmoid'` (log probabilities, log odds come out), `'outputs'`; by the loss by default
-        axis:int=None, # Axis of the classes, for `'softmax'`; by the loss, else the last
+        of:str=None, # What is averaged: `'softmax'`, `'sigmoid'` or `'outputs'`; by default as the loss says
+        axis:int=None, # Axis of the classes, for `'softmax'`; as the loss says, else the last
         learn:Learner=None # Whose model and loss it is; the first Learner among `nets` by default
     ):
         super().__init__()
@@ -272,16 +276,20 @@ class Ensemble(nn.Module):
         outs = [tree_flatten(m(*args, **kwargs)) for m in self.nets]
         ts = list(zip(*(o for o,_ in outs)))
         first = next((i for i,x in enumerate(ts) if _is_float(x[0])), None)
-        return tree_unflatten([self._mix(x, i==first) if _is_float(x[0]) else x[0] for i,x in enumerate(ts)], outs[0][1])
+        return tree_unflatten([self._mix(x, i==first) if _is_float(x[0]) else x[0] for i,x in enumerate(ts)],
+                              outs[0][1])
     def _mix(self, xs, first):
         if not first or self.of=='outputs': return _mean(xs)
         return _log_softmax(xs, self.axis) if self.of=='softmax' else _log_odds(xs)
-    def reset(self):
-        "For recurrent nets: fastai's `ModelResetter` calls it"
-        for m in self.nets:
-            if hasattr(m, 'reset'): m.reset()
 
-# %% ../nbs/28_combine.ipynb #3bdc5fbc
+# %% ../nbs/28_combine.ipynb #e8e3f74c
+@patch
+def reset(self:Ensemble):
+    "For recurrent nets: fastai's `ModelResetter` calls it"
+    for m in self.nets:
+        if hasattr(m, 'reset'): m.reset()
+
+# %% ../nbs/28_combine.ipynb #e3ba22c1
 def _members(nets, learn):
     "Copies of the nets, as modules"
     if isinstance(nets, nn.Module):

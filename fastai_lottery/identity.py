@@ -362,4 +362,5 @@ def about_learner(learn, lot, test_dl):
     dtypes = {str(p.dtype).removeprefix('torch.') for p in m.parameters()}
     return dict(own, loss_func=_loss(learn.loss_func), frozen=lot.frozen, init=say(lot.init), callbacks=sorted(cbs),
                 layers=short_hash(re.sub(_address, '', repr(m))), dtypes=sorted(dtypes),
-                batch_size=say(getattr(dl, 'bs', getattr(dl, 'batch_size', None))), **_about_data(learn, test_dl), **_about_tasks(lot.tasks))
+                batch_size=say(getattr(dl, 'bs', getattr(dl, 'batch_size', None))),
+                **_about_data(learn, test_dl), **_about_tasks(lot.tasks))

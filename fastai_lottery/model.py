@@ -256,7 +256,7 @@ def check_alone(cb, new):
         raise ValueError(f"{said(cb)} is another Learner's, with its snapshots, masks and {len(cb.rounds)} rounds: "
                          "give each Learner a LotteryCallback() of its own, or take this one off the other by remove_cb")
 
-# %% ../nbs/04_model.ipynb #5afba7c7
+# %% ../nbs/04_model.ipynb #9ed2b47a
 @patch
 def within(self:Known, masks, held):
     "`masks` as they may be put on, and the values that they hold"

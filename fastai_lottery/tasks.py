@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Task', 'Tasks']
 
-# %% ../nbs/28_tasks.ipynb #f6233745
+# %% ../nbs/28_tasks.ipynb #63bc1d4b
 from dataclasses import dataclass,field
 from copy import deepcopy
 from functools import partial
@@ -26,7 +26,7 @@ from .callback import *
 from .callback import lottery_of
 from .analysis import put_,tensors_in
 
-# %% ../nbs/28_tasks.ipynb #c3b87ffa
+# %% ../nbs/28_tasks.ipynb #2e703d79
 class HoldAll(Hold):
     "A `Hold` of weights and of whole tensors, buffers among them; norms in `quiet` stay in evaluation mode"
     def __init__(self, ws, ms, vs, quiet, guard=noop):
@@ -49,7 +49,7 @@ class HoldAll(Hold):
         finally: self.ws,self.ms = every,ms
         return self
 
-# %% ../nbs/28_tasks.ipynb #402bf1f4
+# %% ../nbs/28_tasks.ipynb #08f07bbd
 @dataclass
 class Task:
     "A finished task: its name, the weights that it brought, and its head with all that this holds"
@@ -71,9 +71,11 @@ class Tasks:
     def names(self):
         "Names of the finished tasks"
         return [o.name for o in self.done]
-    def __repr__(self): return f"Tasks({', '.join(self.names)}; {'one in training' if self.now is None else self.done[self.now].name} in use)"
+    def __repr__(self):
+        on = 'the one in training' if self.now is None else repr(self.done[self.now].name)
+        return f"Tasks({', '.join(self.names)}; {on} in use)"
 
-# %% ../nbs/28_tasks.ipynb #66a8c17b
+# %% ../nbs/28_tasks.ipynb #02394a38
 def _in(os, n, like):
     "Where one of the tasks `os` owns the weight `n`"
     res = torch.zeros(like.shape, dtype=torch.bool)
@@ -102,15 +104,16 @@ def masks(self:Tasks,
     own = self.done[i].own
     return Masks({n:own[n].cpu() if self.in_head(n) else _in(self.done[:i+1], n, self.values[n]) for n in own})
 
+# %% ../nbs/28_tasks.ipynb #81545c79
 @patch
-def report(self:Tasks)->pd.DataFrame: # A row a finished task: `own` weights, `reads`, `of` all that compete, and `share` of these that it owns
+def report(self:Tasks)->pd.DataFrame: # A row a task: `own` weights, `reads`, `of` all that compete, its own `share` of these
     "What each finished task owns, heads included"
     def row(o):
         reads,n = self.masks(o.name),o.own.n_kept
         return dict(task=o.name, own=n, reads=reads.n_kept, of=reads.numel, share=n/reads.numel)
     return pd.DataFrame([row(o) for o in self.done]).set_index('task')
 
-# %% ../nbs/28_tasks.ipynb #643062ff
+# %% ../nbs/28_tasks.ipynb #126134d5
 @patch
 def digest(self:Tasks)->str: # 16 hexadecimal digits
     "What tells these finished tasks from others: all that is held"
@@ -119,7 +122,7 @@ def digest(self:Tasks)->str: # 16 hexadecimal digits
     shared = {f'fixed/{n}':t for n,t in self.fixed.items()}
     return digest_of({**own, **heads, **shared, **self.values}, repr((self.head, self.names)))[:16]
 
-# %% ../nbs/28_tasks.ipynb #d4aae668
+# %% ../nbs/28_tasks.ipynb #6fbd18fc
 def _reads(tasks):
     "What the finished task in use reads of each weight that competes: the values"
     o = tasks.done[tasks.now]
@@ -138,7 +141,7 @@ def within(self:Tasks, lot, masks, held):
     free = {n:m&~self.taken(n) if n in self.values else m for n,m in masks.items()}
     return Masks(free),{n:at(n, m) for n,m in masks.items()}
 
-# %% ../nbs/28_tasks.ipynb #29537fc9
+# %% ../nbs/28_tasks.ipynb #700194af
 def _others(tasks, m, masks):
     "Tensors of `m` beside the weights that compete that must not move, each once, and their values"
     known = tasks.fixed if tasks.now is None else {**tasks.fixed, **tasks.done[tasks.now].state}
@@ -164,21 +167,25 @@ def holder(self:Tasks, lot, ws):
     none = [torch.zeros_like(t, dtype=torch.bool) for t,_ in more]
     quiet = [o for n,o in m.named_modules() if isinstance(o, Norm) and (self.now is not None or not self.in_head(f'{n}.'))]
     return HoldAll([*(ws[n] for n in part), *(t for t,_ in more)], [*(lot.masks[n] for n in part), *none],
-                   [*((lot.held or {}).get(n) for n in part), *(v.to(t.device) for t,v in more)], quiet, partial(_check_trains, self, lot))
+                   [*((lot.held or {}).get(n) for n in part),
+                    *(v.to(t.device) for t,v in more)], quiet, partial(_check_trains, self, lot))
 
-# %% ../nbs/28_tasks.ipynb #3bb34444
+# %% ../nbs/28_tasks.ipynb #ac869cce
 def _check_free(lot, head):
     "Raise `ValueError` where this net cannot be shared, or has no room"
-    if lot.masks is None: raise ValueError("there is nothing to freeze yet: train and prune first, as learn.fit_lottery(...) does")
+    if lot.masks is None:
+        raise ValueError("there is nothing to freeze yet: train and prune first, as learn.fit_lottery(...) does")
     if lot.masks.units is not None:
         raise ValueError("tasks share single weights, and units compete here: use LotteryCallback(units='weights')")
     if lot.tasks is None and lot.held:
         raise ValueError("pruned weights are held at values other than 0, which this task reads, so that they are not free: "
                          "freeze_kept needs hold=None")
-    def left(n, m): return ~m.cpu() & ~lot.tasks.taken(n) if lot.tasks is not None and n in lot.tasks.values else ~m.cpu()
+    def left(n, m):
+        return ~m.cpu() & ~lot.tasks.taken(n) if lot.tasks is not None and n in lot.tasks.values else ~m.cpu()
     shared = [n for n in lot.masks if head is None or not n.startswith(f'{head}.')]
     if not any(left(n, lot.masks[n]).any() for n in shared):
-        raise ValueError("no weight is free for another task: prune first, by learn.prune(...) or learn.fit_lottery(...), and train what is left")
+        raise ValueError("no weight is free for another task: prune first, by learn.prune(...) or learn.fit_lottery(...), and "
+                         "train what is left")
 
 def _head_name(lot, head):
     "The name of the head's module"
@@ -191,7 +198,7 @@ def _head_name(lot, head):
     if t is None or t.head==n: return n
     raise ValueError(f"the head is {t.head!r} in the tasks before; got {n!r}")
 
-# %% ../nbs/28_tasks.ipynb #6a42a18b
+# %% ../nbs/28_tasks.ipynb #9956b65d
 def _put_head(m, tasks, head):
     if tasks.head is None: return
     layer,_,own = tasks.head.rpartition('.')
@@ -204,6 +211,7 @@ def _new_head(old, new, gen):
     at = next(old.parameters(), None)
     return (new if at is None else new.to(at.device)).train(old.training)
 
+# %% ../nbs/28_tasks.ipynb #d3d51a6f
 def _beside(m, names):
     "Names of the tensors of `m` that are none of the weights `names`, nor tied to one of them"
     ids = {id(w) for n,w in named_weights(m).items() if n in names}
@@ -224,7 +232,7 @@ def _record(lot, tasks, name):
     head = None if tasks.head is None else m.get_submodule(tasks.head)
     tasks.done.append(Task(name, own, head, {n:t for n,t in ts.items() if tasks.in_head(n)}))
 
-# %% ../nbs/28_tasks.ipynb #b441cd93
+# %% ../nbs/28_tasks.ipynb #97ac20f9
 def _free_start(lot, reset, seed):
     "Where the freed weights begin, by name; None for 0"
     if reset is None: return None
@@ -244,7 +252,7 @@ def _begin(lot, tasks, start, new):
     lot.blank()
     lot.tasks,lot.learn.opt = tasks,None
 
-# %% ../nbs/28_tasks.ipynb #426325ee
+# %% ../nbs/28_tasks.ipynb #1b14c278
 @patch
 def freeze_kept(self:Learner,
     name:str=None, # What the task that ends is called; 'task 1', 'task 2' ... by default
@@ -260,16 +268,18 @@ def freeze_kept(self:Learner,
     head = _head_name(lot, head)
     _check_free(lot, head)
     tasks = Tasks(head) if lot.tasks is None else lot.tasks
-    if tasks.now is not None: raise ValueError("the model is that of a finished task: learn.switch_task() goes back to the one in training")
+    if tasks.now is not None:
+        raise ValueError("the model is that of a finished task: learn.switch_task() goes back to the one in training")
     name = f'task {len(tasks.done)+1}' if name is None else name
     if name in tasks.names: raise ValueError(f"there is a task {name!r} already; give this one another name")
-    if new is not None and head is None: raise ValueError("`new` is the head of the next task: say by `head=` whose place it takes")
+    if new is not None and head is None:
+        raise ValueError("`new` is the head of the next task: say by `head=` whose place it takes")
     start = _free_start(lot, reset, derive(seed, 'free'))
     new = None if head is None else _new_head(unwrap(self.model).get_submodule(head), new, generator(seed, 'head'))
     _record(lot, tasks, name)
     _begin(lot, tasks, start, new)
 
-# %% ../nbs/28_tasks.ipynb #a750482e
+# %% ../nbs/28_tasks.ipynb #ff0ff8f4
 def _of_lottery(lot):
     "What a lottery knows of its task"
     (empty := type(lot).__new__(type(lot))).blank()
@@ -279,8 +289,10 @@ def _leave(lot, tasks):
     "Put the task in training aside"
     m = unwrap(lot.learn.model)
     head = None if tasks.head is None else m.get_submodule(tasks.head)
-    tasks.stash = dict(head=head, lottery=_of_lottery(lot), state={n:t.detach().clone() for n,t in tensors_in(m).items()})
+    tasks.stash = dict(head=head, lottery=_of_lottery(lot),
+                       state={n:t.detach().clone() for n,t in tensors_in(m).items()})
 
+# %% ../nbs/28_tasks.ipynb #147fe762
 def _visit(lot, tasks, i):
     "The model becomes that of finished task `i`"
     m,o = unwrap(lot.learn.model),tasks.done[i]
@@ -302,7 +314,7 @@ def _return(lot, tasks):
     vars(lot).update(was['lottery'])
     lot.hold()
 
-# %% ../nbs/28_tasks.ipynb #fa5c350e
+# %% ../nbs/28_tasks.ipynb #65ab3d4e
 @patch
 def switch_task(self:Learner,
     name:str=None # A finished task; the one in training by default

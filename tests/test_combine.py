@@ -90,31 +90,39 @@ def test_held_values_are_kept():
 def test_a_ticket_of_starting_weights_is_refused():
     ls,t,_ = soup('lstm', 2)
     for f in (average, Ensemble):
-        with pytest.raises(ValueError, match='a ticket holds starting weights, not trained ones'): f([t,t], learn=ls[0])
+        with pytest.raises(ValueError, match='a ticket holds starting weights, not trained ones'):
+            f([t,t], learn=ls[0])
 
-def test_what_cannot_be_averaged():
+def refused(says, f, *args, **kwargs):
+    with pytest.raises((ValueError,TypeError), match=says): f(*args, **kwargs)
+
+def test_other_starts_masks_and_nets_cannot_be_averaged():
     a,b = (learner(mlp, seed=i) for i in (0,1))
     for l in (a,b): l.fit(1)
-    with pytest.raises(ValueError, match='began at different weights'): average([a,b])
+    refused('began at different weights', average, [a,b])
     for l in (a,b): l.prune(.5)
-    with pytest.raises(ValueError, match='cross: the first keeps'): average([a,b])
-    with pytest.raises(ValueError, match="another architecture: its '0.weight'"): average([a, learner(mlp(16))])
-    with pytest.raises(ValueError, match='another architecture: it lacks'): average([a, learner(bias_free)])
-    with pytest.raises(TypeError, match='list of Learners'): average(a)
-    with pytest.raises(TypeError, match='net 0 should be a Learner'): average([a.model], learn=a)
-    with pytest.raises(ValueError, match='at least one'): average([], learn=a)
-    with pytest.raises(ValueError, match="'mean' or 'greedy'"): average([a], how='median')
-    with pytest.raises(ValueError, match='`tol` should be'): average([a], tol=-1)
-    with pytest.raises(ValueError, match='`of` should be'): Ensemble([a], of='mean')
-    with pytest.raises(TypeError, match='this is one module'): Ensemble(a.model)
+    refused('cross: the first keeps', average, [a,b])
+    refused("another architecture: its '0.weight'", average, [a, learner(mlp(16))])
+    refused('another architecture: it lacks', average, [a, learner(bias_free)])
+
+def test_wrong_arguments():
+    a = learner(mlp)
+    for args,says in [((a,), 'list of Learners'), (([a.model],), 'net 0 should be a Learner'),
+                      (([],), 'at least one')]:
+        refused(says, average, *args, learn=a)
+    refused("'mean' or 'greedy'", average, [a], how='median')
+    refused('`tol` should be', average, [a], tol=-1)
+    refused('`of` should be', Ensemble, [a], of='mean')
+    refused('this is one module', Ensemble, a.model)
     nowhere = learner(mlp, DataLoaders(a.dls.train, device='cpu'))
-    with pytest.raises(ValueError, match='tol=None'): average([nowhere,nowhere])
+    refused('tol=None', average, [nowhere,nowhere])
     assert average([nowhere,nowhere], tol=None) is not nowhere.model
 
 @pytest.mark.filterwarnings('default')
 def test_a_barrier_is_told():
     ls,t,_ = soup('bias_free', 2, amount=.2)
-    for i,l in enumerate(ls): l.fit_ticket(t, 20, seed=i, trial=i, reset='random_reinit', lr_max=.05)    # from starts of their own
+    for i,l in enumerate(ls):
+        l.fit_ticket(t, 20, seed=i, trial=i, reset='random_reinit', lr_max=.05)    # from starts of their own
     far = instability(ls[0], state(ls[0].model), state(ls[1].model), 3, by='loss').path.loss
     assert far[1]>1.2*(far[0]+far[2])/2
     with pytest.warns(BarrierWarning, match=f'the loss is {far[1]:.4g} in the middle'): average(ls)
@@ -137,10 +145,12 @@ def test_predictions_are_averaged_as_the_loss_says():
     torch.testing.assert_close(l.get_preds()[0], outs.softmax(-1).mean(0))
     assert Ensemble([ls[0]], of='outputs')(x).equal(outs[0]) and (e.nets[0] is not ls[0].model)
 
-losses = dict(flat=(CrossEntropyLossFlat(), 'softmax',-1), axis=(CrossEntropyLossFlat(axis=1), 'softmax',1), torchs=(nn.CrossEntropyLoss(), 'softmax',1),
-              function=(F.cross_entropy, 'softmax',1), smooth=(LabelSmoothingCrossEntropyFlat(), 'softmax',-1), focal=(FocalLossFlat(), 'softmax',-1),
-              binary=(BCEWithLogitsLossFlat(), 'sigmoid',-1), torch_binary=(nn.BCEWithLogitsLoss(), 'sigmoid',-1),
-              mse=(MSELossFlat(), 'outputs',-1), own=(lambda a,b: (a-b).abs().mean(), 'outputs',-1))
+losses = dict(
+    flat=(CrossEntropyLossFlat(), 'softmax',-1), axis=(CrossEntropyLossFlat(axis=1), 'softmax',1),
+    torchs=(nn.CrossEntropyLoss(), 'softmax',1), function=(F.cross_entropy, 'softmax',1),
+    smooth=(LabelSmoothingCrossEntropyFlat(), 'softmax',-1), focal=(FocalLossFlat(), 'softmax',-1),
+    binary=(BCEWithLogitsLossFlat(), 'sigmoid',-1), torch_binary=(nn.BCEWithLogitsLoss(), 'sigmoid',-1),
+    mse=(MSELossFlat(), 'outputs',-1), own=(lambda a,b: (a-b).abs().mean(), 'outputs',-1))
 
 @pytest.mark.parametrize('name', losses)
 def test_what_a_loss_says(name):
@@ -189,13 +199,15 @@ def test_an_ensemble_shrinks_and_is_written(tmp_path):
     small = shrink(e, None, x[:2])
     assert sum(p.numel() for p in small.parameters())<sum(p.numel() for p in e.parameters())
     torch.testing.assert_close(small.eval()(x), e(x), rtol=1e-4, atol=1e-5)
-    assert learner(small, ls[0].dls, cbs=None).to_onnx(tmp_path/'e').exists()    # compared with the net by `to_onnx` itself
+    assert learner(small, ls[0].dls,
+                   cbs=None).to_onnx(tmp_path/'e').exists()    # compared with the net by `to_onnx` itself
 
 def test_an_average_is_a_net_like_any_other(tmp_path):
     ls,t,x = soup('batchnorm', 2)
     m = average(ls)
     torch.save(m, tmp_path/'m.pth')
-    assert torch.equal(torch.load(tmp_path/'m.pth', weights_only=False)(x), m(x)) and same(state(deepcopy(m)), state(m))
+    assert torch.equal(torch.load(tmp_path/'m.pth', weights_only=False)(x), m(x))
+    assert same(state(deepcopy(m)), state(m))
     l = learner(m, ls[0].dls)
     l.keep_zeros()
     assert l.lottery.masks==t.masks

@@ -19,12 +19,14 @@ class SpecNorm(nn.Module):
     def forward(self, x): return self.head(self.norm(self.a(x+self.pos)).relu())
 
 sequences = dict(shape=(6,), ints=20)
-heads = dict(conv=(conv_bn,'7',dict(shape=(1,6,6))), dropout=(drop_bn,'8',{}), lstm=(lstm,'head',dict(shape=(5,8))),
-             attention=(attention,'head',dict(shape=(5,8))), awd=(AWD,'head',sequences), tied=(Tied,'head',{}), special=(SpecNorm,'head',{}),
-             embedding=(lambda: Ends(nn.Embedding(20,8), 8),'head',sequences))
+steps = dict(shape=(5,8))
+heads = dict(conv=(conv_bn,'7',dict(shape=(1,6,6))), dropout=(drop_bn,'8',{}), lstm=(lstm,'head',steps),
+             attention=(attention,'head',steps), awd=(AWD,'head',sequences), tied=(Tied,'head',{}),
+             special=(SpecNorm,'head',{}), embedding=(lambda: Ends(nn.Embedding(20,8), 8),'head',sequences))
 
 def torchs(opt, **kw): return partial(OptimWrapper, opt=partial(opt, **kw))
-opts = dict(sgd=partial(SGD, mom=.9, wd=.1), adam=partial(Adam, wd=.1, decouple_wd=False), ranger=ranger, lamb=partial(Lamb, wd=.1),
+opts = dict(sgd=partial(SGD, mom=.9, wd=.1), adam=partial(Adam, wd=.1, decouple_wd=False), ranger=ranger,
+            lamb=partial(Lamb, wd=.1),
             adamw=torchs(torch.optim.AdamW, weight_decay=.1), nesterov=torchs(torch.optim.SGD, momentum=.9, nesterov=True, weight_decay=.1),
             rprop=torchs(torch.optim.Rprop))
 
@@ -85,7 +87,8 @@ def test_momentum_of_before_moves_nothing():
     learn.fit(1)
     check(learn, x, was)
 
-ways = dict(clipped=lambda l: l.add_cb(GradientClip(.1)).fit(1), accumulated=lambda l: l.add_cb(GradientAccumulation(40)).fit(1),
+ways = dict(clipped=lambda l: l.add_cb(GradientClip(.1)).fit(1),
+            accumulated=lambda l: l.add_cb(GradientAccumulation(40)).fit(1),
             one_cycle=lambda l: l.fit_one_cycle(1), fine_tune=lambda l: l.fine_tune(1), found=lambda l: (l.lr_find(), l.fit(1)),
             rounds=lambda l: l.fit_lottery(1, rounds=2, amount=.4), gradual=lambda l: l.fit_gradual(2, to=.2),
             ticket=lambda l: l.fit_ticket(l.fit_lottery(1, rounds=1, amount=.4)[1].ticket, 1, reset='random_reinit'),
@@ -111,7 +114,8 @@ def test_a_step_by_hand_a_load_and_writes_move_nothing():
     check(learn, x, was)
 
 def test_shared_norms_stay_in_evaluation_mode_and_those_of_the_head_do_not():
-    net = nn.Sequential(nn.Linear(8,12), nn.BatchNorm1d(12), nn.ReLU(), nn.Sequential(nn.Linear(12,12), nn.BatchNorm1d(12), nn.Linear(12,4)))
+    head = nn.Sequential(nn.Linear(12,12), nn.BatchNorm1d(12), nn.Linear(12,4))
+    net = nn.Sequential(nn.Linear(8,12), nn.BatchNorm1d(12), nn.ReLU(), head)
     learn = learner(net)
     learn.fit(1)
     learn.prune(.5)
@@ -143,9 +147,12 @@ def test_rewind_and_ticket_are_of_the_task():
     learn,x,was = two()
     rs = learn.fit_lottery(1, rounds=1, amount=.5, seed=0)
     t,tasks = rs[1].ticket,learn.lottery.tasks
-    assert t.masks==learn.lottery.ticket().masks and all(torch.equal(t.held[n][tasks.taken(n)], v[tasks.taken(n)]) for n,v in tasks.values.items())
+    at = {n:tasks.taken(n) for n in tasks.values}
+    assert t.masks==learn.lottery.ticket().masks
+    assert all(torch.equal(t.held[n][at[n]], v[at[n]]) for n,v in tasks.values.items())
     learn.rewind()
-    for n,w in named_weights(learn.model, tasks.values).items(): assert torch.equal(w.detach(), tasks.values[n])    # the free ones began at 0
+    ws = named_weights(learn.model, tasks.values)
+    assert all(torch.equal(w.detach(), tasks.values[n]) for n,w in ws.items())    # the free ones began at 0
     learn.fit(1)
     check(learn, x, was)
 
@@ -251,7 +258,8 @@ def test_the_next_task_goes_on_after_a_kill(tmp_path):
     def play(path, at, seed=0):
         Halt.at = at
         learn,x,was = two('conv', seed)
-        with contextlib.suppress(KeyboardInterrupt): learn.fit_lottery(3, rounds=2, amount=.5, seed=0, path=path, cbs=Halt())
+        with contextlib.suppress(KeyboardInterrupt):
+            learn.fit_lottery(3, rounds=2, amount=.5, seed=0, path=path, cbs=Halt())
         return learn,x,was
     whole,x,was = play(tmp_path/'whole', None)
     for at in [(0,1),(1,1),(2,0),None]: learn,*_ = play(tmp_path/'killed', at)
@@ -262,28 +270,37 @@ def test_the_next_task_goes_on_after_a_kill(tmp_path):
 
 # --- refusals
 
-def test_refusals():
+def refused(says, f, *args, **kwargs):
+    with pytest.raises(ValueError, match=says): f(*args, **kwargs)
+
+def test_a_first_task_that_cannot_end():
     learn = learner(drop_bn)
-    with pytest.raises(ValueError, match='there is one task so far'): learn.switch_task('a')
-    with pytest.raises(ValueError, match='train and prune first'): learn.freeze_kept('a')
+    refused('there is one task so far', learn.switch_task, 'a')
+    refused('train and prune first', learn.freeze_kept, 'a')
     learn.fit(1)
-    with pytest.raises(ValueError, match='no weight is free'): learn.freeze_kept('a')
+    refused('no weight is free', learn.freeze_kept, 'a')
     learn.prune(.5)
-    with pytest.raises(ValueError, match='matches|no part|head'): learn.freeze_kept('a', head='nothing')
-    with pytest.raises(ValueError, match='should be a module'): learn.freeze_kept('a', head='8.weight')
-    with pytest.raises(ValueError, match='whose place'): learn.freeze_kept('a', new=nn.Linear(12,3))
+    refused("'nothing' in `head` matches|should be a module", learn.freeze_kept, 'a', head='nothing')
+    refused('should be a module', learn.freeze_kept, 'a', head='8.weight')
+    refused('whose place', learn.freeze_kept, 'a', new=nn.Linear(12,3))
     assert learn.lottery.tasks is None and len(learn.lottery.masks)
-    learn.freeze_kept('a', head='8')
-    with pytest.raises(ValueError, match='train and prune first'): learn.freeze_kept('b')
+
+def test_a_next_task_that_cannot_end():
+    learn,*_ = two()
+    refused('train and prune first', learn.freeze_kept, 'b')
     learn.fit(1)
-    with pytest.raises(ValueError, match='no weight is free'): learn.freeze_kept('b')
+    refused('no weight is free', learn.freeze_kept, 'b')
     learn.prune(.5)
-    with pytest.raises(ValueError, match="already"): learn.freeze_kept('a')
-    with pytest.raises(ValueError, match="the head is '8'"): learn.freeze_kept('b', head='4')
-    with pytest.raises(ValueError, match="no finished task 'c'; there are 'a'|there is no finished task 'c'"): learn.switch_task('c')
+    refused('already', learn.freeze_kept, 'a')
+    refused("the head is '8'", learn.freeze_kept, 'b', head='4')
+    refused("there is no finished task 'c'", learn.switch_task, 'c')
+
+def test_a_finished_task_does_not_train():
+    learn,*_ = two()
+    learn.fit(1)
     learn.switch_task('a')
-    with pytest.raises(ValueError, match='of which nothing may move'): learn.fit(1)
-    with pytest.raises(ValueError, match='goes back to the one in training'): learn.freeze_kept('b')
+    refused('of which nothing may move', learn.fit, 1)
+    refused('goes back to the one in training', learn.freeze_kept, 'b')
     learn.validate()
     learn.switch_task()
     learn.fit(1)
