@@ -45,26 +45,28 @@ def _of_learner(o, name):
 
 def _of_round(o, learn, name):
     if learn is None or not learn._grab_cbs(LotteryCallback) or not any(o is r for r in learn.lottery.rounds):
-        raise ValueError(f"{name}: a round knows its masks, and its Learner has the trained net: say which by `learn=`, "
-                         "and take rounds of learn.lottery.rounds")
+        raise ValueError(f"{name}: a round knows its masks, and its Learner has the trained net: say which by "
+                         "`learn=`, and take rounds of learn.lottery.rounds")
     masks,held,ws = trained_of(learn.lottery, o['round'])
     return Trained(f"round {o['round']}", ws, masks.to('cpu'), held, (learn.lottery.w_i,o.start))
 
 def _of_ticket(o, name):
     if o.trained: return Trained(name, o.trained, o.masks.to('cpu'), o.held, (None,o.weights))
-    raise ValueError(f"{name} is a ticket, and a ticket holds starting weights, not trained ones: train it by learn.fit_ticket and give "
-                     "the Learners, or take tickets by learn.lottery.ticket(k, trained=True), which carry the trained net")
+    raise ValueError(f"{name} is a ticket, and a ticket holds starting weights, not trained ones: train it by "
+                     "learn.fit_ticket and give the Learners, or take tickets by learn.lottery.ticket(k, trained=True), "
+                     "which carry the trained net")
 
 # %% ../nbs/28_combine.ipynb #e9710fa4
 def trained_nets(nets, learn=None):
-    "Each of `nets` as a `Trained`. Raises `ValueError` for a ticket of starting weights, `TypeError` for what is no trained net"
+    "Each of `nets` as a `Trained`. Raises `ValueError` for tickets of starting weights, `TypeError` for no trained net"
+    what = "Learners, rounds, or tickets with trained weights; got"
     if isinstance(nets, (Learner,Round,Ticket,nn.Module,str)) or not hasattr(nets, '__iter__'):
-        raise TypeError(f"`nets` should be a list of Learners, rounds, or tickets with trained weights; got {type(nets).__name__}")
+        raise TypeError(f"`nets` should be a list of {what} {type(nets).__name__}")
     def read(i, o):
         if isinstance(o, Learner): return _of_learner(o, f'net {i}')
         if isinstance(o, Round): return _of_round(o, learn, f'net {i}')
         if isinstance(o, Ticket): return _of_ticket(o, f'net {i}')
-        raise TypeError(f"net {i} should be a Learner, a round, or a ticket with trained weights; got {type(o).__name__}")
+        raise TypeError(f"net {i} should be one of {what} {type(o).__name__}")
     res = [read(i, o) for i,o in enumerate(nets)]
     if not res: raise ValueError("`nets` should hold at least one trained net; got none")
     return res
@@ -73,7 +75,7 @@ def _own_learner(nets, learn):
     "Whose data and loss say what is good"
     learn = next((o for o in nets if isinstance(o, Learner)), None) if learn is None else learn
     if isinstance(learn, Learner): return learn
-    raise ValueError("the data of a Learner say how good a net is, and renew the statistics of batch norm: give `learn=`")
+    raise ValueError("a Learner's data say how good a net is, and renew statistics of batch norm: give `learn=`")
 
 # %% ../nbs/28_combine.ipynb #5d3892c6
 _instead = "Ensemble(nets) averages what they say, which is always possible"
@@ -84,7 +86,8 @@ def _check_shapes(a, b):
         other = f"{b.name} is of another architecture"
         if k not in b.state: raise ValueError(f"{other}: it lacks {k!r}, which {a.name} has. {_instead}")
         if torch.is_tensor(v) and v.shape!=(w := b.state[k]).shape:
-            raise ValueError(f"{other}: its {k!r} has shape {tuple(w.shape)}, that of {a.name} {tuple(v.shape)}. {_instead}")
+            raise ValueError(f"{other}: its {k!r} has shape {tuple(w.shape)}, that of {a.name} {tuple(v.shape)}. "
+                             f"{_instead}")
     if more := [k for k in b.state if k not in a.state]:
         raise ValueError(f"{b.name} is of another architecture: {a.name} lacks its {more[0]!r}. {_instead}")
 
@@ -97,13 +100,14 @@ def _same_start(a, b, masks):
 
 # %% ../nbs/28_combine.ipynb #57d1297b
 def smallest_mask(nets):
-    "Of trained nets that with the smallest masks, within all others; None where none has any. Raises `ValueError` where they cross"
+    "The net with the smallest masks, which lie within all others; None without any. Raises `ValueError` where they cross"
     with_masks = [o for o in nets if o.masks is not None]
     if not with_masks: return None
     a = min(with_masks, key=lambda o: o.masks.n_kept)
     for b in with_masks:
         if list(a.masks)!=list(b.masks):
-            raise ValueError(f"the masks of {a.name} and {b.name} are of different weights: {', '.join(a.masks)}; {', '.join(b.masks)}")
+            raise ValueError(f"the masks of {a.name} and {b.name} are of different weights: "
+                             f"{', '.join(a.masks)}; {', '.join(b.masks)}")
         if a.masks&b.masks!=a.masks:
             n = int(sum((m&~b.masks[k]).sum() for k,m in a.masks.items()))
             raise ValueError(f"the masks of {a.name} and {b.name} cross: the first keeps {n:,} weights that the other "
@@ -111,10 +115,10 @@ def smallest_mask(nets):
     return a
 
 def _check_nets(nets, model):
-    "What the average is pruned to: the net with the smallest masks, or None. Raises `ValueError` where there is no average"
+    "The net whose masks the average is pruned to, or None. Raises `ValueError` where there is no average"
     for o in nets: _check_shapes(Trained('the model of the Learner', state(model), None, None, ()), o)
     small = smallest_mask(nets)
-    masks = small.masks if small else {n:torch.ones(v.shape, dtype=torch.bool) for n,v in nets[0].state.items() if torch.is_tensor(v)}
+    masks = small.masks if small else Masks.ones({n:v for n,v in nets[0].state.items() if torch.is_tensor(v)})
     for o in nets[1:]:
         if _same_start(nets[0], o, masks) is False:
             raise ValueError(f"{nets[0].name} and {o.name} began at different weights, and such nets end in different "
@@ -127,20 +131,21 @@ class BarrierWarning(UserWarning): "Nets that are averaged lie apart"
 
 def _check_tol(tol):
     if tol is not None and (isinstance(tol, bool) or not isinstance(tol, (int,float)) or not tol>=0):
-        raise ValueError(f"`tol` should be a share of the loss, at least 0, such as .1, or None to measure no barrier; got {tol!r}")
+        raise ValueError("`tol` should be a share of the loss, at least 0, such as .1, or None to measure no barrier; "
+                         f"got {tol!r}")
 
 def _warn_barrier(learn, nets, tol, norm_dl):
     "Measure the barriers from the first net to the others, and tell of high ones"
     if tol is None or len(nets)<2: return
     if not has_valid(learn):
-        raise ValueError("whether nets can be averaged is measured on the validation set, and this Learner has none: tol=None averages "
-                         "without that")
+        raise ValueError("whether nets can be averaged is measured on the validation set, and this Learner has none: "
+                         "tol=None averages without that")
     for o in nets[1:]:
         p = instability(learn, o.state, nets[0].state, alphas=3, by='loss', norm_dl=norm_dl).path.loss
         mean = (p.iloc[0]+p.iloc[-1])/2
         if not p.iloc[1]-mean>tol*abs(mean): continue
-        warnings.warn(f"a loss barrier lies between {nets[0].name} and {o.name}: the loss is {p.iloc[1]:.4g} in the middle, and "
-                      f"{p.iloc[-1]:.4g} and {p.iloc[0]:.4g} at the ends. Their average makes little sense. {_instead}",
+        warnings.warn(f"a loss barrier lies between {nets[0].name} and {o.name}: the loss is {p.iloc[1]:.4g} in the "
+                      f"middle, and {p.iloc[-1]:.4g} and {p.iloc[0]:.4g} at the ends. Their average makes little sense. {_instead}",
                       BarrierWarning, stacklevel=3)
 
 # %% ../nbs/28_combine.ipynb #95705aec
@@ -205,14 +210,14 @@ def _greedy(learn, nets, small, ndl, monitor):
 # %% ../nbs/28_combine.ipynb #ae9fe45b
 def average(
     nets, # Learners with their trained nets, rounds of `learn`, or tickets that carry trained weights
-    how:str='mean', # `'mean'` of all (sparse soups, 2306.16788), or `'greedy'`, on validation (lottery pools, 2208.10842)
-    learn:Learner=None, # Whose data and loss judge, and whose rounds these are; the first Learner among `nets` by default
+    how:str='mean', # `'mean'` of all (sparse soups, 2306.16788), or `'greedy'` on validation (lottery pools, 2208.10842)
+    learn:Learner=None, # Whose data and loss judge, and whose rounds these are; by default the first Learner in `nets`
     tol:float=.1, # Loss barrier from which on a warning is given, a share of the nets' loss; None measures none
     norm_dl=None, # Batches for the statistics of batch norm: the training set by default; False averages the nets' own
     monitor:str=None # Greedy: the validation figure that decides; by default the first metric
 )->nn.Module: # A new module in evaluation mode, under the smallest mask; `made_of` of it tells the shares
-    """One net of the averaged weights of several trained ones; they and their Learners are left as they are. Raises `ValueError` for
-    tickets of starting weights, and where masks or starts cannot be averaged; warns of a loss barrier"""
+    """One net of the averaged weights of several trained ones; they and their Learners are left as they are. Raises
+    `ValueError` for tickets of starting weights, and where masks or starts cannot be averaged; warns of a loss barrier"""
     if how not in ('mean','greedy'): raise ValueError(f"`how` should be 'mean' or 'greedy'; got {how!r}")
     _check_tol(tol)
     nets = L(nets) if not isinstance(nets, (Learner,Round,Ticket,nn.Module)) else nets
@@ -256,9 +261,9 @@ def _is_float(x): return torch.is_tensor(x) and x.is_floating_point()
 
 # %% ../nbs/28_combine.ipynb #9b2a7783
 class Ensemble(nn.Module):
-    "Several trained nets whose predictions are averaged (1612.01474): a plain module, with copies of the nets as `nets`"
+    "Several trained nets whose predictions are averaged (1612.01474): a plain module, with copies of them as `nets`"
     def __init__(self,
-        nets, # Modules, Learners with their trained nets, rounds of `learn`, or tickets that carry trained weights (these with `learn`)
+        nets, # Modules, Learners with their trained nets; rounds of `learn`, and tickets that carry trained weights
         of:str=None, # What is averaged: `'softmax'`, `'sigmoid'` or `'outputs'`; by default as the loss says
         axis:int=None, # Axis of the classes, for `'softmax'`; as the loss says, else the last
         learn:Learner=None # Whose model and loss it is; the first Learner among `nets` by default
@@ -293,7 +298,7 @@ def reset(self:Ensemble):
 def _members(nets, learn):
     "Copies of the nets, as modules"
     if isinstance(nets, nn.Module):
-        raise TypeError("`nets` should be a list of nets, and this is one module; an ensemble of the members of another: Ensemble(o.nets)")
+        raise TypeError("`nets` should be a list of nets, and this is one module; the members of another: Ensemble([*o.nets])")
     def one(o):
         if isinstance(o, nn.Module): return copy_of(o)
         [t] = trained_nets([o], learn)

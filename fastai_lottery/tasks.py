@@ -92,21 +92,21 @@ def taken(self:Tasks, n):
 def index(self:Tasks, name):
     "Number of a finished task. Raises `ValueError` for a name that there is not"
     if name in self.names: return self.names.index(name)
-    raise ValueError(f"there is no finished task {name!r}; there are {', '.join(map(repr, self.names)) or 'none'}. Without a name, "
-                     "learn.switch_task() goes back to the one in training")
+    raise ValueError(f"there is no finished task {name!r}; there are {', '.join(map(repr, self.names)) or 'none'}. "
+                     "Without a name, learn.switch_task() goes back to the one in training")
 
 @patch
 def masks(self:Tasks,
     name:str # A finished task
 )->Masks:
-    "What a task reads: its own weights, and those of the tasks before it. Raises `ValueError` for a name that there is not"
+    "What a task reads: its own weights, and those of the tasks before. Raises `ValueError` for a name that there is not"
     i = self.index(name)
     own = self.done[i].own
     return Masks({n:own[n].cpu() if self.in_head(n) else _in(self.done[:i+1], n, self.values[n]) for n in own})
 
 # %% ../nbs/28_tasks.ipynb #81545c79
 @patch
-def report(self:Tasks)->pd.DataFrame: # A row a task: `own` weights, `reads`, `of` all that compete, its own `share` of these
+def report(self:Tasks)->pd.DataFrame: # A row a task: `own` weights, `reads`, `of` all that compete, own `share`
     "What each finished task owns, heads included"
     def row(o):
         reads,n = self.masks(o.name),o.own.n_kept
@@ -134,7 +134,8 @@ def within(self:Tasks, lot, masks, held):
     masks = masks.to('cpu')
     if self.now is not None: return Masks({n:torch.zeros_like(m) for n,m in masks.items()}),_reads(self)
     if miss := [n for n in self.values if n not in masks]:
-        raise ValueError(f"{miss[0]!r} is shared by tasks, and these masks leave it out: let the same weights compete in all tasks")
+        raise ValueError(f"{miss[0]!r} is shared by tasks, and these masks leave it out: let the same weights compete in "
+                         "all tasks")
     def at(n, m):
         was = (held or {}).get(n, torch.zeros(m.shape)).cpu()
         return torch.where(self.taken(n), self.values[n], was.to(self.values[n])) if n in self.values else was
@@ -156,16 +157,19 @@ def _check_trains(tasks, lot):
     "Raise `ValueError` where a finished task is being trained"
     if tasks.now is None or not lot.fitting: return
     lot.fitting = False
-    raise ValueError(f"the model is that of the finished task {tasks.done[tasks.now].name!r}, of which nothing may move: "
+    name = tasks.done[tasks.now].name
+    raise ValueError(f"the model is that of the finished task {name!r}, of which nothing may move: "
                      "learn.switch_task() goes back to the task in training")
 
+# %% ../nbs/28_tasks.ipynb #f3e41cee
 @patch
 def holder(self:Tasks, lot, ws):
     "What holds the net: pruned weights, those of finished tasks, and all else that these read"
     m,part = unwrap(lot.learn.model),[n for n,o in lot.masks.items() if not o.all()]
     more = list(_others(self, m, lot.masks).values())
     none = [torch.zeros_like(t, dtype=torch.bool) for t,_ in more]
-    quiet = [o for n,o in m.named_modules() if isinstance(o, Norm) and (self.now is not None or not self.in_head(f'{n}.'))]
+    norms = [(n,o) for n,o in m.named_modules() if isinstance(o, Norm)]
+    quiet = [o for n,o in norms if self.now is not None or not self.in_head(f'{n}.')]
     return HoldAll([*(ws[n] for n in part), *(t for t,_ in more)], [*(lot.masks[n] for n in part), *none],
                    [*((lot.held or {}).get(n) for n in part),
                     *(v.to(t.device) for t,v in more)], quiet, partial(_check_trains, self, lot))
@@ -178,14 +182,14 @@ def _check_free(lot, head):
     if lot.masks.units is not None:
         raise ValueError("tasks share single weights, and units compete here: use LotteryCallback(units='weights')")
     if lot.tasks is None and lot.held:
-        raise ValueError("pruned weights are held at values other than 0, which this task reads, so that they are not free: "
-                         "freeze_kept needs hold=None")
+        raise ValueError("pruned weights are held at values other than 0, which this task reads, so that they are not "
+                         "free: freeze_kept needs hold=None")
     def left(n, m):
         return ~m.cpu() & ~lot.tasks.taken(n) if lot.tasks is not None and n in lot.tasks.values else ~m.cpu()
     shared = [n for n in lot.masks if head is None or not n.startswith(f'{head}.')]
     if not any(left(n, lot.masks[n]).any() for n in shared):
-        raise ValueError("no weight is free for another task: prune first, by learn.prune(...) or learn.fit_lottery(...), and "
-                         "train what is left")
+        raise ValueError("no weight is free for another task: prune first, by learn.prune(...) or "
+                         "learn.fit_lottery(...), and train what is left")
 
 def _head_name(lot, head):
     "The name of the head's module"
@@ -194,7 +198,8 @@ def _head_name(lot, head):
     n = names_of(unwrap(lot.learn.model), head, 'head')[0]
     mods = dict(unwrap(lot.learn.model).named_modules())
     if n not in mods or not n:
-        raise ValueError(f"`head` should be a module of the net, or its name, such as {list(mods)[-1]!r}; got {head!r:.80}")
+        raise ValueError("`head` should be a module of the net, or its name, such as "
+                         f"{list(mods)[-1]!r}; got {head!r:.80}")
     if t is None or t.head==n: return n
     raise ValueError(f"the head is {t.head!r} in the tasks before; got {n!r}")
 
@@ -261,9 +266,9 @@ def freeze_kept(self:Learner,
     reset=None, # Where freed weights begin: at 0, or by a reset such as `'random_reinit'`
     seed:int=0 # For what is drawn
 ):
-    """End a task and begin the next (PackNet, 1711.05769). All that the net has read so far stays bit for bit, whatever trains it, and what
-    was pruned is free for the next task. `learn.dls` and, where it is another, the loss of the next task are yours to set. Raises
-    `ValueError` where nothing is free, where units compete, or for a name that there is"""
+    """End a task and begin the next (PackNet, 1711.05769). All that the net has read so far stays bit for bit, whatever
+    trains it, and what was pruned is free for the next task, whose `learn.dls`, and loss where it is another, are yours to
+    set. Raises `ValueError` where nothing is free, where units compete, or for a name that there is"""
     lot = lottery_of(self)
     head = _head_name(lot, head)
     _check_free(lot, head)
@@ -319,8 +324,8 @@ def _return(lot, tasks):
 def switch_task(self:Learner,
     name:str=None # A finished task; the one in training by default
 ):
-    """Let the model be that of a finished task, whose outputs are what they were, bit for bit; or go back to the one in training.
-    Raises `ValueError` for a name that there is not"""
+    """Let the model be that of a finished task, whose outputs are what they were, bit for bit; or go back to the one in
+    training. Raises `ValueError` for a name that there is not"""
     lot = self._grab_cbs(LotteryCallback)
     tasks = lot[0].tasks if lot else None
     if tasks is None: raise ValueError("there is one task so far: learn.freeze_kept() ends it and begins another")

@@ -72,8 +72,7 @@ def test_greedy_is_never_worse_on_validation():
     rs = learn.fit_lottery(2, rounds=3, amount=.4, seed=0, keep='all')
     for mon in ('valid_loss','accuracy'):
         m = average(rs[1:], how='greedy', learn=learn, monitor=mon)
-        l,one = (learner(average([o], learn=learn), learn.dls, cbs=None) if o else learner(m, learn.dls, cbs=None) for o in (None,rs[3]))
-        a,b = l.evaluate()[mon],one.evaluate()[mon]
+        a,b = (learner(o, learn.dls, cbs=None).evaluate()[mon] for o in (m,average([rs[3]], learn=learn)))
         assert a<=b if mon=='valid_loss' else a>=b
         assert list(m.made_of)[0]=='round 3' and abs(sum(m.made_of.values())-1)<1e-9
     assert len(average(rs[1:], how='greedy', learn=learn, monitor='valid_loss').made_of)>1
@@ -107,7 +106,7 @@ def test_other_starts_masks_and_nets_cannot_be_averaged():
 
 def test_wrong_arguments():
     a = learner(mlp)
-    for args,says in [((a,), 'list of Learners'), (([a.model],), 'net 0 should be a Learner'),
+    for args,says in [((a,), 'list of Learners'), (([a.model],), 'net 0 should be one of Learners'),
                       (([],), 'at least one')]:
         refused(says, average, *args, learn=a)
     refused("'mean' or 'greedy'", average, [a], how='median')
