@@ -8,6 +8,9 @@ from fastai_lottery.analysis import instability
 from fastai_lottery.combine import *
 from fastai_lottery.combine import predictions_of
 from fastai_lottery.shrink import shrink
+from fastai_lottery import combining
+from fastai_lottery.experiments import play_main
+from fastai_lottery.presets import preset
 import fastai_lottery.deploy
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 pytestmark = pytest.mark.filterwarnings('ignore')
@@ -212,3 +215,27 @@ def test_an_average_is_a_net_like_any_other(tmp_path):
     assert l.lottery.masks==t.masks
     l.fit(1)
     assert l.lottery.masks==t.masks
+
+# --- the experiment
+
+class Steps(Callback):
+    n = 0
+    def after_batch(self): Steps.n += self.training
+
+def test_arms_have_as_many_weights_and_iterations(tmp_path, monkeypatch):
+    p = preset('combining-tiny')
+    learn = p.learner(0)
+    with learn.no_bar(), learn.no_logging(): run = play_main(p, learn, 0, tmp_path, None)
+    was = combining._member
+    def member(*args):
+        l = was(*args)
+        l.add_cb(Steps())
+        return l
+    monkeypatch.setattr(combining, '_member', member)
+    dense = run.rounds[0]
+    for a,f in p.controls.items():
+        Steps.n = 0
+        row = f(run, 1).row
+        assert Steps.n==row['iterations']==dense['iterations'], a
+        assert row['kept']==dense['kept']//(4 if a in ('one','soup') else 1), a
+    assert preset('combining-mnist').replicates>=8 and preset('combining-mnist').claims
