@@ -46,6 +46,8 @@ from .deploy import *
 from .report import *
 from .analysis import *
 from .gradual import *
+from .combine import *
+from .tasks import *
 from .regularise import *
 from .data import *
 from .folders import *
@@ -58,6 +60,7 @@ from .claims import *
 from .lenets import *
 from .lenet_masks import *
 from .cheap import *
+from .combining import *
 from .rethinking import *
 from .presets import *
 from .sweeps import *

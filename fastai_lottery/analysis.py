@@ -34,23 +34,23 @@ from .settings import decided
 from .rounds import *
 
 # %% ../nbs/26_analysis.ipynb #40140c35
-def _tensors(m):
+def tensors_in(m):
     "Parameters and buffers of `m` by name, without wrappers"
     m = unwrap(m)
     named = chain(m.named_parameters(remove_duplicate=False), m.named_buffers(remove_duplicate=False))
     return {clean_name(n):t for n,t in named}
 
 @torch.no_grad()
-def _put_(ts, s):
+def put_(ts, s):
     for n,t in ts.items(): t.copy_(s[n])
 
 @contextmanager
-def _put_back(learn):
+def put_back(learn):
     "Put weights, buffers, modes, callbacks and random numbers of `learn` back at the end"
-    old = {n:t.detach().clone() for n,t in _tensors(learn.model).items()}
+    old = {n:t.detach().clone() for n,t in tensors_in(learn.model).items()}
     try:
         with as_it_was(learn, learn.dls.train), unwatched(learn): yield
-    finally: _put_(_tensors(learn.model), old)
+    finally: put_(tensors_in(learn.model), old)
 
 @contextmanager
 def same_order(*dls):
@@ -102,7 +102,7 @@ def _mix(w_1, w_2, a):
 def _norms(m):
     return [o for o in m.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm) and o.running_mean is not None]
 
-class _NewStats(Callback):
+class NewStats(Callback):
     "Within `evaluate`: batch norm takes the average of its statistics over the batches"
     order = 1    # `TrainEvalCallback`, at -10, puts the model into evaluation mode
     def before_validate(self):
@@ -111,7 +111,7 @@ class _NewStats(Callback):
             o.momentum = None
             o.train()
 
-def _norm_dl(learn, dl):
+def norm_dl_of(learn, dl):
     "Batches for the statistics, in a fixed order; None where there is nothing to do"
     if dl is False or not _norms(learn.model): return None
     if dl is None: dl = learn.dls.train.new(shuffle=False) if hasattr(learn.dls.train, 'new') else learn.dls.train
@@ -153,10 +153,10 @@ def _check_walk(learn, by, dl):
 
 def _measure(learn, s, dl, ndl):
     "Loss and error of the net in state `s`"
-    _put_({n:t for n,t in _tensors(learn.model).items() if n in s}, s)
+    put_({n:t for n,t in tensors_in(learn.model).items() if n in s}, s)
     with same_order(ndl, learn.dls.valid if dl is None else dl):
         if ndl is not None:
-            with learn.added_cbs(_NewStats()): learn.evaluate(ndl)
+            with learn.added_cbs(NewStats()): learn.evaluate(ndl)
         r = learn.evaluate(dl)
     return dict(loss=r['valid_loss'], error=1-r['accuracy'] if 'accuracy' in r else r.get('error_rate', np.nan))
 
@@ -174,8 +174,8 @@ def instability(
     Raises `ValueError` for states of another architecture, or where there is nothing to measure on"""
     _check_walk(learn, by, dl)
     w_1,w_2,alphas = _state_of(learn.model, w_1, 'w_1'),_state_of(learn.model, w_2, 'w_2'),_alphas(alphas)
-    with _put_back(learn):
-        ndl = _norm_dl(learn, norm_dl)
+    with put_back(learn):
+        ndl = norm_dl_of(learn, norm_dl)
         path = pd.DataFrame([dict(alpha=a, **_measure(learn, _mix(w_1, w_2, a), dl, ndl)) for a in alphas])
     return Instability(barrier(path, by), path)
 
@@ -335,11 +335,11 @@ def _groups_alone(lot, f, amounts):
 # %% ../nbs/26_analysis.ipynb #560c7500
 def _judged(learn, masks, old, dl, ndl):
     "Figures of the net in state `old` under `masks`"
-    _put_(_tensors(learn.model), old)
+    put_(tensors_in(learn.model), old)
     masks.apply_(learn.model)
     with same_order(ndl, learn.dls.valid if dl is None else dl):
         if ndl is not None:
-            with learn.added_cbs(_NewStats()): learn.evaluate(ndl)
+            with learn.added_cbs(NewStats()): learn.evaluate(ndl)
         return learn.evaluate(dl)
 
 # %% ../nbs/26_analysis.ipynb #ba418c0b
@@ -358,8 +358,8 @@ def sensitivity(
     if by=='layer' and getattr(f, 'per_unit', False): raise ValueError(f"{f.__name__!r} gives one number a unit: by='group'")
     if dl is None and not has_valid(learn):
         raise ValueError("sensitivity is measured on the validation set, and this Learner has none: give `dl`, say learn.dls.train")
-    with _put_back(learn), _lottery_for(learn) as lot:
-        old,ndl = {n:t.detach().clone() for n,t in _tensors(learn.model).items()},_norm_dl(learn, None if bn else False)
+    with put_back(learn), _lottery_for(learn) as lot:
+        old,ndl = {n:t.detach().clone() for n,t in tensors_in(learn.model).items()},norm_dl_of(learn, None if bn else False)
         todo = (_layers_alone if by=='layer' else _groups_alone)(lot, f, list(dict.fromkeys(amounts)))
         rows = [dict(layer=n, amount=a, kept=k, of=of, **_judged(learn, m, old, dl, ndl)) for n,a,m,k,of in list(todo)]
     df = pd.DataFrame(rows)

@@ -250,7 +250,7 @@ def set_masks(self:LotteryCallback,
     held:dict=None # Values that pruned weights are held at, by name; 0 by default
 ):
     "Put `masks` on: check them, move them to the weights' devices and zero what they prune, or hold it at `held`"
-    masks = self.with_units(masks)
+    masks,held = self.within(self.with_units(masks), held)
     ws = masks.check(self.net())
     check_lengths(masks, lengths_of(self.net()), held)
     self.masks = masks.near(ws)
@@ -267,7 +267,7 @@ def _listen(self:LotteryCallback):
     if self.held_here: self.held = {n:torch.where(o, 0., ws[n].detach()) for n,o in self.masks.items()}
     self.held_here = False
     if self._hold is not None: self._hold.off()
-    self._hold = self.masks.holder(ws, self.held).on_grads(self.after_grad)
+    self._hold = self.holder(ws).on_grads(self.after_grad)
     self._watch = self._watch or Watch()
     self._watch.on(self, self.learn.model, self.learn.opt, bool(self._hold.ws))
 

@@ -124,7 +124,6 @@ def _is_changed(v):
     cache = hasattr(v, '__wrapped__') and not hasattr(v, '__code__')
     return cache or isinstance(v, _mutable) or not isinstance(v, type) and is_own(type(v))
 
-
 # %% ../nbs/15_identity.ipynb #647a3173
 def _closes_over(f): return [v for v in _cells(f).values() if isinstance(v, _values) or hasattr(v,'__code__') and v is not f]
 
@@ -142,7 +141,6 @@ def _code(f):
     tree,more = tree_of(f),_also_reads(f)
     code = _bytecode(f.__code__) if tree is None else meaning(tree)
     return code,*[[say(v) for v in vs] for vs in groups],*([more] if more else [])
-
 
 # %% ../nbs/15_identity.ipynb #ccf8e582
 _known_by_name = ('fastai','fastcore','fastai_lottery','torch','torchvision')
@@ -181,7 +179,6 @@ def _say_function(f):
     if (source := source_of(f)) is not None:
         sources[said] = '\n'.join([source, *(f'# {k} = {v}' for k,v in _also_reads(f)), *(f'# of {o}' for o in more)])
     return said
-
 
 # %% ../nbs/15_identity.ipynb #f6d0ce88
 def functions_in(text): return re.findall(r'[\w<>]+ [0-9a-f]{8}\b', text)
@@ -355,6 +352,8 @@ def _about_data(learn, test_dl):
     data = {f'data_{k}':_sample(d) for k,d in zip(('train','valid','test'), dls) if d is not None}
     return {k:v for k,v in data.items() if v is not None}
 
+def _about_tasks(tasks): return {} if tasks is None else dict(tasks=tasks.digest())
+
 def about_learner(learn, lot, test_dl):
     "What a training depends on beside the settings of `fit_lottery`"
     m,dl = unwrap(learn.model),learn.dls.train
@@ -363,4 +362,5 @@ def about_learner(learn, lot, test_dl):
     dtypes = {str(p.dtype).removeprefix('torch.') for p in m.parameters()}
     return dict(own, loss_func=_loss(learn.loss_func), frozen=lot.frozen, init=say(lot.init), callbacks=sorted(cbs),
                 layers=short_hash(re.sub(_address, '', repr(m))), dtypes=sorted(dtypes),
-                batch_size=say(getattr(dl, 'bs', getattr(dl, 'batch_size', None))), **_about_data(learn, test_dl))
+                batch_size=say(getattr(dl, 'bs', getattr(dl, 'batch_size', None))),
+                **_about_data(learn, test_dl), **_about_tasks(lot.tasks))

@@ -226,6 +226,7 @@ class Known:
     "What a callback with a Learner's snapshots, masks and rounds knows, for criteria, resets and mask-0 actions"
     paused = False # Do forward passes take the weights as they are?
     fitting = False # Is a fit going on?
+    tasks = None # Finished tasks that share the net, whose weights no mask may free
 
 @contextmanager
 def unwatched(learn):
@@ -254,6 +255,17 @@ def check_alone(cb, new):
     if old is not None and old is not new and any(o is cb for o in old.cbs):
         raise ValueError(f"{said(cb)} is another Learner's, with its snapshots, masks and {len(cb.rounds)} rounds: "
                          "give each Learner a LotteryCallback() of its own, or take this one off the other by remove_cb")
+
+# %% ../nbs/04_model.ipynb #9ed2b47a
+@patch
+def within(self:Known, masks, held):
+    "`masks` as they may be put on, and the values that they hold"
+    return (masks,held) if self.tasks is None else self.tasks.within(self, masks, held)
+
+@patch
+def holder(self:Known, ws):
+    "What holds the weights `ws` under the masks that are on"
+    return self.masks.holder(ws, self.held) if self.tasks is None else self.tasks.holder(self, ws)
 
 # %% ../nbs/04_model.ipynb #70f32d22
 @patch
