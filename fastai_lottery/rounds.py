@@ -67,10 +67,9 @@ def play_rounds(learn, s, run):
             turn = turn_of(learn, s, r)                 # a whole training; in a search, the last is
             if r: learn.rewind(turn.reset, seed=s.seed_for('rewind', r))
         place = run.place(r) if turn.back else None
-        how = turn.training,place,s.seed_for('train', r)
         with ending_well(run.folder is not None):       # SIGTERM waits for the end of the iteration
-            row,curve,place = fit_once(learn, *how, run.live, done, run.saver(r))
-            run.add(turn.row(run.rounds, row), curve, place)
+            res = fit_once(learn, turn.training, place, s.seed_for('train', r), run.live, done, run.saver(r))
+            run.add(turn.row(run.rounds, res[0]), *res[1:])
     run.settle()
     return run.rounds
 
