@@ -1,11 +1,9 @@
 "A function of the seed that gives a Learner, and all that is compared with its tickets: here, in processes, resumed"
 import threading
-from concurrent.futures import Future
 from functools import partial
 import pandas as pd,pytest,torch
 from torch import nn
 from fastai.callback.core import Callback
-from fastai.callback.tracker import SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import accuracy
@@ -116,26 +114,25 @@ def test_here_nothing_has_to_travel():
         with lock: return make(seed)
     assert len(compare(held, 1, seeds=1, levels=(1,)))==4
 
-def test_a_stopped_call_goes_on_and_more_seeds_and_levels_play_only_what_is_new(plain, tmp_path):
-    made = []
-    class Stops(Here):
-        left = 3
-        def submit(self, fn, job):
-            if self.left==0: raise KeyboardInterrupt
-            self.left -= 1
-            return super().submit(fn, job)
-    class Counts(Here):
-        def submit(self, fn, job):
-            made.append(str(job['o']))
-            return super().submit(fn, job)
-    with pytest.raises(KeyboardInterrupt): compare(make, **how, path=tmp_path, executor=Stops())
-    same(compare(make, **how, path=tmp_path, executor=Counts()), plain)
-    assert len(made)==2*5-3
-    made.clear()
-    same(compare(make, **how, path=tmp_path, executor=Counts()), plain)
-    assert made==[]    # all of it is there
-    more = compare(make, **{**how, 'seeds':3, 'levels':(1,2,3)}, path=tmp_path, executor=Counts())
-    assert len(made)==2*3+7 and set(more.seed)=={0,1,2}    # the lottery and two controls of round 3; all of seed 2
+class Counts(Here):
+    "Says what it was given; may stop as Ctrl-C does"
+    def __init__(self, left=None): self.left,self.seen = left,[]
+    def submit(self, fn, job):
+        if len(self.seen)==self.left: raise KeyboardInterrupt
+        self.seen.append(str(job['o']))
+        return super().submit(fn, job)
+
+def test_a_stopped_call_goes_on(plain, tmp_path):
+    with pytest.raises(KeyboardInterrupt): compare(make, **how, path=tmp_path, executor=Counts(3))
+    same(compare(make, **how, path=tmp_path, executor=(ex := Counts())), plain)
+    assert len(ex.seen)==2*5-3+1    # seed 0 says once more that its lottery is whole
+    same(compare(make, **how, path=tmp_path, executor=(ex := Counts())), plain)
+    assert all(o.endswith('lottery') for o in ex.seen)    # each seed says once that it is whole
+
+def test_more_seeds_and_levels_play_only_what_is_new(plain, tmp_path):
+    compare(make, **how, path=tmp_path)
+    more = compare(make, **{**how, 'seeds':3, 'levels':(1,2,3)}, path=tmp_path, executor=(ex := Counts()))
+    assert len(ex.seen)==2*3+7 and set(more.seed)=={0,1,2}    # the lottery and two controls of round 3; all of seed 2
     same(more[(more.seed<2)&(more['round']<3)], plain)
     same(compare(make, **how, path=tmp_path), plain)    # what was not asked for stays in the folder
 
