@@ -51,7 +51,8 @@ def series_dls(
     "One series as windows of 16 values and the next one"
     dss = [TensorDS(*o, loss_func=MSELossFlat()) for o in parts_of(series(series_seed))]
     first = TensorDL(dss[0], bs, shuffle=True, drop_last=True, seed=seed)
-    return DataLoaders(first, *(TensorDL(ds, 500, seed=seed) for ds in dss[1:]), device=default_device() if device is None else device)
+    others = [TensorDL(ds, 500, seed=seed) for ds in dss[1:]]
+    return DataLoaders(first, *others, device=default_device() if device is None else device)
 
 # %% ../nbs/30_series.ipynb #edcb1e6b
 def series_baselines(
