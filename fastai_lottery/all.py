@@ -51,21 +51,27 @@ from .tasks import *
 from .regularise import *
 from .data import *
 from .folders import *
+from .series import *
 from .nets import *
 from .arms import *
 from .found import *
 from .retrained import *
 from .experiments import *
+from .own import *
 from .claims import *
 from .lenets import *
+from .starts import *
 from .lenet_masks import *
 from .cheap import *
 from .combining import *
 from .rethinking import *
 from .presets import *
 from .sweeps import *
+from .compare import *
 from .engines import *
+from .seeds import *
 from .plots import *
+from .start_plots import *
 from .pictures import *
 from .speed import *
 __all__ = [n for n in dir() if n[0]!='_']

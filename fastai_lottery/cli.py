@@ -6,7 +6,7 @@
 __all__ = ['run', 'report', 'list_', 'main']
 
 # %% ../nbs/42_cli.ipynb #4485623c
-import argparse,os,re,shutil,sys,textwrap,warnings
+import argparse,math,os,re,shutil,sys,textwrap,warnings
 warnings.filterwarnings('ignore', category=FutureWarning)    # torch's, while fastai is imported
 os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')    # and in the processes that play the replicates
 from pathlib import Path
@@ -20,7 +20,7 @@ _head = 'seed  round  weights left  arm      accuracy %  early stop  seconds'
 def _line(o):
     "A training in a line"
     return (f"{o.seed:>4} {o['round']:>6} {100*o.density:>11.1f} %  {o.arm:<7} "
-            f"{100*o.es_test_accuracy:>11.2f} {o.es_iteration:>11.0f} {o.seconds:>8.1f}")
+            f"{100*o.get('es_test_accuracy', math.nan):>11.2f} {o.get('es_iteration', math.nan):>11.0f} {o.seconds:>8.1f}")
 
 class _Screen:
     "A bar at the bottom and a table that grows above it; plain lines where nobody looks on"

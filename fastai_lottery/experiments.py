@@ -33,6 +33,7 @@ from .labels import checked_rounds,round_cols,round_weights,rounds_table
 from .writes import check_own
 from .rounds import *
 from .arms import *
+from .arms import third
 
 # %% ../nbs/33_experiments.ipynb #92199ca1
 def fused_adam(*args, **kwargs):
@@ -137,7 +138,7 @@ _not_of_tickets = ('rounds amount scope criterion to tol stop monitor lower high
 def play_main(p, learn, seed, out, data, kind=Run):
     "The lottery of a seed, and what its controls and measures are given"
     seed += p.first
-    rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=learn.dls[2], path=out)
+    rounds = learn.fit_lottery(**p.settings, seed=seed, test_dl=third(learn.dls), path=out)
     def trained(r): return round_weights(out/f'round_{r:02d}', rounds[r].row)
     return kind(learn, rounds, {k:v for k,v in p.settings.items() if k not in _not_of_tickets}, trained, seed, data)
 
@@ -181,7 +182,7 @@ def play_lottery(p, name, seed, out, data, device):
     if shares_dense(p, name): share_rounds(out, out/name, 1)
     learn = q.learner(seed, data, device)
     with learn.no_bar(), learn.no_logging():
-        return learn.fit_lottery(**{**p.settings, **s}, seed=seed+p.first, test_dl=learn.dls[2], path=out/name)
+        return learn.fit_lottery(**{**p.settings, **s}, seed=seed+p.first, test_dl=third(learn.dls), path=out/name)
 
 # %% ../nbs/33_experiments.ipynb #41504d03
 def made_by(o): return 'x'+short_hash(repr(say(o)))[:8]

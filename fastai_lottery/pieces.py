@@ -9,6 +9,7 @@ __all__ = []
 import math,multiprocessing,os,pickle,platform,re,shutil,socket,sys,threading,time,traceback
 from collections.abc import MutableMapping
 from contextlib import ExitStack,contextmanager,suppress
+from copy import deepcopy
 from dataclasses import dataclass,replace
 from functools import partial
 from pathlib import Path
@@ -183,12 +184,17 @@ def job_of(p, o, root, **more):
     "What a worker is told of the piece `o`"
     return {**_unsaid, **more, 'p':p, 'o':o, 'root':str(root)}
 
+def _with_own(p):
+    "The preset with callbacks of its own: what one seed leaves in them is not for the next"
+    cbs = p.settings.get('cbs')
+    return p if cbs is None else replace(p, settings={**p.settings, 'cbs':deepcopy(cbs)})
+
 def preset_of(job):
-    p = job['p']
+    if isinstance(p := job['p'], Preset): return _with_own(p)    # in the process that plays
     return with_settings(preset(p), **job['change']) if isinstance(p, str) else pickle.loads(p)
 
 # %% ../nbs/38_pieces.ipynb #0b77aab3
-_alone,_checked = threading.Lock(),set()
+_alone,_checked = threading.RLock(),set()    # a piece played in this process may play others
 
 def _cpu():
     "What kind of processor this is: equal bits are promised on equal ones with as many threads"

@@ -25,7 +25,7 @@ from .experiments import *
 from .experiments import check_made,made_by,marks_of,n_trainings,of_pieces,rows_in,with_settings
 from .presets import *
 from .pieces import goes_after,job_of,pieces_of,rounds_for,tables,versions,work
-from .slots import NoGuard,check_not_imported,check_of,check_script,cores,limit_of,of_ours,of_yours
+from .slots import Here,NoGuard,check_not_imported,check_of,check_script,cores,limit_of,of_ours,of_yours
 
 # %% ../nbs/38_sweeps.ipynb #a809ef06
 def read_about(
@@ -339,9 +339,9 @@ def _made(p): return {(kind,a):made_by(f) for kind,fs in (('control',p.controls)
 
 def _job(sent, made, out, more, o, **kw): return job_of(sent, o, out, made=made.get((o.kind,o.name)), **more, **kw)
 
-def _sent(name, p):
+def _sent(name, p, executor):
     "How a worker learns of the preset `p`: by its `name`, or whole, with the functions that a notebook or script holds"
-    return name if isinstance(name, str) else cloudpickle.dumps(p)
+    return name if isinstance(name, str) else p if isinstance(executor, Here) else cloudpickle.dumps(p)
 
 # %% ../nbs/38_sweeps.ipynb #a978808d
 def play(
@@ -364,5 +364,5 @@ def play(
     _asked(p, n, jobs, data, executor, partial(_check_folder, out, about))
     jobs = min(n, cores()) if jobs is None else min(jobs, n*len(pieces_of(p, 0)))
     threads = max(1, cores()//jobs) if executor is None else None
-    job = partial(_job, _sent(name, p), _made(p), out, dict(change=change, data=data, threads=threads))
+    job = partial(_job, _sent(name, p, executor), _made(p), out, dict(change=change, data=data, threads=threads))
     return _play(p, out, n, jobs, job, executor, dict(about, replicates=n))

@@ -19,8 +19,11 @@ from .engines import executor_for
 from .plots import plot_lottery
 
 # %% ../nbs/41_told.ipynb #0ee345c8
+def _has_accuracy(df): return 'es_test_accuracy' in df and df.es_test_accuracy.notna().any()
+
 def _table(df):
     "The comparison as people read it"
+    if not _has_accuracy(df): return 'no accuracies: what this measures stands below'
     acc = show_arms(df)
     if not len(acc): return 'no controls yet'
     n,stop = int(compare_arms(df).n.min()),show_arms(df, 'es_iteration', nd=0)
@@ -88,6 +91,10 @@ def _say_claims(name, df, ms):
     v = check_claims(name, df, ms) if name in presets else ()
     if len(v): tell('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
 
+def _picture(out, name, df):
+    fig = plot_lottery(df.assign(arm=df.arm.map(_for_plots)), _for_plots(name))[0].figure
+    return _wrote(out/'lottery.png', lambda f: fig.savefig(f, dpi=150, format='png'))
+
 def summary(out, df):
     "Print what a run shows, and write its table and picture"
     out = own_path(out, 'folder')
@@ -96,8 +103,7 @@ def summary(out, df):
     with readable(out):
         tell('\n'+_table(df))
         _say_claims(name, df, _say_measures(out))
-        fig = plot_lottery(df.assign(arm=df.arm.map(_for_plots)), _for_plots(name))[0].figure
+        picture = _picture(out, name, df) if _has_accuracy(df) else 'none'
     table = _wrote(out/'results.csv', lambda f: df.to_csv(f, index=False))
-    picture = _wrote(out/'lottery.png', lambda f: fig.savefig(f, dpi=150, format='png'))
     tickets = out/'seed_XX'/'round_XX'/'ticket.safetensors'
     tell(f"\npicture  {picture}\ntable    {table}\ntickets  {tickets}")

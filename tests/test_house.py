@@ -16,6 +16,7 @@ wordy = {
     'rounds.Learner.fit_lottery':'the verb of the library: what is asked of a lottery is asked here',
     'rounds.Learner.fit_ticket':"a ticket's training has the same settings",
     'gradual.Learner.fit_gradual':'so has a training within which masks tighten',
+    'seeds.seeds_lottery':'a lottery over starts: how many, how long, when they are left behind, where it is played',
     'data.image_dls':'each says how a folder of images becomes batches',
     'cli.run':'each option of the command is one of its parameters',
     'nets.Learner.fit_drops':"the papers' schedule, beside fastai's `fit` and with its parameters",

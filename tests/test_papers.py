@@ -28,7 +28,7 @@ def owner(f):
 
 def test_there_are_pages():
     assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits','06_rethinking','07_cheap',
-                                        '11_combining']
+                                        '10_seeds','11_combining']
 
 # --- what a page names
 
@@ -151,7 +151,16 @@ def heuristic(r):
 def learned(r): return [dict(base=b, rescale=d, accuracy=r(), test_accuracy=r()) for b in bases for d in (False,True)]
 def declared(r): return [dict(claim='x', recipe='going_on', margin=.15)]
 def whose_mask(r): return [dict(overlap=r(), chance=r())]
-made_up = dict(stability=stability, instability=instability, heuristic=heuristic, learned=learned, declared=declared, whose_mask=whose_mask)
+def starts(r):
+    base,at = dict(persistence=.02, ar=.015),[f'{c}_{e}' for e in (2,4,8,16) for c in ('train','valid','pruned')]
+    def one(what, i, o, **kw): return dict(what=what, init=i, order=o, valid=r(), test=r(), generalises=int(r()<.3), **base, **kw)
+    own = [one('start', i, i, train=r(), **{c:r() for c in at}) for i in range(4)]
+    crossed = [one('crossed', i, o) for i in range(2) for o in range(2) if i!=o]
+    return own+crossed+[dict(what='barrier', which=w, init=0, order=1, barrier=r()) for w in ('good','bad','both')]
+def best_of(r):
+    def one(what, **kw): return dict(what=what, accuracy=r(), test_accuracy=r(), iterations=84, **kw)
+    return [*(one('start', init=i, first=2) for i in range(3)), *(one(w) for w in ('best','long','ensemble'))]
+made_up = dict(starts=starts, best_of=best_of, stability=stability, instability=instability, heuristic=heuristic, learned=learned, declared=declared, whose_mask=whose_mask)
 
 def all_trainings(p):
     "Arm and round of each training of a preset"
