@@ -6,7 +6,6 @@
 __all__ = ['survival', 'plot_survival', 'uniform_heads']
 
 # %% ../nbs/26_attention.ipynb #a2c20006
-import re
 from contextlib import contextmanager
 from typing import NamedTuple
 import pandas as pd,torch
@@ -44,10 +43,8 @@ def _three(name, dim, width, bias):
 
 def _of_torch(n, m):
     "torch's own"
-    if m.in_proj_weight is not None: parts,b = _three(f'{n}.in_proj_weight', 0, m.embed_dim, m.in_proj_bias is not None and f'{n}.in_proj_bias')
-    else:
-        parts = {p:Slice(f'{n}.{p}_proj_weight') for p in 'qkv'}
-        b = None if m.in_proj_bias is None else Slice(f'{n}.in_proj_bias', 0, 0, m.embed_dim)
+    parts,b = _three(f'{n}.in_proj_weight', 0, m.embed_dim, m.in_proj_bias is not None and f'{n}.in_proj_bias')
+    if m.in_proj_weight is None: parts = {p:Slice(f'{n}.{p}_proj_weight') for p in 'qkv'}
     return Attention(n, m.num_heads, {**parts, 'out':Slice(f'{n}.out_proj.weight')}, b or None)
 
 def _of_one(n, m, qkv, proj):
@@ -72,10 +69,13 @@ def _of_layers(n, m, q, k, v, out):
     own = dict(q=f'{n}.{q}.weight', k=f'{n}.{k}.weight', v=f'{n}.{v}.weight', out=out)
     return Attention(n, _heads(m, getattr(m, q).weight.shape[0]), {p:Slice(o) for p,o in own.items()}, bias)
 
-def _has(m, *names): return all(isinstance(getattr(m, o, None), nn.Linear) or is_conv1d(getattr(m, o, None)) for o in names)
+def _has(m, *names):
+    ls = [getattr(m, o, None) for o in names]
+    return all(isinstance(l, nn.Linear) or is_conv1d(l) for l in ls)
 
 # %% ../nbs/26_attention.ipynb #a2c20011
-_fused = [('qkv','proj'), ('c_attn','c_proj'), ('query_key_value','dense'), ('qkv_proj','o_proj'), ('Wqkv','out_proj'), ('Wqkv','Wo')]
+_fused = [('qkv','proj'), ('c_attn','c_proj'), ('query_key_value','dense'),
+          ('qkv_proj','o_proj'), ('Wqkv','out_proj'), ('Wqkv','Wo')]
 _apart = [('{}_proj','o_proj'), ('{}_proj','out_proj'), ('{}_proj','dense'), ('{}_lin','out_lin')]
 
 def attention_in(n, m):
@@ -97,28 +97,47 @@ def attentions_in(model):
     return [a for a in found if a is not None]
 
 # %% ../nbs/26_attention.ipynb #a2c20014
-def layer_of(n):
-    "The first number in a name, -1 where there is none"
-    g = re.search(r'(?<![^.])\d+(?![^.])', n)
-    return int(g[0]) if g else -1
+def stacks_of(names):
+    "Where layers are numbered that have these names: prefix → numbers"
+    res = {}
+    for n in names:
+        ps = n.split('.')
+        for i,o in enumerate(ps):
+            if o.isdigit(): res.setdefault(''.join(f'{p}.' for p in ps[:i]), set()).add(int(o))
+    many = {p:s for p,s in res.items() if len(s)>1} or res
+    return {p:s for p,s in many.items() if not any(o!=p and p.startswith(o) for o in many)}
 
-def kind_of_layer(m, n):
+def layer_of(n, stacks):
+    "The layer of the name `n`, -1 for none; by its whole name where layers are numbered in several places"
+    for p,s in stacks.items():
+        if n.startswith(p) and (o := n[len(p):].split('.')[0]).isdigit() and min(s)<=int(o)<=max(s):
+            return int(o) if len(stacks)==1 else p+o
+    return -1
+
+def kind_of_layer(m, n, layer):
     "What a layer is that is no part of an attention"
     if isinstance(m, (nn.Embedding,nn.EmbeddingBag)): return 'embedding'
     if 'weight_hh' in n: return 'recurrent'
-    return 'input' if 'weight_ih' in n else 'other' if layer_of(n)<0 else 'feed-forward'
+    return 'input' if 'weight_ih' in n else 'other' if layer==-1 else 'feed-forward'
 
 # %% ../nbs/26_attention.ipynb #a2c20015
+def _stacks(model, found, names):
+    "Where the layers of `model` are numbered: those of its attentions, else of its LSTMs, else of all that has a name"
+    rnns = [clean_name(n) for n,m in unwrap(model).named_modules() if isinstance(m, nn.RNNBase)]
+    return stacks_of([a.name for a in found] or rnns or names)
+
 def parts_of(model, names):
     "Rows (layer, part, `Slice`) of the weights `names`"
-    at = {}
-    for a in attentions_in(model):
-        for p,s in a.parts.items(): at.setdefault(s.name, []).append((layer_of(a.name), p, s))
+    found,at = attentions_in(model),{}
+    stacks = _stacks(model, found, names)
+    for a in found:
+        for p,s in a.parts.items(): at.setdefault(s.name, []).append((layer_of(a.name, stacks), p, s))
     mods = {clean_name(n):m for n,m in unwrap(model).named_modules()}
     rows = []
     for n in names:
-        own = mods.get(n.rpartition('.')[0])
-        rows += at.get(n) or [(-1 if (k := kind_of_layer(own, n))=='embedding' else layer_of(n), k, Slice(n))]
+        layer = layer_of(n, stacks)
+        kind = kind_of_layer(mods.get(n.rpartition('.')[0]), n, layer)
+        rows += at.get(n) or [(-1 if kind=='embedding' else layer, kind, Slice(n))]
     return rows
 
 # %% ../nbs/26_attention.ipynb #a2c20016
@@ -126,10 +145,11 @@ def survival(
     masks, # `Masks`, or a `Ticket` or `Round` that has them
     model:nn.Module # The model that they belong to
 )->pd.DataFrame: # A row a part of a layer: `layer` (-1 outside all), `part`, `kept`, `total` (weights), `density`
-    """What a mask keeps of each part of a model: `embedding`, `q`, `k`, `v` and `out` of attentions, `feed-forward` (other numbered layers),
-    `input` and `recurrent` of LSTMs, `other`. Raises `ValueError` for masks of another model"""
+    """What a mask keeps of each part of a model: `embedding`, `q`, `k`, `v` and `out` of attentions, `feed-forward` (what
+    else is in a numbered layer), `input` and `recurrent` of LSTMs, `other`. Raises `ValueError` for masks of another model"""
     masks = getattr(masks, 'masks', masks)
-    if not isinstance(masks, Masks): raise TypeError(f"`masks` should be `Masks`, a `Ticket` or a `Round`; got {type(masks).__name__}")
+    if not isinstance(masks, Masks):
+        raise TypeError(f"`masks` should be `Masks`, a `Ticket` or a `Round`; got {type(masks).__name__}")
     masks.check(named_weights(model))
     res = {}
     for layer,part,s in parts_of(model, masks):
@@ -148,7 +168,7 @@ def plot_survival(
 ): # The axes
     "Density of each part of each layer, as a map of squares with the percentage in each"
     import matplotlib.pyplot as plt
-    t = df.pivot_table(index='layer', columns='part', values='density')
+    t = df.pivot_table(index='layer', columns='part', values='density', sort=False)
     t = t[[o for o in _order if o in t]]
     if ax is None: ax = plt.subplots(figsize=(1+.8*t.shape[1], .8+.5*t.shape[0]), layout='constrained')[1]
     ax.imshow(t, vmin=0, vmax=1, cmap='Blues', aspect='auto')
@@ -156,13 +176,13 @@ def plot_survival(
         for j,v in enumerate(row):
             if v==v: ax.text(j, i, f'{100*v:.0f} %', ha='center', va='center', color='w' if v>.6 else 'k')
     ax.set_xticks(range(t.shape[1]), t.columns)
-    ax.set_yticks(range(t.shape[0]), ['–' if o<0 else o for o in t.index])
+    ax.set_yticks(range(t.shape[0]), ['–' if o==-1 else o for o in t.index])
     ax.set_ylabel('layer')
     return ax
 
 # %% ../nbs/26_attention.ipynb #a2c20020
 def head_slices(a, ps, h=None):
-    "Weight and bias of the queries of head `h` of the attention `a`, all heads by default, as views of the tensors `ps`"
+    "Weight and bias of the queries of head `h` of `a`, of all heads by default, as views of the tensors `ps`"
     for s in filter(None, (a.parts['q'],a.bias)):
         t = s.of(ps[s.name])
         size = t.shape[s.dim]//a.n
@@ -184,19 +204,23 @@ def uniform(model, heads):
 # %% ../nbs/26_attention.ipynb #a2c20021
 def _check_heads(model, dl, learn):
     found = attentions_in(model)
-    if not found: raise ValueError("this model has no attention that is known: torch's `MultiheadAttention`, or one laid out as in timm, "
-                                   "BERT, GPT-2 or Llama")
+    if not found:
+        raise ValueError("this model has no attention that is known: torch's `MultiheadAttention`, or one laid out as in "
+                         "timm, BERT, GPT-2 or Llama")
     if bad := [a.name for a in found if a.n is None]: raise ValueError(f"how many heads {bad[0]!r} has is not known")
     if dl is None and not has_valid(learn):
-        raise ValueError("the loss is measured on the validation set, and this Learner has none: say where, such as dl=learn.dls.train")
+        raise ValueError("the loss is measured on the validation set, and this Learner has none: say where, such as "
+                         "dl=learn.dls.train")
     return found
 
 def _asked(found):
     "Rows (layer, head, heads): none, each head, each layer, all"
+    stacks = stacks_of([a.name for a in found])
     yield 'none','none',[]
     for a in found:
-        for h in range(a.n): yield layer_of(a.name),h,[(a,h)]
-        yield layer_of(a.name),'all',[(a,None)]
+        layer = layer_of(a.name, stacks)
+        for h in range(a.n): yield layer,h,[(a,h)]
+        yield layer,'all',[(a,None)]
     yield 'all','all',[(a,None) for a in found]
 
 # %% ../nbs/26_attention.ipynb #a2c20022
@@ -204,13 +228,15 @@ def uniform_heads(
     learn:Learner, # A trained net; all as before afterwards
     dl=None, # Where to measure; the validation set by default
     single:bool=True # Each head alone as well? Else whole layers, and all
-)->pd.DataFrame: # A row each: `layer`, `head` ('all' for all of a layer), `loss`, `rise` (above that of the net as it is)
-    """What it costs that a head looks at all places alike: its queries are set to 0, one head, one layer, all. What an attention adds to
-    its scores by itself (relative positions in T5 or Swin) stays. Raises `ValueError` where no attention is known, or nothing to measure on"""
+)->pd.DataFrame: # Columns `layer`, `head` ('all' for all of a layer), `loss`, `rise` (above that of the net as it is)
+    """What it costs that a head looks at all places alike: its queries are set to 0, one head, one layer, all. What an
+    attention adds to its scores by itself (relative positions in T5 or Swin) stays. Raises `ValueError` where no attention
+    is known, or there is nothing to measure on"""
     found = _check_heads(learn.model, dl, learn)
     rows = []
     for layer,head,heads in _asked(found):
         if not (single or head in ('all','none')): continue
-        with uniform(learn.model, heads): rows.append(dict(layer=layer, head=head, loss=learn.evaluate(dl)['valid_loss']))
+        with uniform(learn.model, heads): loss = learn.evaluate(dl)['valid_loss']
+        rows.append(dict(layer=layer, head=head, loss=loss))
     df = pd.DataFrame(rows[1:])
     return df.assign(rise=df.loss-rows[0]['loss'])
