@@ -26,6 +26,7 @@ from .rethinking import rethinking
 from .cheap import cheap
 from .combining import combining
 from .starts import starts
+from .language import language
 from .catalogue import no_preset
 
 # %% ../nbs/37_presets.ipynb #8a48ec65
@@ -306,6 +307,7 @@ _convs += [_supermask_of(_convs[2*i], n) for i,n in enumerate((2,4,6))]
 families = [*lenets, *lenet_masks, *rethinking, *cheap,
             *combining,
             *starts,
+            *language,
             *_convs]
 presets = {p.name:replace(p, claims=claimed(p.name)) for p in families}
 

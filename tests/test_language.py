@@ -1,0 +1,254 @@
+"""Language models and attention: texts and what counting predicts, heads that look at all places alike, what survives of each part,
+gradient clipping of tickets, the encoder's ticket in a classifier; nets of transformers are marked `extra`"""
+import math
+from pathlib import Path
+import numpy as np,pytest,torch
+from torch import nn
+from fastai.callback.training import GradientClip
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import set_seed
+import fastai_lottery.texts as texts
+from fastai_lottery.attention import attentions_in,plot_survival,survival,uniform,uniform_heads
+from fastai_lottery.callback import LotteryCallback
+from fastai_lottery.core import generator,named_weights,prunable
+from fastai_lottery.language import language,reads
+from fastai_lottery.masks import Masks
+from fastai_lottery.resets import fresh,state
+from fastai_lottery.rounds import *
+from fastai_lottery.texts import *
+from fastai_lottery.writers import *
+
+root = Path(__file__).resolve().parent.parent
+extra = pytest.mark.extra
+
+def small(): return lm_gpt(width=16, layers=2, context=32)
+def learner(model=None, cb=None, **kw):
+    set_seed(0)
+    dls,m = verses(seed=0, device='cpu', parts=(.1,.2)),small() if model is None else model
+    cb = cb or LotteryCallback(exclude='pos' if hasattr(m, 'pos') else None)
+    return Learner(dls, m, metrics=BitsPerCharacter(), cbs=cb, **kw)
+
+def quiet(learn, f):
+    with learn.no_bar(), learn.no_logging(): return f()
+
+# --- texts
+
+def test_tiny_shakespeare_is_read_from_the_folder(tmp_path, monkeypatch):
+    (tmp_path/'text').mkdir()
+    (tmp_path/'text'/'tinyshakespeare.txt').write_text('To be, or not to be. '*200)
+    assert shakespeare_text(tmp_path).startswith('To be,')
+    monkeypatch.setenv('FASTAI_LOTTERY_DATA', str(tmp_path))
+    dls = tiny_shakespeare(context=8, bs=4, seed=0)
+    assert [len(o.dataset) for o in dls]==[(3780-1)//8,(210-1)//8,(210-1)//8]
+
+def test_a_missing_file_is_downloaded_and_checked(tmp_path, monkeypatch):
+    asked = []
+    def get(url, f, sha, progress):
+        asked.append((url, sha))
+        Path(f).write_text('To be')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', get)
+    assert shakespeare_text(tmp_path)=='To be' and asked[0][1]==texts._sha
+    with pytest.raises(FileNotFoundError, match='`verses` needs neither'): shakespeare_text(tmp_path/'..', download=False)
+
+def test_the_sample_is_the_beginning_and_of_known_letters():
+    t = verses_text()
+    assert t.startswith('First Citizen:\nBefore we proceed') and len(t)==9785 and set(t)<=set(letters) and len(letters)==65
+
+def test_a_window_is_followed_by_the_next():
+    ds = verses(seed=0).train_ds
+    assert torch.equal(ds.y[:-1,-1], ds.x[1:,0]) and torch.equal(ds.y[:,:-1], ds.x[:,1:])
+
+@pytest.mark.parametrize('n', [1,2,3,5])
+def test_ngrams_are_probabilities(n):
+    m = NGram(encoded(verses_text())[:3000], n)
+    for ctx in ('First Citize','zzZ','xq'):
+        t = encoded(ctx).numpy()
+        p = [2**m.log2p(np.r_[t, c])[-1] for c in range(65)]
+        assert math.isclose(sum(p), 1, rel_tol=1e-9) and min(p)>0
+
+def test_longer_contexts_predict_better_up_to_a_point():
+    b = ngrams(verses(seed=0), 3).valid
+    assert b[1]>b[2]>b[3]
+
+def test_bits_are_the_loss_in_bits():
+    learn = learner()
+    r = learn.evaluate()
+    assert math.isclose(r['bits'], r['valid_loss']/math.log(2), rel_tol=1e-6)
+
+# --- the nets
+
+def test_nothing_is_seen_of_what_comes_later():
+    m,x = small().eval(), torch.randint(65, (2,32))
+    y = x.clone()
+    y[:,20:] = 0
+    torch.testing.assert_close(m(x)[:,:20], m(y)[:,:20])
+
+@pytest.mark.parametrize('make', [small, lambda: lm_awd(width=16, hidden=24)], ids=['gpt','awd'])
+def test_a_lottery_holds_and_draws_anew(make):
+    m = make()
+    learn = learner(m)
+    quiet(learn, lambda: learn.fit_lottery(1, rounds=1, amount=.5, lr_max=1e-2, seed=0))
+    r = quiet(learn, lambda: learn.fit_ticket(learn.lottery.ticket(1), 1, reset='random_reinit', lr_max=1e-2, seed=0))
+    masks = learn.lottery.masks
+    assert r['density']==.5 and all((w[~masks[n]]==0).all() for n,w in named_weights(m, masks).items())
+
+def test_a_reset_draws_as_the_start_was_drawn():
+    m = lm_gpt()
+    w = fresh(m, generator(0))
+    for n in prunable(m): assert .8<w[n].std()/state(m)[n].std()<1.25, n
+
+def test_hidden_states_do_not_go_from_window_to_window():
+    m,x = lm_awd(width=16, hidden=24).eval(), torch.randint(65, (3,9))
+    assert torch.equal(m(x), m(x))
+
+# --- gradient clipping
+
+@pytest.mark.parametrize('make', [small, lambda: lm_awd(width=16, hidden=24, drop_mult=0)], ids=['gpt','awd'])
+def test_clipping_counts_only_living_weights(make):
+    "The norm that is clipped is that of the kept weights' gradients, and of what does not compete"
+    seen = []
+    class Norm(GradientClip):
+        order = GradientClip.order-1
+        def before_step(self):
+            on = self.learn.lottery.masks
+            ps = named_weights(self.learn.model)
+            own = {n:p for n,p in ps.items() if p.grad is not None and (n in on or id(p) not in tied)}
+            alive = {id(p):(p.grad*on[n] if n in on else p.grad) for n,p in own.items()}
+            every = {id(p):p.grad for p in ps.values() if p.grad is not None}
+            def norm(gs): return float(torch.stack([g.norm() for g in gs]).norm())
+            seen.append((norm(every.values()), norm(alive.values())))
+    m = make()
+    learn = learner(m)
+    learn.prune(.7)
+    tied = {id(p) for p in named_weights(m, learn.lottery.masks).values()}
+    quiet(learn, lambda: learn.fit(1, 1e-2, cbs=[Norm(), GradientClip(.1)]))
+    assert seen and all(math.isclose(a, b, rel_tol=1e-5) for a,b in seen)
+
+# --- heads
+
+def mha():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed,self.attn,self.out = nn.Embedding(65, 16),nn.MultiheadAttention(16, 4, batch_first=True),nn.Linear(16, 65)
+        def forward(self, x):
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+            x = self.embed(x)
+            return self.out(self.attn(x, x, x, attn_mask=mask, need_weights=False)[0])
+    return Block()
+
+def test_queries_of_0_look_at_all_before_alike():
+    m,x = small().eval(), torch.randint(65, (2,32))
+    attn,seen = m.blocks[0].attn,[]
+    attn.proj.register_forward_pre_hook(lambda o, xs: seen.append(xs[0]))
+    attn.qkv.register_forward_hook(lambda o, xs, y: seen.append(y))
+    a = attentions_in(m)[0]
+    with torch.no_grad(), uniform(m, [(a,1)]): m(x)
+    v = seen[0][...,32:]
+    mean = v.cumsum(1)/torch.arange(1, 33)[:,None]
+    torch.testing.assert_close(seen[1][...,4:8], mean[...,4:8])
+    assert not torch.allclose(seen[1][:,2:,:4], mean[:,2:,:4], atol=1e-7)
+
+@pytest.mark.parametrize('make', [small, mha], ids=['gpt','torch'])
+def test_looking_at_heads_changes_nothing(make):
+    learn = learner(make(), LotteryCallback())
+    learn.prune(.5)
+    was,rng = state(learn.model),torch.get_rng_state()
+    df = quiet(learn, lambda: uniform_heads(learn))
+    n = len(attentions_in(learn.model))
+    assert len(df)==5*n+1 and torch.equal(rng, torch.get_rng_state())
+    assert all(torch.equal(v, was[k]) for k,v in state(learn.model).items())
+
+def test_an_error_leaves_the_weights_as_they_were():
+    m = small()
+    was = state(m)
+    with pytest.raises(KeyError), uniform(m, [(a,None) for a in attentions_in(m)]): raise KeyError
+    assert all(torch.equal(v, was[k]) for k,v in state(m).items())
+
+def test_what_has_no_attention_is_refused():
+    learn = learner(lm_awd(width=16, hidden=24), LotteryCallback())
+    with pytest.raises(ValueError, match='no attention that is known'): uniform_heads(learn)
+
+# --- what survives
+
+@pytest.mark.parametrize('make,parts', [(small, 'embedding q k v out feed-forward'), (mha, 'embedding q k v out other'),
+    (lambda: lm_awd(width=16, hidden=24), 'embedding recurrent input')], ids=['gpt','torch','awd'])
+def test_each_weight_is_in_one_part(make, parts):
+    m = make()
+    ws = named_weights(m, prunable(m))
+    masks = Masks({n:torch.rand(w.shape, generator=generator(0, n))<.3 for n,w in ws.items()})
+    df = survival(masks, m)
+    assert df.kept.sum()==masks.n_kept and df.total.sum()==masks.numel and set(df.part)==set(parts.split())
+    assert plot_survival(df) is not None
+
+def test_layers_of_an_lstm_are_told_apart():
+    m = lm_awd(width=16, hidden=24)
+    df = survival(Masks.ones(named_weights(m, prunable(m))), m)
+    assert df[df.part=='recurrent'].layer.tolist()==[0,1]
+
+# --- an encoder's ticket in a classifier
+
+def test_an_encoder_takes_its_ticket_along():
+    from fastai.text.all import AWD_LSTM,awd_lstm_clas_config,awd_lstm_lm_config,get_language_model,get_text_classifier
+    from fastai_lottery.tickets import Ticket
+    from fastai_lottery.transfer import transfer
+    size = dict(emb_sz=8, n_hid=12, n_layers=2, pad_token=0)
+    lm = get_language_model(AWD_LSTM, 65, {**awd_lstm_lm_config, **size})
+    clas = get_text_classifier(AWD_LSTM, 65, 2, config={**awd_lstm_clas_config, **size})
+    masks = Masks({n:torch.rand(w.shape)<.5 for n,w in named_weights(lm, prunable(lm)).items()})
+    t = transfer(encoder_ticket(Ticket(masks, state(lm))), clas, exclude='1')
+    assert {n.replace('0.module.', '0.', 1) for n in t.masks}==set(masks)
+    k = '0.module.rnns.0.weight_hh_l0_raw'
+    head = '1.layers.0.2.weight'
+    assert torch.equal(t.weights[k], state(lm)['0.rnns.0.weight_hh_l0_raw'])
+    assert torch.equal(t.weights[head], state(clas)[head])
+    other = Ticket(Masks(dict(a=torch.ones(2,2).bool())), dict(a=torch.ones(2,2)))
+    with pytest.raises(ValueError, match="encoder at '0.'"): encoder_ticket(other)
+
+# --- experiments
+
+def test_nothing_is_claimed_of_nets_that_know_less_than_three_letters():
+    import pandas as pd
+    from fastai_lottery.claims import Figures
+    df = pd.DataFrame([dict(arm='dense', round=0, seed=s, es_test_loss=2.) for s in range(3)])
+    def ms(bits): return pd.DataFrame([dict(arm='counting', round=0, seed=s, n=3., test_bits=bits) for s in range(3)])
+    assert reads(Figures(df, ms(2.9))) and not reads(Figures(df, ms(2.8))) and not reads(Figures(df, ms(2.9)[:2]))
+
+def test_nets_are_of_the_size_that_is_said():
+    def size(n): return sum(p.numel() for p in next(o for o in language if o.name==n).model().parameters())
+    assert size('lm-gpt')<250_000 and size('lm-awd')<250_000 and 1_000_000<=size('lm-gpt-1m')<1_050_000
+
+# --- transformers, and what needs Torch-Pruning
+
+@extra
+@pytest.mark.parametrize('kind', ['gpt2','bert','distilbert','llama'])
+def test_attentions_of_transformers(kind):
+    t = pytest.importorskip('transformers', reason="needs transformers: pip install 'fastai_lottery[text]'")
+    config = dict(
+        gpt2=lambda: t.GPT2Model(t.GPT2Config(vocab_size=65, n_embd=16, n_layer=2, n_head=4, n_positions=32)),
+        bert=lambda: bert_tiny(width=16),
+        distilbert=lambda: t.DistilBertModel(t.DistilBertConfig(vocab_size=65, dim=16, n_layers=2, n_heads=4, hidden_dim=24)),
+        llama=lambda: t.LlamaModel(t.LlamaConfig(vocab_size=65, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+                                                 num_key_value_heads=2, intermediate_size=24, pad_token_id=0)))
+    m = config[kind]().eval()
+    found = attentions_in(m)
+    assert len(found)==2 and all(a.n==4 for a in found)
+    df = survival(Masks.ones(named_weights(m, prunable(m))), m)
+    assert {'q','k','v','out','feed-forward'}<=set(df.part) and set(df.layer)-{-1}=={0,1}
+
+@extra
+def test_bert_draws_itself_anew():
+    pytest.importorskip('transformers', reason="needs transformers: pip install 'fastai_lottery[text]'")
+    m = bert_tiny(width=32)
+    w = fresh(m, generator(0))
+    for n in prunable(m):
+        assert not torch.equal(w[n], state(m)[n]) and .7<w[n].std()/state(m)[n].std()<1.4, n
+
+@extra
+@pytest.mark.slow
+def test_the_guide_runs_with_all_its_cells():
+    import nbformat
+    from nbclient import NotebookClient
+    p = root/'nbs'/'tutorials'/'17_language.ipynb'
+    NotebookClient(nbformat.read(p, 4), timeout=600, resources={'metadata':{'path':str(p.parent)}}).execute()
