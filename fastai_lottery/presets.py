@@ -21,6 +21,7 @@ from .experiments import *
 from .claims import *
 from .claims import claimed,have_figures
 from .lenets import lenets,on_digits
+from .regrown import regrown
 from .lenet_masks import lenet_masks
 from .rethinking import rethinking
 from .cheap import cheap
@@ -301,7 +302,7 @@ _convs += [_supermask_of(_convs[2*i], n) for i,n in enumerate((2,4,6))]
 
 # %% ../nbs/37_presets.ipynb #db3be428
 # The experiments by name
-presets = {p.name:replace(p, claims=claimed(p.name)) for p in [*lenets, *lenet_masks, *rethinking, *cheap, *_convs]}
+presets = {p.name:replace(p, claims=claimed(p.name)) for p in [*lenets, *regrown, *lenet_masks, *rethinking, *cheap, *_convs]}
 
 # %% ../nbs/37_presets.ipynb #39e66572
 def preset(
