@@ -78,6 +78,7 @@ def _drawn(lot, density, scope, gen):
         return make_masks(scores(f, list(lot.masks), **known), lot.masks, amount, scope, lengths_of(lot.net()))
     return units.masks(units.prune(units.scores_of(f, per, known), units.alive(lot.masks), amount, scope, per))
 
+# %% ../nbs/22_growth.ipynb #1b5205a1
 @patch
 def sparse_start(self:Learner,
     density:float=.1, # Share of the weights, or of the units where they compete, that are kept
@@ -239,21 +240,22 @@ def after_cancel_step(self:GrowthCallback): self._off = True
 
 @patch
 def after_step(self:GrowthCallback):
+    if self._on and self._due and not self._grew: _quiet_grads(self.learn.lottery)    # somebody skipped this step
     if self._grew or not self._off: self._n += 1
     self._open = self._due = self._grew = self._off = False
 
 # %% ../nbs/22_growth.ipynb #0f7b17d1
-def _quiet_grads(lot, ws):
+def _quiet_grads(lot):
     "Gradients of pruned weights are 0 again"
     lot.looking = False
-    for n,w in ws.items():
+    for n,w in named_weights(lot.net(), lot.masks).items():
         if not lot.masks[n].all(): lot.after_grad(w)
 
 @patch
 def after_fit(self:GrowthCallback):
     if not self._on: return
     lot,self._on = self.learn.lottery,False
-    if lot.looking: _quiet_grads(lot, named_weights(lot.net(), lot.masks))
+    if lot.looking: _quiet_grads(lot)
     if not self.moves:
         warnings.warn(f"no connection moved: every={self.every}, and this fit had {self._n} steps, of which the first "
                       f"{self.until:.0%} count. Choose a smaller `every`", NoGrowthWarning, stacklevel=2)
@@ -314,6 +316,6 @@ def move(self:GrowthCallback):
     ws,new = named_weights(lot.net(), lot.masks),lot.masks
     _start_(ws, new&~old, values)
     fresh_moments_(learn.opt, ws, new&old)
-    _quiet_grads(lot, ws)
+    _quiet_grads(lot)
     _forget_best(learn)
-    self.moves.append(dict(step=self._n, share=share, came=new.counted.n_kept-_both(new, old)))
+    self.moves.append((self._n, share, new.counted.n_kept-_both(new, old)))
