@@ -85,8 +85,8 @@ def sparse_start(self:Learner,
     scope='erk', # How many each layer keeps (see `scopes`)
     seed:int=None # Of the draw; by default that of torch's generator
 )->Masks: # The masks, which are on
-    """Prune at random, before training: exactly `round(density*n)` of all stay under `'erk'`. Raises `ValueError` for a net that is
-    pruned already"""
+    """Prune at random, before training: exactly `round(density*n)` of all stay under `'erk'`. Raises `ValueError` for a
+    net that is pruned already"""
     check_fraction('density', density)
     lot,gen = lottery_of(self),generator(torch.initial_seed() if seed is None else seed, 'start')
     check_pruned_by_torch(self.model)
@@ -113,8 +113,8 @@ def grow_menu()->dict: # Function by name
 def _without(scores, masks, ks):
     "`masks` without the `ks` lowest scores of each tensor"
     if bad := not_finite(scores, masks):
-        raise ValueError(f"{bad[1]} scores of {bad[0]!r} are not finite, so nobody knows which connections to move: weights or "
-                         "gradients went to inf or nan. Train at a lower learning rate")
+        raise ValueError(f"{bad[1]} scores of {bad[0]!r} are not finite, so nobody knows which connections to move: "
+                         "weights or gradients went to inf or nan. Train at a lower learning rate")
     rows = Rows(scores, masks)
     rows.drop_each(ks)
     return Masks(rows.masks())
@@ -137,8 +137,8 @@ _own = ('hg','r')    # gradients that need passes of their own
 def _choice(o, what, pick_):
     f = pick_(o)
     if bad := [w for w in needs(f) if w in _own]:
-        raise ValueError(f"`{what}`={name_of(f)!r} needs {bad[0]!r} ({words[bad[0]]}), which a training step has not: choose one "
-                         "that needs 'g' at most, such as 'snip'")
+        raise ValueError(f"`{what}`={name_of(f)!r} needs {bad[0]!r} ({words[bad[0]]}), which a training step has not: "
+                         "choose one that needs 'g' at most, such as 'snip'")
     return f
 
 def _as_grow(o): return pick(o, grow_menu(), 'grow')
@@ -227,6 +227,7 @@ def before_batch(self:GrowthCallback):
     if not self._open: self._due,self._open = self.is_due(),True
     self.learn.lottery.looking = self._due and 'g' in needs(self.drop)+needs(self.grow)
 
+# %% ../nbs/22_growth.ipynb #f12288a8
 @patch
 def before_step(self:GrowthCallback):
     "Move, in place of a step, where it is time"
@@ -278,6 +279,7 @@ def _scores(lot, f, gen):
     if 'g' in asked: known['g'] = grads_of(named_weights(lot.net(), names))
     return scores(f, names, **known) if units is None else units.scores_of(f, PerUnit(), known)
 
+# %% ../nbs/22_growth.ipynb #d60efc14
 def next_masks(lot, drop, grow, share, gen):
     "The masks after a move"
     old,units,lengths = _movable(lot, 'g' in needs(drop)+needs(grow)),lot.masks.units,lengths_of(lot.net())
