@@ -192,7 +192,7 @@ class Held(Callback):
 def test_what_optimizers_hold(name):
     "Of new and of dropped weights as of one that was never trained; of the others something is left"
     kw = dict(lr=.01) if name=='rprop' else {}
-    learn,seen = grown(model=drop_bn, more=[Held()], lkw=dict(opt_func=opts[name], **kw))
+    learn,seen = grown(model=drop_bn, more=[Held()], start='init', lkw=dict(opt_func=opts[name], **kw))
     assert not learn.held.odd and (learn.held.n or name=='sgd' and not moments(learn)['0.weight'])
     assert not learn.probe.bad and leaks(learn)==0 and all(o['grads']==0 for o in seen)
     assert len({str(counts(o['new'])) for o in seen})==1 and len(learn.growth.moves)==5
