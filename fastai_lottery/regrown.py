@@ -76,7 +76,7 @@ def _primary(f):
 
 # %% ../nbs/35_regrown.ipynb #5c747112
 regrown = []
-_is = ('LeNet-300-100 on {}, {} iterations a training: at 21 and 5 % of the weights a random mask that stays, SET, RigL, '
+_is = ('LeNet-300-100 on {}, {} iterations a training: at 22 and 5 % of the weights a random mask that stays, SET, RigL, '
        'new connections drawn anew, new neurons, and the ticket; {} moves')
 _deep = dict(lenet, rounds=14, to=.05)
 
