@@ -40,6 +40,7 @@ from .journal import *
 from .rounds import *
 from .supermask import *
 from .transfer import *
+from .growth import *
 from .shrink import *
 from .convert import *
 from .deploy import *

@@ -290,7 +290,7 @@ def after_opt_step(self:LotteryCallback, *args):
 @patch
 def after_grad(self:LotteryCallback, w):
     "Backward has added to the gradient of `w`: it is 0 where `w` is pruned, before anybody looks"
-    if self.run and not self.paused and self._hold is not None: self._hold.zero_grad_(w)
+    if self.run and not (self.paused or self.looking) and self._hold is not None: self._hold.zero_grad_(w)
 
 @patch
 def after_load(self:LotteryCallback, m, keys):
@@ -339,7 +339,7 @@ def __call__(self:LotteryCallback, event_name):
 @patch
 def before_fit(self:LotteryCallback):
     "Look the weights up again, and zero what is pruned"
-    opt,self.fitting = self.learn.opt,True
+    opt,self.fitting,self.looking = self.learn.opt,True,False
     self.at_fit = None if opt is None else hypers_now(opt)    # before anything schedules them
     if self.masks is None: return
     self._listen()

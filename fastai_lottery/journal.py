@@ -163,6 +163,13 @@ def round_of(lot, k):
     if k not in ks: raise ValueError(f"there is no round {k}; rounds are {ks[0]} to {ks[-1]}")
     return lot.rounds[ks.index(k)]
 
+# %% ../nbs/18_journal.ipynb #443df093
+def of_now(lot, trained=False):
+    "The masks that are on with the weights at the rewind point, where there are no rounds; None where there is nothing to take"
+    if lot.rounds or lot.learn is None or lot.masks is None or lot.w_k is None or lot.masks.n_kept==lot.masks.numel: return None
+    t = Ticket(lot.masks, lot.w_k, dict(rewind_to=str(lot.rewind_to)), lot.held, lot.b_k or None)
+    return replace(t, trained={k:v.cpu() for k,v in state(lot.learn.model).items()}) if trained else t
+
 # %% ../nbs/18_journal.ipynb #5b25aeea
 @patch
 def report(self:LotteryCallback,
@@ -179,11 +186,12 @@ def report(self:LotteryCallback,
 
 @patch
 def ticket(self:LotteryCallback,
-    k:int=None, # Round; the last by default, and after `shrink` what is left of it
+    k:int=None, # Round; the last by default, after `shrink` what is left of it, and without rounds what is on now
     trained:bool=False # Carry the trained weights along, for resets that go on from them, such as `keep`?
 )->Ticket:
     "Masks and starting weights of round `k`. Raises `ValueError` for a round that there is not, or whose trained net is gone"
     if k is None and self.small is not None and not trained: return self.small
+    if k is None and (t := of_now(self, trained)) is not None: return t
     t = round_of(self, k := -1 if k is None else k).ticket
     return replace(t, trained=dict(trained_of(self, k)[2])) if trained else t
 

@@ -225,6 +225,7 @@ def flow_(m, xb, ws):
 class Known:
     "What a callback with a Learner's snapshots, masks and rounds knows, for criteria, resets and mask-0 actions"
     paused = False # Do forward passes take the weights as they are?
+    looking = False # Are gradients of pruned weights wanted, as they are?
     fitting = False # Is a fit going on?
     tasks = None # Finished tasks that share the net, whose weights no mask may free
 

@@ -21,6 +21,7 @@ from .experiments import *
 from .claims import *
 from .claims import claimed,have_figures
 from .lenets import lenets,on_digits
+from .regrown import regrown
 from .lenet_masks import lenet_masks
 from .rethinking import rethinking
 from .cheap import cheap
@@ -308,6 +309,7 @@ families = [*lenets, *lenet_masks, *rethinking, *cheap,
             *combining,
             *starts,
             *language,
+            *regrown,
             *_convs]
 presets = {p.name:replace(p, claims=claimed(p.name)) for p in families}
 

@@ -64,7 +64,7 @@ def train_batches(
 # %% ../nbs/10_signals.ipynb #7e2293cd
 _lookers = Known,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,TrackerCallback
 _aside = '''fastai.distributed fastai.callback.wandb fastai.callback.tensorboard fastai.callback.neptune fastai.callback.comet
-fastai.callback.azureml fastai_lottery.looks fastai_lottery.fits fastai_lottery.means'''.split()
+fastai.callback.azureml fastai_lottery.looks fastai_lottery.fits fastai_lottery.means fastai_lottery.growth'''.split()
 
 def _takes_part(cb):
     "Could `cb` change what a training step does? Not those that look or log, nor what spreads it over processes"

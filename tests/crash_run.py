@@ -10,6 +10,7 @@ from fastai_lottery.looks import *
 from fastai_lottery.fits import *
 from fastai_lottery.rounds import *
 from fastai_lottery.gradual import *
+from fastai_lottery.growth import *
 from fastai_lottery.searches import *
 from fastai_lottery.data import TensorDS,TensorDL
 import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
@@ -217,6 +218,16 @@ def tightened(name='plain', folder='.', init=0, n=None, **change):
         if change.pop('pruned', False): learn.prune(.2)
         learn.fit_gradual(**{**dict(n_epoch=4, to=.3, seed=5, eval_every=4, every=1, **own), **change}, path=Path(folder)/'run')
     return dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), leaks=leaks(learn))
+
+def growing(name='plain', folder='.', init=0, n=None, **change):
+    "A run of one training in which connections move, in `folder`/run"
+    Batches.n,learn = n,make(name, folder, init)
+    own = {k:v for k,v in runs[name].items() if k in ('fit','lr','base_lr')}
+    with learn.no_bar(), learn.no_logging():
+        growth = GrowthCallback(**{**dict(density=.3, every=3, fraction=.5), **change})
+        learn.fit_lottery(**{**dict(n_epoch=6, rounds=0, seed=5, eval_every=4), **own}, cbs=growth, path=Path(folder)/'run')
+    masks = learn.lottery.masks
+    return dict(model=digest(learn.model), masks=masks.hash(), kept=masks.n_kept, leaks=leaks(learn), moves=len(growth.moves))
 
 def replicate(folder='.', seed=0, measures=False, **change):
     "A replicate of the preset `digits`, whose settings are shorter"

@@ -350,7 +350,7 @@ def test_house(rule, path):
 def all_long(): return many_long('', [p for f in hand_written for p in code(f)], 50)
 def crowded():
     "Numbers that more than three rooms share; experiments that were declared stand side by side, as many as there are"
-    ns = [int(n) for n in floors.values() if n not in ('35','36')]
+    ns = [int(n) for n in floors.values() if int(n) not in (35,36)]
     return [f'{ns.count(n)} rooms have the number {n:02d}' for n in sorted(set(ns)) if ns.count(n)>3]
 def needless():
     "Those of `wordy` that are within every limit, or not there"
