@@ -185,7 +185,8 @@ def _rise(f):
     return {'E6 instability from the start': [
         # two points: that is what the paper calls stable
         claim_value('the error of the dense net rises by less than 2 points between two trainings',
-                    'below 2 points is stable; LeNet is, from the start', rise, (-math.inf,2.), unit='pp')]}
+                    'below 2 points is stable; LeNet is, from the start', rise, (-math.inf,2.),
+                    unit='pp')]}
 
 # %% ../nbs/36_lenet_masks.ipynb #202b3811
 _by_rule = partial(heuristic_supermasks, prunes=24, **lenet_prunes)

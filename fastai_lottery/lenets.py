@@ -180,7 +180,8 @@ def _kept_signs(f):
     ways = {'re-initialised':'reinit', 'reshuffled':'reshuffle', 'constant':'constant'}
     keep = [f.beats(f'{n}: keeping the sign beats breaking it', yes, f'{a}_keep_sign',10, a,10, enough)
             for n,a in ways.items()]
-    match = [f.matches(f'{n}, signs kept, is as good as the rewind', yes, f'{a}_keep_sign',10, 'ticket',10, .2)
+    like = 'signs kept, is as good as the rewind'
+    match = [f.matches(f'{n}, {like}', yes, f'{a}_keep_sign',10, 'ticket',10, .2)
              for n,a in ways.items()]
     return {f'E10 signs at {f.left(10)}': keep+match}
 

@@ -45,7 +45,8 @@ def _on_cpu(iterations, rate, trainings):
 # %% ../nbs/37_presets.ipynb #a5b084b4
 _conv = dict(amount=.2, rounds=16, fit=Learner.fit, eval_every=100)
 _halves = {'conv*':.5, 'out':.5}
-_no_layer = 'The paper gives no layer for the dropout that we know of; here it is behind the hidden linear layers'
+_no_layer = ('The paper gives no layer for the dropout that we know of; '
+             'here it is behind the hidden linear layers')
 
 # %% ../nbs/37_presets.ipynb #483bcea3
 _convs.append(Preset(
@@ -127,14 +128,18 @@ _convs.append(Preset(
     cost='about two minutes a seed on one CPU core',
     data=on_digits['data'],
     model=partial(conv_net, 2, width=16, n_in=1, size=8),
-    settings=dict(n_epoch=20, rounds=11, eval_every=10, amount=.2, scope=_halves, fit=Learner.fit, lr=1.2e-3),
+    settings=dict(n_epoch=20, rounds=11, eval_every=10, amount=.2, scope=_halves,
+                  fit=Learner.fit, lr=1.2e-3),
     levels=(3,7,11)))
 
 # %% ../nbs/37_presets.ipynb #f80c85e0
-_resnet_is = 'ResNet-20 (the paper\'s "ResNet-18") on CIFAR-10, 85 epochs for the paper\'s 30,000 iterations, LR '
+_resnet_is = ('ResNet-20 (the paper\'s "ResNet-18") on CIFAR-10, '
+              "85 epochs for the paper's 30,000 iterations, LR ")
 _resnet_cb = dict(exclude=['fc','*downsample*'])
-_resnet_s = dict(n_epoch=85, rounds=12, amount=.2, scope=global_, fit=Learner.fit_drops, drops=(2/3,5/6), wd=1e-4, eval_every=100)
-_resnet = dict(data=partial(cifar10, bs=128, augment=True), model=resnet_20, opt_func=sgd, levels=(4,6,7,8,10),
+_resnet_s = dict(n_epoch=85, rounds=12, amount=.2, scope=global_, fit=Learner.fit_drops,
+                 drops=(2/3,5/6), wd=1e-4, eval_every=100)
+_resnet = dict(data=partial(cifar10, bs=128, augment=True), model=resnet_20, opt_func=sgd,
+               levels=(4,6,7,8,10),
                cost=_on_cpu(29_835, 1.7, 23))
 
 # %% ../nbs/37_presets.ipynb #ba8c2e69
@@ -178,9 +183,11 @@ _convs += [_resnet_high, _resnet_low, _resnet_warmup, _resnet_rewind]
 
 # %% ../nbs/37_presets.ipynb #c6481389
 _vgg_is = "VGG-19 on CIFAR-10, 160 epochs (the paper's 112,000 iterations), LR "
-_vgg_s = dict(n_epoch=160, amount=.2, scope=global_, fit=Learner.fit_drops, drops=(.5,.75), wd=1e-4, eval_every=100)
+_vgg_s = dict(n_epoch=160, amount=.2, scope=global_, fit=Learner.fit_drops, drops=(.5,.75),
+              wd=1e-4, eval_every=100)
 _vgg_data = partial(cifar10, bs=64, augment=True)
-_vgg = dict(data=_vgg_data, model=partial(vgg, 19), opt_func=sgd, levels=(4,12,15,17,19), cost=_on_cpu(112_480, .54, 31))
+_vgg = dict(data=_vgg_data, model=partial(vgg, 19), opt_func=sgd, levels=(4,12,15,17,19),
+            cost=_on_cpu(112_480, .54, 31))
 
 # %% ../nbs/37_presets.ipynb #89f09237
 _vgg_high = Preset(

@@ -5,7 +5,7 @@ import numpy as np,pandas as pd,pytest
 from fastai_lottery.cli import main
 from fastai_lottery.files import locked
 from fastai_lottery.claims import compare_arms,show_arms
-from fastai_lottery.experiments import measured,play_seed,results
+from fastai_lottery.experiments import measured,play_seed,results,stored
 from fastai_lottery.presets import preset,presets
 from fastai_lottery.sweeps import play
 from fastai_lottery.scopes import inverse_mask,shuffle_mask
@@ -503,6 +503,20 @@ def test_pairs_are_of_the_same_seed():
     t = compare_arms(frame(**dense, ticket3=[.93,.95,.94], reinit3=[.91,None,.93], random3=[.90,.91,.92])).iloc[0]
     assert t.vs_reinit==near(.015) and t.reinit==near(.92)      # seeds 0 and 2: .02 and .01
     assert t.vs_random==near((.03+.04+.02)/3)
+
+def test_old_tables_are_read_under_the_names_of_today():
+    df = frame(**dense, **one, **two)
+    old = df.assign(mask=np.where(df.arm=='random', 'shuffle_mask', 'ticket'))
+    assert list(show_arms(old))[3]=='shuffle' and list(show_arms(df))[3]=='random'
+    assert show_arms(old).shuffle.tolist()==show_arms(df).random.tolist()
+    net = df.assign(mask=np.where(df.arm=='random', 'random_mask', 'ticket'))
+    assert list(show_arms(net))[3]=='random', 'over the net, and so it is called'
+
+def test_figures_that_the_repository_keeps(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert {'dense','ticket','reinit','shuffle'}=={*stored('digits').arm}
+    assert {'ticket','shuffle'}<={*stored('lenet-mnist-12k-measures')['mask'].dropna()} and 'random' in {*stored('criteria-mnist').arm}
+    with pytest.raises(FileNotFoundError, match="no figures of 'nothing'.*digits"): stored('nothing')
 
 def test_another_figure_can_be_compared():
     df = frame(**dense, **one)

@@ -138,6 +138,34 @@ def test_the_usual_arms_always_look_the_same():
     ax = plot_arms(table('ticket','zzz'), 'es_test_accuracy', legend=False)
     assert ax.get_legend() is None and arms.keys()=={'ticket','reinit','shuffle','random','dense'}
 
+def test_the_last_density_is_named():
+    for last in (.0115,.05,.051,.0625):
+        df = table('ticket', rounds=(0,1)).assign(density=lambda d: np.where(d['round']==0, 1., last))
+        names = texts(plot_arms(df, 'es_test_accuracy').get_xticklabels())
+        assert names[-1]==f'{100*last:.3g}' and len(set(names))==len(names)>2
+
+def test_lines_that_lie_on_each_other_are_both_seen():
+    df = table('ticket','reinit','one_shot')
+    same = df.copy()
+    for a in ('reinit','one_shot'):
+        for k in set(df[df.arm==a]['round']):
+            own = df[(df.arm=='ticket')&(df['round']==k)].es_test_accuracy.to_numpy()
+            same.loc[(same.arm==a)&(same['round']==k), 'es_test_accuracy'] = own
+    def wide(df): return {o.get_label():(o.get_linewidth(),o.get_zorder()) for o in plot_arms(df, 'es_test_accuracy').lines}
+    apart,on = wide(df),wide(same)
+    names = 'winning ticket','random re-initialisation','pruned at once'
+    assert len({apart[n] for n in names})==1 and on[names[0]]==apart[names[0]]
+    (a,x),(b,y),(c,z) = [on[n] for n in names]
+    assert a<b<c and x>y>z, 'each is wider than those that lie on it'
+
+@pytest.mark.parametrize('mask,label', [
+    ('shuffle_mask','mask shuffled in each layer'), ('random_mask','random mask over the net'), (None,'random mask')])
+def test_a_mask_by_chance_is_called_what_it_is(mask, label):
+    "An old table calls both 'random'; its column `mask` tells them apart"
+    df = table('ticket','random')
+    if mask: df['mask'] = np.where(df.arm=='random', mask, 'ticket')
+    assert label in texts(plot_arms(df, 'es_test_accuracy').get_legend().texts)
+
 def test_arms_without_a_figure_are_left_out_and_gaps_are_none():
     df = table('ticket','reinit','random')
     df.loc[df.arm=='random','es_test_accuracy'] = np.nan
