@@ -31,6 +31,7 @@ html_title = cfg.title
 html_static_path = ['_static']
 html_css_files = ['custom.css']
 html_js_files = [('nav.js', {'defer':'defer'})]
+html_search_scorer = 'search.js'              # what comes first, and excerpts of prose
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = dict(navigation_with_keys=True,

@@ -175,11 +175,9 @@ def beats(self:Figures, what, paper, a, k, b, j, want=None, col='es_test_accurac
     return claim_difference(what, paper, *self.pair(a, k, b, j, col), want, of=col, lower=lower)
 
 @patch
-def matches(self:Figures, what, paper, a, k, b, j, margin, col='es_test_accuracy', alike=False):
-    """The claim that they are as good, within `margin`, points where `col` is a fraction; `alike` where it is said of both,
-    so that neither can be 'better'"""
-    c = claim_match(what, paper, *self.pair(a, k, b, j, col), margin, of=col)
-    return c._replace(lower=None) if c and alike else c
+def matches(self:Figures, what, paper, a, k, b, j, margin, col='es_test_accuracy'):
+    "The claim that they are as good, within `margin`, points where `col` is a fraction"
+    return claim_match(what, paper, *self.pair(a, k, b, j, col), margin, of=col)
 
 @patch
 def stops(self:Figures, what, paper, a, k, b, j, want):

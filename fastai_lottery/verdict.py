@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Claim', 'verdicts']
 
-# %% ../nbs/33_verdict.ipynb #6033149a
+# %% ../nbs/33_verdict.ipynb #0d363382
 import math
 from typing import NamedTuple
 import pandas as pd
@@ -13,7 +13,7 @@ from scipy import stats
 from .statistics import holm,Shown
 from .statistics import is_lower
 
-# %% ../nbs/33_verdict.ipynb #333db290
+# %% ../nbs/33_verdict.ipynb #44d1dc20
 class Claim(NamedTuple):
     "What is claimed, and what came out"
     what:str # In words
@@ -31,13 +31,13 @@ class Claim(NamedTuple):
     log:bool = False # Is the interval one of a ratio, on a logarithmic scale?
     lower:bool = None # Of an "as good as": is less of the figure better? None where nobody knows
 
-# %% ../nbs/33_verdict.ipynb #c028be4f
+# %% ../nbs/33_verdict.ipynb #d85911d8
 def known_lower(of):
     "Is the figure `of` better when lower? None where its name does not say"
     try: return is_lower(of or '')
     except ValueError: return None
 
-# %% ../nbs/33_verdict.ipynb #059ea0a7
+# %% ../nbs/33_verdict.ipynb #948be854
 def _adjusted(ps):
     "Holm's adjustment of those that are numbers"
     ok = [i for i,p in enumerate(ps) if p==p]
@@ -53,7 +53,7 @@ def _times(ps):
         res[i] = stop or k
     return res
 
-# %% ../nbs/33_verdict.ipynb #0c143c45
+# %% ../nbs/33_verdict.ipynb #7bd7831a
 def _chance(c, p, o, times, times_o):
     "The chance of an error that the interval has on each side, by what was decided; of 5 % in two tests each has half"
     ends = sum(map(math.isfinite, c.want)) if c.other=='outside' else 1
@@ -69,7 +69,7 @@ def _within(c, chance):
     if c.log: return c.mean*(c.lo/c.mean)**f,c.mean*(c.hi/c.mean)**f
     return c.mean+f*(c.lo-c.mean),c.mean+f*(c.hi-c.mean)
 
-# %% ../nbs/33_verdict.ipynb #31f6f64b
+# %% ../nbs/33_verdict.ipynb #00b1d5f8
 def _good_side(c, lo, hi):
     "Does the interval of an 'as good as' lie wholly where a is better?"
     if c.lower is None or c.other!='outside' or not -c.want[0]==c.want[1]: return False
@@ -82,13 +82,13 @@ def _verdict(c, p, o, ends):
     if _good_side(c, *ends): return 'better'
     return c.other if o<.05 else 'not shown'
 
-# %% ../nbs/33_verdict.ipynb #2b94dac0
+# %% ../nbs/33_verdict.ipynb #fc3996a1
 def span(w):
     "A tolerance as text"
     if w[1]==math.inf: return f'≥ {w[0]:g}'
     return f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'
 
-# %% ../nbs/33_verdict.ipynb #7879affb
+# %% ../nbs/33_verdict.ipynb #ba72ec37
 def _num(x): return f'{x:.2f}' if abs(x)<100 else f'{x:.0f}'
 
 def _end(x):
@@ -101,7 +101,7 @@ def _p(p):
     if p!=p: return ''
     return '< .0001' if p<1e-4 else f'{p:.2g}'
 
-# %% ../nbs/33_verdict.ipynb #2b7994b6
+# %% ../nbs/33_verdict.ipynb #376daf6e
 def verdicts(
     claims # What the `claim_...` functions gave
 )->pd.DataFrame: # One row a claim: paper, ours, tolerance, n, test, p, verdict
@@ -115,7 +115,7 @@ def verdicts(
                     p=_p(p), verdict=_verdict(c, p, o, ends))
     return Shown([row(*o) for o in zip(cs, *map(_adjusted, tests), *map(_times, tests))])
 
-# %% ../nbs/33_verdict.ipynb #f0d046ee
+# %% ../nbs/33_verdict.ipynb #cb3e63d3
 def came_out(verdicts):
     "How many of these verdicts there are of each, the good ones first, as text"
     order = ['reproduced','better','direction only','not shown','opposite','outside','too few seeds']
