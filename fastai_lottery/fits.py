@@ -36,187 +36,10 @@ from .trust import fits_here,same_kinds
 from .callback import *
 from .callback import lottery_of
 from .looks import *
-from .looks import Bystander,Unseen,Watch,has_valid,tests_of
-
-# %% ../nbs/14_fits.ipynb #85320688
-_apart = LotteryCallback,Bystander,ShowGraphCallback    # no part of a checkpoint
-
-def hypers_of(opt):
-    "Hyper-parameters of each parameter group, as plain data"
-    return [{k:v.item() if isinstance(v, np.generic) else v for k,v in h.items() if k!='params'} for h in opt.hypers]
-
-def _set_hypers(opt, hypers):
-    if len(hypers)!=len(opt.hypers): return
-    if not all(map(same_kinds, hypers, opt.hypers)): raise ValueError(f"the optimizer has other hyper-parameters than {hypers!r:.300}")
-    for k in hypers[0]: opt._set_hyper(k, [h[k] for h in hypers])
-
-def _counting(learn):
-    "Callbacks whose own counts belong to a place: not those that only look, and no best model, which may be of another round"
-    look = (Watch,SaveModelCallback,Recorder,ProgressCallback,ShowGraphCallback,CSVLogger,ParamScheduler,LotteryCallback,Bystander)
-    return [cb for cb in learn.cbs if not isinstance(cb, look)]
-
-# %% ../nbs/14_fits.ipynb #b83398b8
-def _now(learn): return deepcopy({type(cb).__name__:callback_state(cb) for cb in _counting(learn)})
-
-class BeforePoint(Bystander):
-    "Notes what callbacks hold before the batch at the rewind point begins for any of them"
-    order,run_valid = -math.inf,False
-    def __init__(self, course): self.course = course
-    def before_batch(self):
-        if self.learn.lottery.at_point(): self.course.cbs = _now(self.learn)
-
-class AtPoint(Bystander):
-    "Notes the place where training is when the rewind point is recorded"
-    order,run_valid = LotteryCallback.order+.5,False
-    def __init__(self, course): self.course = course
-    def before_fit(self): self.course.start,self.course.cbs = {},{}
-    def before_train(self): self.course.start = self.course.start or _now(self.learn)
-    def before_batch(self):
-        learn,course = self.learn,self.course
-        if course.place is not None or learn.lottery.w_k is None: return
-        where = {k:getattr(learn, k) for k in ('epoch','iter','train_iter','pct_train','n_iter','n_epoch')}
-        course.place = dict(where, how=course.how, fit=course.fit, its=course.n, ends=list(course.ends), hypers=hypers_of(learn.opt),
-                            params=deepcopy(param_state(learn)), start=course.start, cbs=course.cbs)
-
-# %% ../nbs/14_fits.ipynb #b5a6f12f
-def _put_callbacks(learn, place):
-    "Counts within a fit as they were at `place`: of those that stand where they stood when that fit began"
-    for cb in _counting(learn):
-        n = type(cb).__name__
-        was,at,now = place['start'].get(n, {}),place['cbs'].get(n, {}),callback_state(cb)
-        put_from_file(cb, {k:v for k,v in at.items() if k in was and k in now and same_plain(now[k], was[k])})
-
-class GoOn(Bystander):
-    "Begin the schedule at `place`"
-    order,run_valid = 12,False    # after fastai's `DistributedTrainer`, which wraps the loader
-    def __init__(self, course, place): self.course,self.place = course,place
-    def before_train(self):
-        p,learn = self.place,self.learn
-        if self.course.fit!=p['fit'] or learn.epoch!=p['epoch'] or self.course.entered: return
-        self.course.entered = True
-        learn.train_iter = p['train_iter']
-        same = p['n_iter']==len(learn.dl) and p['n_epoch']==learn.n_epoch
-        learn.pct_train = p['pct_train'] if same else (p['epoch']+p['iter']/len(learn.dl))/learn.n_epoch
-        self.course.skip = p['iter']
-        if p.get('how')==self.course.how: self.put()
-    def put(self):
-        "What a training of the same kind carried at this place"
-        p,learn = self.place,self.learn
-        with fits_here(f'{learn.lottery.run_folder}/round_00/place.ckpt'):
-            if 'hypers' in p: _set_hypers(learn.opt, p['hypers'])
-            if 'params' in p: put_param_state(learn, p['params'])
-            if 'cbs' in p: _put_callbacks(learn, p)
-
-# %% ../nbs/14_fits.ipynb #30bdb955
-class Course:
-    "The fits of one training: which one it is, and where it goes on"
-    def __init__(self, learn, how='', place=None, done=None, save=None):
-        store_attr()
-        self.fit,self.ends,self.skip,self.entered,self.start = -1,[],0,False,{}
-        self.rows = done.get('rows', 0) if done else 0    # epochs that were logged
-        self.begun,self.cut = True,False    # did the last fit begin, was it cancelled?
-        self.asked = place is not None and done is None
-        self.before = done.get('before', 0) if done else place['its']-place['train_iter'] if place else 0    # in fits that are over
-        self.to = done or place
-    @property
-    def n(self):
-        "Iterations so far, over all fits"
-        return self.before+self.learn.train_iter
-
-# %% ../nbs/14_fits.ipynb #7bf75dce
-@patch
-def with_events(self:Course, f, event_type, ex, final=noop):
-    "As in `Learner`, but for fits that lie before the place where training goes on"
-    if event_type!='fit' or hasattr(self.learn, 'lr_finder'): return self.inner(f, event_type, ex, final)
-    self.fit += 1
-    if self.to is not None and self.fit<self.to['fit']:
-        if self.to.get('ends'): _set_hypers(self.learn.opt, self.to['ends'][self.fit])
-        final()
-    else:
-        self.begun,self.cut = False,True
-        self.inner(partial(self.whole, f), event_type, ex, final)
-        self.before += self.learn.train_iter
-    self.ends.append(hypers_of(self.learn.opt))
-
-@patch
-def whole(self:Course, f):
-    self.begun = True
-    f()
-    self.cut = False
-
-@patch
-def cancelled(self:Course):
-    "Where `before_fit` is cancelled, fastai's own count may still be that of the fit before"
-    if not self.begun: self.learn.train_iter = 0
-
-# %% ../nbs/14_fits.ipynb #a4d181c8
-@patch
-def do_fit(self:Course):
-    "fastai's loop over epochs, from where it goes on"
-    learn,first,at = self.learn,0,None
-    if hasattr(learn, 'lr_finder'): return type(learn)._do_fit(learn)
-    if self.done is not None and self.fit==self.done['fit']:
-        put_checkpoint(learn, self.done['learn'], _apart)
-        first,self.entered,self.start,at = learn.epoch+1,True,self.done.get('start') or {},self.done['learn'].get('at')
-    elif self.asked and self.fit==self.place['fit'] and not self.entered: first = self.place['epoch']
-    for learn.epoch in range(first, learn.n_epoch):
-        with fits_here(at, 'is where this training went on, and its first epoch fails') if at and learn.epoch==first else nullcontext():
-            learn._with_events(learn._do_epoch, 'epoch', CancelEpochException)
-        if self.save is not None and learn.epoch+1<learn.n_epoch: self.save(self)
-
-# %% ../nbs/14_fits.ipynb #143ef8ce
-@patch
-def all_batches(self:Course):
-    "As in `Learner`, but for batches that lie before the place where training goes on"
-    learn,skip,self.skip = self.learn,self.skip,0
-    learn.n_iter = len(learn.dl)
-    for i,b in enumerate(learn.dl):
-        if i>=skip: learn.one_batch(i, b)
-
-# %% ../nbs/14_fits.ipynb #c497982c
-@patch
-def check(self:Course):
-    "Has the training come to the place where it was to go on?"
-    if self.entered or self.cut or not (self.asked or self.done): return
-    p,what = (self.done['learn'],'the checkpoint is') if self.done else (self.place,f"the rewind point is iteration {self.place['its']},")
-    raise ValueError(f"{what} in fit {self.to['fit']+1} and its epoch {p['epoch']+1}, "
-                     f"and this training ended before: it had {self.fit+1} fits. "
-                     "Train as the lottery did, or use a ticket that is rewound to the start")
-
-@patch
-@contextmanager
-def on(self:Course):
-    "Within this, the trainings of the Learner are followed"
-    learn,old = self.learn,dict(vars(self.learn))
-    self.inner = learn._with_events
-    own = dict(_with_events=self.with_events)
-    if type(learn)._do_fit is Learner._do_fit or self.to is not None or self.save is not None: own['_do_fit'] = self.do_fit
-    if self.to is not None: own['all_batches'] = self.all_batches
-    vars(learn).update(own)
-    try: yield self
-    finally:
-        for k in own:
-            if k in old: vars(learn)[k] = old[k]
-            else: vars(learn).pop(k, None)
-
-# %% ../nbs/14_fits.ipynb #52ecf310
-def plain_place(place):
-    "What a ticket says of a place: counts and hyper-parameters"
-    return {k:v for k,v in place.items() if k not in ('params','start','cbs')}
-
-def place_of(learn, meta, to, n_epoch):
-    "The place that a ticket's label names; for a ticket of an older version, by arithmetic"
-    if not to.n: return None
-    if isinstance(p := meta.get('place'), dict): return p
-    n = iterations_an_epoch(learn)
-    k = to.step(n, n*n_epoch)
-    return dict(fit=0, epoch=k//n, iter=k%n, train_iter=k, pct_train=k/(n*n_epoch), n_iter=n, n_epoch=n_epoch, its=k, ends=[])
-
-def iterations_an_epoch(learn):
-    "Iterations an epoch: fastai's `DistributedTrainer` splits the data when the fit begins"
-    n = len(learn.dls.train)
-    split = hasattr(learn, 'distributed_trainer') and type(learn.dls.train).__name__!='DistributedDL'
-    return -(-n//n_ranks()) if split else n
+from .looks import Unseen,Watch,has_valid,tests_of
+from .sigterm import ending_well
+from .course import *
+from .course import AtPoint,BeforePoint,Course,GoOn,apart,iterations_an_epoch
 
 # %% ../nbs/14_fits.ipynb #16e3a850
 class _AtEnd(Callback):
@@ -321,9 +144,10 @@ def _check_best(track):
 def _keeper(save, t0):
     "A function that gives `save` a checkpoint of a training, on its course"
     history = History()
-    def keep(course):
+    def keep(course, mid=None):
         level_ranks(course.learn)
-        d = take_checkpoint(course.learn, _apart, history)
+        d = take_checkpoint(course.learn, apart, history)
+        if mid is not None: d['mid'] = mid
         where = {k:getattr(course, k) for k in ('fit','ends','start','place','before','rows')}
         save(dict(where, seconds=time.perf_counter()-t0, learn=d))
     return keep
@@ -350,7 +174,7 @@ def fit_once(learn, how, place=None, seed=None, live=Unseen(), done=None, save=N
     for cb in track: cb.best = None
     course = Course(learn, how.text(), place or done and done.get('place'), done, save and _keeper(save, t0))
     watch = Watch(how.eval_every, how.test_dl, course, live.tick)
-    with _within(learn, watch, course, live, how.kwargs.get('cbs')): how.play(learn)
+    with ending_well(save is not None) as course.asked_to_end, _within(learn, watch, course, live, how.kwargs.get('cbs')): how.play(learn)
     course.check()
     _check_best(track)
     lot.hold()

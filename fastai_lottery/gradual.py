@@ -28,7 +28,8 @@ from .callback import lottery_of,new_masks
 from .looks import *
 from .looks import Bystander
 from .fits import *
-from .fits import Training,iterations_an_epoch
+from .fits import Training
+from .course import iterations_an_epoch
 from .searches import *
 from .searches import check_length
 from .settings import *

@@ -25,7 +25,7 @@ from .signals import as_action
 from .signals import outside_state
 from .looks import has_valid
 from .fits import *
-from .fits import plain_place
+from .course import plain_place
 from .identity import about_run
 from .searches import is_whole
 from .settings import *

@@ -28,8 +28,10 @@ from .signals import outside_state,load_outside_
 from .tables import short_hash
 from .signals import as_reset,as_action
 from .callback import lottery_of,new_masks
+from .sigterm import ending_well
 from .fits import *
-from .fits import fit_once,place_of,seed_all
+from .fits import fit_once,seed_all
+from .course import place_of
 from .settings import *
 from .settings import Settings,as_fit,checked,check_fit,is_near,plays_one_fit
 from .means import forget_means,keeper_for
@@ -65,8 +67,9 @@ def play_rounds(learn, s, run):
             turn = turn_of(learn, s, r)                 # a whole training; but in a search, which comes before the last
             if r: learn.rewind(turn.reset, seed=s.seed_for('rewind', r))
         place = run.place(r) if turn.back else None
-        row,curve,place = fit_once(learn, turn.training, place, s.seed_for('train', r), run.live, done, run.saver(r))
-        run.add(turn.row(run.rounds, row), curve, place)
+        with ending_well(run.folder is not None):       # a scheduler's SIGTERM waits for the end of the iteration
+            row,curve,place = fit_once(learn, turn.training, place, s.seed_for('train', r), run.live, done, run.saver(r))
+            run.add(turn.row(run.rounds, row), curve, place)
     run.settle()
     return run.rounds
 
@@ -336,6 +339,7 @@ def fit_ticket(self:Learner,
         said = dict(_said_of(ticket, arm, self.model), mask=say(mask))
         folder = None if path is None else Folder(path, self, replace(s, start=ticket), es, said)
         done = folder and folder.trained_ticket(self)
+        es.enter_context(ending_well(folder is not None))
         res = done or play_ticket(self, s, ticket, mask, arm, place, folder)
     lot.fitted = (*lot.fitted, res.row)
     return res

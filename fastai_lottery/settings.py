@@ -27,7 +27,8 @@ from .signals import as_criterion,as_reset,as_action
 from .model import check_alone
 from .fits import *
 from .looks import figure_names,has_valid
-from .fits import Training,iterations_an_epoch
+from .fits import Training
+from .course import iterations_an_epoch
 from .searches import *
 from .searches import is_whole
 from .identity import about_callback

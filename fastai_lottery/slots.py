@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from fastcore.basics import patch
+from .sigterm import ending_workers
 from .catalogue import loading
 
 # %% ../nbs/38_slots.ipynb #45bbe718
@@ -126,18 +127,21 @@ def shutdown(self:Slots, wait=True, *, cancel_futures=False):
 
 @patch
 def kill(self:Slots):
-    "End all processes now"
+    "End all processes: each after its iteration, or after 30 s"
     self.shutdown(wait=False, cancel_futures=True)
-    procs = [o for o in self.procs if o is not None]
+    procs,end = [o for o in self.procs if o is not None],time.monotonic()+30
     for o in procs: o.terminate()
-    for o in procs: o.join(10)
+    for o in procs:
+        o.join(max(0, end-time.monotonic()))
+        o.kill()
 
 # %% ../nbs/38_slots.ipynb #6ebca5da
 @contextmanager
 def of_ours(n):
     "Slots that end with the block"
     ex = Slots(n)
-    try: yield ex
+    try:
+        with ending_workers(): yield ex
     except BaseException:
         ex.kill()
         raise

@@ -21,7 +21,8 @@ from .tickets import is_place,read_ticket,start_of
 from .checkpoints import *
 from .trust import fits_here
 from .fits import *
-from .fits import level_ranks,place_of
+from .fits import level_ranks
+from .course import place_of
 from .labels import check_row,check_state,check_weights,elsewhere,later,round_weights,rounds_table
 from .runs import Folder,alone,device_of,of_row
 

@@ -15,7 +15,8 @@ from .masks import *
 from .resets import keep
 from .callback import *
 from .fits import *
-from .fits import Training,iterations_an_epoch,plain_place
+from .fits import Training
+from .course import iterations_an_epoch,plain_place
 from .searches import *
 from .searches import Searching,is_whole,is_whole_leg,spent_on
 from .settings import *

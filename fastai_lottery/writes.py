@@ -25,7 +25,7 @@ from .carried import callback_state,put_from_file
 from .checkpoints import same_plain,with_states
 from .trust import fits_here
 from .fits import *
-from .fits import place_of
+from .course import place_of
 from .identity import counts_as_setting
 from .labels import elsewhere
 from .runs import Folder,alone,before,device_of,masks_in,of_row

@@ -32,15 +32,15 @@ class Note(Callback):
         os.rename(f.with_suffix('.new'), f)
 
 class Batches(Callback):
-    "A line for each training batch; kills its own process at the `n`-th"
+    "A line for each training batch; ends its own process at the `n`-th"
     order,run_valid = 101,False
-    n,i = None,0        # of the process: what is the callback's own would come back with a checkpoint
+    n,i,by = None,0,signal.SIGKILL        # of the process: what is the callback's own would come back with a checkpoint
     def after_batch(self):
         if not self.training or hasattr(self.learn, 'lr_finder'): return
         Batches.i += 1
         at = os.getpid(),len(self.learn.lottery.rounds),self.learn.epoch,self.learn.train_iter
         with open(self.learn.path/'batches', 'a') as f: f.write(' '.join(map(str, at))+'\n')
-        if Batches.i==Batches.n: os.kill(os.getpid(), signal.SIGKILL)
+        if Batches.i==Batches.n: os.kill(os.getpid(), Batches.by)
 
 class Noise(Callback):
     "Draws from every generator there is, the global ones and its own, and remembers what it has drawn"
@@ -274,6 +274,12 @@ def full(at):
         add(f, *args)
     tables._add = added
 
+def hurting(kill=None, count=False, full_at=None, term=False):
+    "Do to this process what an attempt asks for; the number of files so far, in a list, where that is asked"
+    if full_at is not None: full(full_at)
+    if term: Batches.by = signal.SIGTERM
+    return killing(**kill) if kill else killing() if count else None
+
 def child(what, args, hurt, out):
     "In the forked process: a run, and what came of it in the file `out`"
     null = os.open(os.devnull, os.O_RDWR)
@@ -281,8 +287,7 @@ def child(what, args, hurt, out):
     os.dup2(null, 1)
     warned = []
     try:
-        count = killing(**hurt['kill']) if 'kill' in hurt else killing() if hurt.get('count') else None
-        if 'full' in hurt: full(hurt['full'])
+        count = hurting(**hurt)
         with warnings.catch_warnings(record=True) as ws:
             warnings.simplefilter('always')
             try: res = dict(ok=globals()[what](**args))

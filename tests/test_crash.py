@@ -1,10 +1,11 @@
 "Trap 21, and 17 across a kill: real processes are killed at any moment, and what they leave goes on to the same bits"
 import contextlib,json,os,random,shutil,signal,subprocess,sys,time,uuid
 from pathlib import Path
-import pandas as pd,pytest
+import pandas as pd,pytest,torch
 from functools import partial
 import fastai_lottery.rounds,fastai_lottery.identity
 from fastai_lottery.files import load_tensors
+from fastai_lottery.checkpoints import read_checkpoint
 from fastai_lottery.cli import main
 import crash_run as cr
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
@@ -65,7 +66,13 @@ def content(f):
     if f.suffix=='.csv':
         df = pd.read_csv(f, dtype=str)
         return df.drop(columns=['seconds','digest'], errors='ignore').to_csv()
-    return f.read_bytes()
+    return plain(read_checkpoint(f)) if f.suffix=='.ckpt' else f.read_bytes()
+
+def plain(o):
+    "Plain data with its tensors as bytes: pickle writes the same values in other bytes where two of them are one object"
+    if torch.is_tensor(o): return str(o.dtype),tuple(o.shape),o.contiguous().numpy().tobytes()
+    if isinstance(o, dict): return [(k,plain(v)) for k,v in o.items()]
+    return [type(o).__name__,*map(plain, o)] if isinstance(o, (list,tuple)) else repr(o)
 
 def files_in(d):
     return {str(f.relative_to(d)):f for f in sorted(Path(d).rglob('*')) if f.is_file() and not f.name.endswith('.lock')}
@@ -177,6 +184,21 @@ def test_late_rewinding_goes_on_from_the_last_finished_epoch(server, tmp_path):
     first,second = batches(tmp_path)
     assert [o for o in first if o[0]==1]==[(1,1,6),(1,1,7),(1,1,8),(1,2,9)]
     assert second==[(1,2,i) for i in range(9,13)]
+
+# --- asked to end
+
+@pytest.mark.parametrize('name', cr.runs)
+def test_ended_by_sigterm_goes_on_at_the_next_iteration(name, server, whole, tmp_path):
+    "In the midst of an epoch, at its last batch, at a round's first and at the very last: each iteration is trained once, same bits"
+    d,end,_ = whole(name)
+    done,at = batches(d)[0],0
+    second = next(i for i,o in enumerate(done) if o[0]==1)
+    for t in (1, second-1, second, second+2, len(done)-1):
+        if t<at: continue
+        assert (res := server.run(name=name, folder=tmp_path, init=at, n=t-at+1, hurt=dict(term=True))) is None, res
+        at = t+1
+    same(d, tmp_path, end, server.good(name=name, folder=tmp_path, init=9))
+    assert [o for p in batches(tmp_path) for o in p]==done
 
 # --- one process a folder
 
@@ -354,7 +376,7 @@ def test_full_disk(at, server, whole, tmp_path):
     if not early:
         assert server.run(folder=tmp_path, n=4*3+1) is None
         was = kept(tmp_path/'run'/'round_00')
-    r = server.run(folder=tmp_path, hurt=dict(full=at))
+    r = server.run(folder=tmp_path, hurt=dict(full_at=at))
     says = r['says']
     assert r['error']=='OSError' and at in says and str(tmp_path/'run') in says and 'make room' in says and 'None' not in says, r
     if not early: assert kept(tmp_path/'run'/'round_00')==was and len(pd.read_csv(tmp_path/'run'/'rounds.csv'))==1
@@ -363,7 +385,7 @@ def test_full_disk(at, server, whole, tmp_path):
 
 def test_full_disk_for_the_lock_itself(server, tmp_path):
     "A lock needs no room: what is missing is told by the first file that does"
-    r = server.run(folder=tmp_path, hurt=dict(full='run.json'))
+    r = server.run(folder=tmp_path, hurt=dict(full_at='run.json'))
     assert r['error']=='OSError' and 'run.json' in r['says']
 
 # --- damaged folders
@@ -530,6 +552,23 @@ def test_lottery_run_is_killed_and_the_same_command_goes_on(server, tmp_path):
     for i in (0,1):
         server.good(what='replicate', folder=tmp_path/f'alone_{i}', seed=i, rounds=2, epochs=3)
         assert kept(tmp_path/f'alone_{i}')==kept(run.dir/f'seed_0{i}')
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for processes in /proc')
+def test_lottery_run_ends_at_sigterm_with_its_workers_checkpoints(server, tmp_path):
+    "The driver asks its workers to end, waits for them, and ends; the same command goes on in mid-epoch, to the same bits"
+    run,longer = Commands(server, tmp_path),('--epochs', '12', '--rounds', '1')
+    p,at = run.start('--jobs', '1', *longer),run.dir/'seed_00'/'epoch.ckpt'
+    assert until(at.exists), (tmp_path/'log').read_text()
+    os.kill(p[0], signal.SIGTERM)
+    r,log = run.end(p)
+    assert r['error']=='SystemExit' and r['says']=='143', r
+    assert 'SIGTERM: the training is on the disk, after iteration' in log, log
+    assert until(lambda: not alive(p[0]), 30)
+    assert 'mid' in read_checkpoint(at)['learn']
+    r,log = run.end(run.start('--jobs', '2', *longer))
+    assert r['ok']==0, log
+    server.good(what='replicate', folder=tmp_path/'alone', seed=0, rounds=1, epochs=12)
+    assert kept(tmp_path/'alone')==kept(run.dir/'seed_00')
 
 def test_jobs_0(tmp_path, capsys):
     assert main(['run','digits','--jobs','0','--out',str(tmp_path/'x')])==1

@@ -302,6 +302,20 @@ def test_killed_fit_ends_the_same(k, server, whole, tmp_path):
 
 @needs_fork
 @pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('k', kills)
+def test_ended_by_sigterm_it_goes_on_at_the_next_iteration(k, server, whole, tmp_path):
+    "Masks that tighten within an epoch are those of the iteration; each is trained once, and the end is the same"
+    kw = dict(what='tightened', **{**dict(name='plain'), **kills[k]})
+    d,end,_ = whole(**kw)
+    done,at = batches(d)[0],0
+    for t in (1, 5, 7, len(done)-1):
+        assert server.run(folder=tmp_path, n=t-at+1, hurt=dict(term=True), **kw) is None
+        at = t+1
+    same(d, tmp_path, end, server.good(folder=tmp_path, **kw))
+    assert [o for p in batches(tmp_path) for o in p]==done
+
+@needs_fork
+@pytest.mark.filterwarnings('ignore')
 def test_killed_at_random_moments(server, whole, tmp_path):
     kw = dict(what='tightened', name='plain')
     d,end,secs = whole(**kw)

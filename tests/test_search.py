@@ -253,3 +253,17 @@ def test_killed_at_any_moment_it_ends_the_same(kind, name, server, whole, tmp_pa
         res = server.good(folder=at, init=other(at, 9), **kw)
         if name=='late_it': same_place(d, at)
         same(d, at, end, res)
+
+@needs_fork
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind,name', cases, ids=str)
+def test_ended_by_sigterm_it_goes_on_at_the_next_iteration(kind, name, server, whole, tmp_path):
+    "In each training of the search, the last one and those beside it: each iteration is trained once"
+    kw = dict(what='searching', kind=kind, name=name)
+    d,end,_ = whole(**kw)
+    done,at = batches(d)[0],0
+    for t in range(1, len(done), max(2, len(done)//6)):
+        assert server.run(folder=tmp_path, n=t-at+1, hurt=dict(term=True), **kw) is None
+        at = t+1
+    same(d, tmp_path, end, server.good(folder=tmp_path, **kw))
+    assert [o for p in batches(tmp_path) for o in p]==done

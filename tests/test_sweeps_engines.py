@@ -1,5 +1,5 @@
 "Sweeps on real clusters of this machine: Ray with two nodes, Dask with workers of several threads"
-import contextlib,os,signal,socket,threading,time
+import contextlib,os,signal,socket,subprocess,sys,threading,time
 from functools import partial
 from pathlib import Path
 import pandas as pd,pytest
@@ -54,6 +54,17 @@ def worker_of(d, kind):
         time.sleep(.02)
     raise AssertionError('no piece began')
 
+def driver_dies(d, backend, address):
+    "`lottery run` on a cluster, killed as soon as a worker has begun a piece, which goes on there or ends with it"
+    says = 'import sys; from fastai_lottery.cli import main; sys.exit(main())'
+    args = ['run','digits','--rounds','2','--epochs','2','--replicates','2','--out',str(d),'--backend',backend,'--address',address]
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', says, *args], env=dict(os.environ, **own),
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try: worker_of(d, 'lottery')
+    finally:
+        p.kill()
+        p.wait()
+
 # --- Ray
 
 @pytest.fixture(scope='module')
@@ -78,6 +89,12 @@ def test_ray_without_what_is_asked_for(more, two_nodes):
     t = time.monotonic()
     with pytest.raises(RuntimeError, match='no node of the Ray cluster has'): RayExecutor(**more)
     assert time.monotonic()-t<30
+
+def test_a_driver_of_ray_that_is_killed_and_started_again(two_nodes, alone, tmp_path):
+    "Nothing twice, nothing lost, whatever its old pieces do"
+    driver_dies(tmp_path/'run', 'ray', two_nodes.address)
+    for _ in play('digits', tmp_path/'run', replicates=2, executor=RayExecutor(), **few): pass
+    equal(alone, tmp_path/'run')
 
 def test_a_worker_and_a_node_of_ray_that_go_away(two_nodes, alone, tmp_path):
     "A piece goes on elsewhere"
@@ -122,6 +139,14 @@ def test_a_worker_of_dask_that_is_killed(cluster, alone, tmp_path):
     t.start()
     for _ in steps: pass
     t.join()
+    equal(alone, tmp_path/'run')
+    ex._client.close()
+
+def test_a_driver_of_dask_that_is_killed_and_started_again(cluster, alone, tmp_path):
+    "Nothing twice, nothing lost: its old pieces play on, and the new driver waits for them"
+    driver_dies(tmp_path/'run', 'dask', cluster.scheduler_address)
+    ex = dask_executor(cluster.scheduler_address)
+    for _ in play('digits', tmp_path/'run', replicates=2, executor=ex, **few): pass
     equal(alone, tmp_path/'run')
     ex._client.close()
 
