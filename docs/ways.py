@@ -63,12 +63,12 @@ def entry(p, titles, twice):
 def card(p, title, about):
     "A card: title, one line, what it costs"
     cost = lines[stem(p)].cost if stem(p) in lines else ''
-    foot = f'\n+++\n{cost}\n' if cost else ''
-    return f":::{{grid-item-card}} {title}\n:link: /{docname(p)}\n:link-type: doc\n\n{about}\n{foot}:::"
+    foot = f'\n:::{{card-footer}}\n{cost}\n:::\n' if cost else ''
+    return f"::::{{grid-item-card}} {title}\n:link: /{docname(p)}\n:link-type: doc\n\n{about}\n{foot}::::"
 
 def cards(ps, titles, abouts):
-    return '\n'.join(['::::{grid} 1 2 2 3',':gutter: 2',':class-container: ways','',
-                      *[card(p, titles[p], abouts[p]) for p in ps],'::::'])
+    return '\n'.join([':::::{grid} 1 2 2 3',':gutter: 2',':class-container: ways','',
+                      *[card(p, titles[p], abouts[p]) for p in ps],':::::'])
 
 def contents(nbs, titles, abouts):
     "The page of all pages, as cards"
