@@ -28,7 +28,8 @@ def doors(m):
     def card(d):
         to = nbpath2html(Path(d[2]+'.ipynb')).with_suffix('').as_posix()
         return f':::{{grid-item-card}} {d[1]}\n:link: /{to}\n:link-type: doc\n\n{d[3].strip()}\n:::'
-    return '\n'.join(['::::{grid} 1',':gutter: 2',':class-container: doors','',*[card(d) for d in _door.finditer(m[1])],'::::'])
+    head = ['::::{grid} 1',':gutter: 2',':class-container: doors','']
+    return '\n'.join([*head, *[card(d) for d in _door.finditer(m[1])], '::::'])
 
 _svgs = re.compile(r'!\[([^\]]*)\]\(([\w/]+\.svg)\)')
 def inline(s, here):
@@ -36,7 +37,8 @@ def inline(s, here):
     def svg(m):
         t = re.sub(r'<style>.*?</style>', '', (here/m[2]).read_text(encoding='utf-8'), flags=re.S)
         return t.replace('<svg ', f'<svg role="img" aria-label="{m[1]}" ', 1).replace('\n','')
-    return '\n\n'.join(f'<p class="drawings">{_svgs.sub(svg, o)}</p>' if _svgs.match(o) else o for o in s.split('\n\n'))
+    def row(o): return f'<p class="drawings">{_svgs.sub(svg, o)}</p>' if _svgs.match(o) else o
+    return '\n\n'.join(map(row, s.split('\n\n')))
 
 _nbl = re.compile(r'\]\(([^)\s]*?)([^/)\s]+\.ipynb)(#[^)]*)?\)')
 def markdown(s, here):

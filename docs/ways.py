@@ -58,7 +58,8 @@ def entry(p, titles, twice):
     u,t,line = docname(p),titles[p],lines.get(stem(p))
     if line and line.name: return f'{line.name} </{u}>'
     if '/' not in u or t not in twice: return f'/{u}'
-    return f"{t} ({dict(tutorials='guide', papers='paper').get(p.parent.name, p.parent.name)}) </{u}>"
+    kind = dict(tutorials='guide', papers='paper').get(p.parent.name, p.parent.name)
+    return f'{t} ({kind}) </{u}>'
 
 def card(p, title, about):
     "A card: title, one line, what it costs"

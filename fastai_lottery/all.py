@@ -54,6 +54,7 @@ from .arms import *
 from .found import *
 from .retrained import *
 from .experiments import *
+from .verdict import *
 from .claims import *
 from .lenets import *
 from .lenet_masks import *

@@ -194,15 +194,22 @@ class ShardedLottery(Callback):
         "The weights at the rewind point are remembered when training comes there"
         if not self.training or not self.rewind_to.n or self.shards.n_pruned: return
         if self.train_iter==self.rewind_to.n: self.shards.mark()
-    def after_step(self):
-        "Pruned weights are 0 again"
-        self.shards.hold()
-    def prune(self, *args, **kwargs):
-        "As `Shards.prune`"
-        return self.shards.prune(*args, **kwargs)
-    def rewind(self, *args, **kwargs):
-        "As `Shards.rewind`"
-        return self.shards.rewind(*args, **kwargs)
+
+# %% ../nbs/25_sharded.ipynb #dc4ded73
+@patch
+def after_step(self:ShardedLottery):
+    "Pruned weights are 0 again"
+    self.shards.hold()
+
+@patch
+def prune(self:ShardedLottery, *args, **kwargs):
+    "As `Shards.prune`"
+    return self.shards.prune(*args, **kwargs)
+
+@patch
+def rewind(self:ShardedLottery, *args, **kwargs):
+    "As `Shards.rewind`"
+    return self.shards.rewind(*args, **kwargs)
 
 # %% ../nbs/25_sharded.ipynb #ad1177a2
 @patch

@@ -85,7 +85,7 @@ def _say_measures(out):
 # %% ../nbs/41_told.ipynb #b046a06f
 def _say_claims(name, df, ms):
     v = check_claims(name, df, ms) if name in presets else ()
-    if len(v): tell('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
+    if len(v): tell('\nClaims (p and intervals adjusted by Holm in each group)\n'+_verdicts(v))
 
 def summary(out, df):
     "Print what a run shows, and write its table and picture"
