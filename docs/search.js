@@ -14,8 +14,8 @@ var Scorer = {
 }
 
 // Code, outputs, signatures and the lists of parameters are left out of what an excerpt is taken from
-const not_prose = ['.highlight', '.cell_output pre', '.cell_output table', '.cell_input', 'dt.sig', '.field-list', '.told', 'nav',
-  '.toctree-wrapper', 'summary', 'script', 'style', '.headerlink'].join(', ')
+const not_prose = ['.highlight', '.cell_output pre', '.cell_output table', '.cell_input', 'dt.sig', '.field-list',
+  '.told', 'nav', '.toctree-wrapper', 'summary', 'script', 'style', '.headerlink'].join(', ')
 window.addEventListener('DOMContentLoaded', () => {
   if (typeof Search === 'undefined') return
   const summary = Search.makeSearchSummary

@@ -65,5 +65,6 @@ from .sweeps import *
 from .engines import *
 from .plots import *
 from .pictures import *
+from .card import *
 from .speed import *
 __all__ = [n for n in dir() if n[0]!='_']

@@ -92,7 +92,8 @@ def want_rows(names, only):
         if df is None and ms is None: continue
         for e,o in check_claims(n, df, ms).iterrows():
             if only and e.split()[0] not in only.split(): continue
-            rows.append(dict(claim=o.claim, paper=o.paper, ours=o.ours, tolerance=o.tolerance, n=str(o.n), p=o.p, verdict=o.verdict))
+            cols = 'claim paper ours tolerance n p verdict'.split()
+            rows.append({c:str(o[c]) for c in cols})
     return rows
 
 def plain(x): return html.unescape(re.sub(r'<[^>]+>', '', x)).strip()

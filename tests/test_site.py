@@ -265,6 +265,27 @@ def test_phone_shows_verdicts_first(web):
     box = web.page.evaluate("document.querySelector('table.verdicts td').getBoundingClientRect().toJSON()")
     assert box['right']<=phone['width']
 
+def test_the_picture_of_a_ticket_moves(web):
+    "By keyboard; it is drawn anew, and says which round it shows"
+    web.page.goto(web.url+'tutorials/what_it_looks_like.html', wait_until='load')
+    def seen(): return web.page.evaluate("""() => {
+        const o = document.querySelector('.ticket-slider')
+        return [o.querySelector('output').textContent, o.querySelector('svg').innerHTML]}""")
+    last = seen()
+    web.page.focus('.ticket-slider input')
+    web.page.keyboard.press('Home')
+    first = seen()
+    assert first[0].startswith('round 1:') and last[0].startswith('round 12:') and first[1]!=last[1]
+    web.page.keyboard.press('ArrowRight')
+    assert seen()[0].startswith('round 2:')
+    web.page.keyboard.press('End')
+    assert seen()==last
+
+def test_the_picture_of_a_ticket_without_scripts(site):
+    "The last round stands in the page itself"
+    s = html(site, 'tutorials/what_it_looks_like')
+    assert 'round 12:' in s and s.count('<rect')>=64
+
 def test_title_does_not_break_on_a_phone(web):
     web.page.goto(web.url+'callback.html', wait_until='load')
     lines = web.page.evaluate("""() => {
@@ -287,7 +308,7 @@ def defines(o):
     "The name that a statement defines, if any"
     return getattr(o,'name',None) or (getattr(o.targets[0],'id','') if isinstance(o,ast.Assign) else '')
 
-def names(tree): return next(ast.literal_eval(o.value) for o in tree.body if defines(o)=='__all__')
+def names(tree): return next((ast.literal_eval(o.value) for o in tree.body if defines(o)=='__all__'), [])
 
 @pytest.mark.parametrize('mod', mods)
 def test_each_name_has_a_card_in_the_order_of_the_source(site, mod):
