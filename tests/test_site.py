@@ -11,7 +11,7 @@ try: from playwright.sync_api import sync_playwright
 except ImportError: sync_playwright = None
 pytestmark = pytest.mark.slow
 phone,desk = dict(width=390, height=844),dict(width=1280, height=900)
-limit = 1_500_000                               # bytes of a page and its images
+limit = 700_000                                 # bytes of a page and its images
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
@@ -142,7 +142,7 @@ def test_links_and_anchors_lead_somewhere(pages, site, web):
     assert not of(pages, lambda o: [l.replace(web.url,'') for l in dict.fromkeys(o.links) if lost(l)])
 
 def test_pages_are_light(pages, site, web):
-    "A page and its images are at most 1.5 MB"
+    "A page and its images are at most .7 MB"
     def size(o):
         fs = {site/unquote(urlsplit(u).path[1:]) for u in o.images if u.startswith(web.url)}
         return o.size+sum(f.stat().st_size for f in fs if f.is_file())
@@ -270,7 +270,7 @@ def test_the_picture_of_a_ticket_moves(web):
     web.page.goto(web.url+'tutorials/what_it_looks_like.html', wait_until='load')
     def seen(): return web.page.evaluate("""() => {
         const o = document.querySelector('.ticket-slider')
-        return [o.querySelector('output').textContent, o.querySelector('svg').innerHTML]}""")
+        return [o.querySelector('output').textContent, o.querySelector('.moves').innerHTML]}""")
     last = seen()
     web.page.focus('.ticket-slider input')
     web.page.keyboard.press('Home')

@@ -2,8 +2,8 @@
 // it shows the last
 const root = document.querySelector('.ticket-slider')
 if (root) {
-  const all = JSON.parse(root.dataset.frames), dense = +root.dataset.dense, most = +root.dataset.most
-  const pick = root.querySelector('input'), svg = root.querySelector('svg'), said = root.querySelector('output')
+  const all = JSON.parse(root.dataset.frames), dense = +root.dataset.dense
+  const pick = root.querySelector('input'), svgs = root.querySelectorAll('svg'), said = root.querySelector('output')
   const ys = [...all.map(o => o.accuracy), dense], low = Math.min(...ys)-.005, high = Math.max(...ys)+.005
   const end = Math.log(all[all.length-1].density)
   const x = o => 40+200*Math.log(o.density)/end, y = a => 150-130*(a-low)/(high-low)
@@ -21,6 +21,7 @@ if (root) {
   }
   const pixels = o => {
     const side = Math.sqrt(o.pixels.length), w = 136/side
+    const most = Math.max(...o.pixels)
     const ink = n => `fill="currentColor" opacity="${(n/most).toFixed(3)}"`
     const cell = (n, i) => rect(290+w*(i%side), 14+w*Math.floor(i/side), w, w, ink(n))
     const read = o.pixels.filter(n => n).length
@@ -32,7 +33,8 @@ if (root) {
   const show = k => {
     const o = all[k]
     const size = text(470, 178, `file: ${(o.bytes/1000).toFixed(1)} kB`)
-    svg.innerHTML = curve(o)+pixels(o)+o.layers.map(bar).join('')+size
+    const parts = [curve(o), pixels(o), o.layers.map(bar).join('')+size]
+    parts.forEach((s, i) => svgs[i].innerHTML = s)
     said.textContent = `round ${o.round}: ${percent(o.density)} of the weights, ${(100*o.accuracy).toFixed(1)} % right`
   }
   pick.addEventListener('input', () => show(+pick.value))
