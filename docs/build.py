@@ -9,6 +9,7 @@ from nbdev.doclinks import nbglob
 from cards import Lookup,Site
 from links import check
 from markup import code,markdown
+from ways import contents,rooms,sidebar,stem,storey_page,storeys,told
 
 src,out = cfg.doc_path/'src', Path(os.environ.get('OUT', cfg.doc_path/'html')).resolve()
 
@@ -34,7 +35,8 @@ def stage(p):
     except Exception as e: sys.exit(f'{p}: {type(e).__name__}: {e}')
     fm = nb.frontmatter_
     lead = f":::{{div}} lead\n{fm['description']}\n:::" if fm.get('description') else ''
-    nb.cells = [mk_cell(f"# {fm.get('title', p.stem)}\n\n{lead}", 'markdown'), *cells]
+    top = told(p, cfg.get('git_url', '')) if p.stem!='index' else ''
+    nb.cells = [mk_cell(f"# {fm.get('title', p.stem)}\n\n{lead}\n\n{top}", 'markdown'), *cells]
     return nb
 
 # --- the table of modules, and the sidebar
@@ -48,42 +50,25 @@ def row(p, nb):
     about = (nb.frontmatter_.get('description') or '').replace('|', r'\|')
     links = ', '.join(f"{{py:obj}}`{n.split('.',2)[2]} <{n}>`" for n in of_module(p))
     return f"| [{title(nb)}]({p}) | {about} | {links} |"
-def contents(pages):
+def modules(pages):
     mods = {p:nb for p,nb in pages.items() if p.parent==Path() and p.stem not in ('all','index')}
     rows = [row(p, nb) for p,nb in mods.items() if of_module(p)]
     head = ':::{table}',':class: modules','','| Module | What for | Public names |','|:--|:--|:--|'
     return '\n'.join([*head,*rows,':::'])
 
-# The storeys of the library, by the tens digit of a room's number
-storeys = {0:'Values', 1:'One lottery', 2:'What is done with it', 3:'The laboratory', 4:'What is seen', 9:'Everything'}
-captions = {'tutorials':'Guides', 'papers':'Papers'}
-def group(p):
-    "The caption in the sidebar under which a notebook stands"
-    folder = p.relative_to(cfg.nbs_path).parent.as_posix()
-    if folder!='.': return captions.get(folder, folder.replace('_',' ').capitalize())
-    return storeys.get(int(p.stem[:2])//10 if p.stem[:2].isdigit() else None, 'Library')
+def twice_in(titles): return {t for t,n in Counter(titles.values()).items() if n>1}
 
-def sidebar(nbs):
-    "Caption → notebooks, in the order in which a reader meets them"
-    groups = {}
-    for p in nbs:
-        if p.stem!='index': groups.setdefault(group(p), []).append(p)
-    first = {k:i for i,k in enumerate([*captions.values(), *storeys.values()])}
-    return {k:groups[k] for k in sorted(groups, key=lambda k: first.get(k, len(first)))}
-
-def entry(p, nb, twice):
-    "A page in the sidebar, with a title of its own where two pages have the same"
-    u,folder = page_of(p).with_suffix('').as_posix(),p.parent.name
-    if '/' not in u or title(nb) not in twice: return u
-    return f"{title(nb)} ({dict(tutorials='guide',papers='paper').get(folder,folder)}) <{u}>"
-
-def toctree(caption, entries):
-    return mk_cell('\n'.join(['```{toctree}',':hidden:',f':caption: {caption}','',*entries,'```']), 'markdown')
-def toctrees(nbs, pages, extra):
-    "One for each group of the sidebar"
-    twice = {t for t,n in Counter(map(title, pages.values())).items() if n>1}
-    for k,ps in sidebar(nbs).items(): yield toctree(k, [entry(p, pages[page_of(p)], twice) for p in ps])
-    yield toctree('Project', [p.stem.lower() for p in extra])
+def ways(nbs, pages, extra):
+    "The page of all pages, a page a storey, and the sidebar"
+    titles = {p:title(pages[page_of(p)]) for p in nbs}
+    abouts = {p:pages[page_of(p)].frontmatter_.get('description') or '' for p in nbs}
+    twice = twice_in(titles)
+    texts = {'contents':contents(nbs, titles, abouts)}
+    for k,ps in rooms(nbs).items(): texts[f'library/{storeys[k][0]}'] = storey_page(k, ps, titles, abouts, twice)
+    for k,t in texts.items():
+        (src/k).parent.mkdir(parents=True, exist_ok=True)
+        (src/f'{k}.md').write_text(t, encoding='utf-8')
+    return [mk_cell(t, 'markdown') for t in sidebar(nbs, titles, twice, [p.stem.lower() for p in extra])]
 
 # --- staging and building
 
@@ -110,12 +95,19 @@ def stage_all():
     if bad := missing():
         head = 'These public names have no docstring (a value: no comment behind or above it), or no page shows them:'
         sys.exit('\n  '.join([head,*bad]))
-    if (p := Path('all.ipynb')) in pages: pages[p].cells.append(mk_cell(contents(pages), 'markdown'))
+    if (p := Path('all.ipynb')) in pages: pages[p].cells.append(mk_cell(modules(pages), 'markdown'))
     copy_images()
     extra = [p for o in ('CHANGELOG','CONTRIBUTING') if (p := cfg.config_path/f'{o}.md').exists()]
-    pages[Path('index.ipynb')].cells += toctrees(nbs, pages, extra)
+    pages[Path('index.ipynb')].cells += ways(nbs, pages, extra)
     write(pages)
     for p in extra: shutil.copy(p, src/f'{p.stem.lower()}.md')
+    return nbs
+
+def take_along(nbs):
+    "The notebooks themselves, to download"
+    for p in nbs:
+        (dst := out/'notebooks'/f'{stem(p)}.ipynb').parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(p, dst)
 
 def sphinx():
     opts = ['-q','-W','--keep-going','-E','-b','html','-d',cfg.doc_path/'doctrees','-c',root/'docs',src,out]
@@ -123,9 +115,10 @@ def sphinx():
 
 def main():
     os.environ['IN_TEST'] = '1'
-    stage_all()
+    nbs = stage_all()
     shutil.rmtree(out, ignore_errors=True)
     if rc := sphinx(): sys.exit(rc)
+    take_along(nbs)
     n,bad = check(out)
     if bad: sys.exit('\n  '.join(['The site is built, but:',*bad]))
     print(f'{n} pages in {os.path.relpath(out)}')

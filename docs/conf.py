@@ -1,5 +1,6 @@
 "Sphinx's settings; docs/build.py runs it"
 import ast,importlib.util,re
+from pathlib import Path
 from docutils import nodes
 from fastcore.foundation import L
 from latex2mathml.converter import convert
@@ -30,7 +31,8 @@ html_theme = 'furo'
 html_title = cfg.title
 html_static_path = ['_static']
 html_css_files = ['custom.css']
-html_js_files = [('nav.js', {'defer':'defer'})]
+html_js_files = [(o, {'defer':'defer'}) for o in ('nav.js','ticket.js')]
+html_search_scorer = str(Path(__file__).with_name('search.js'))    # what comes first, and excerpts of prose
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = dict(navigation_with_keys=True,

@@ -1,5 +1,6 @@
 "Quarto's syntax, in which notebooks are written, as MyST's, which Sphinx reads; figures and tables of stored outputs"
 import re
+from pathlib import Path
 from base64 import b64decode
 from io import BytesIO
 from PIL import Image
@@ -20,13 +21,33 @@ def tabset(m):
     items = [f':::::{{tab-item}} {t}\n{b.strip()}\n:::::' for t,b in zip(parts[::2],parts[1::2])]
     return '\n'.join(['::::::{tab-set}', *items, '::::::'])
 
+_doors = re.compile(r'^:::\s*\{\.doors\}\s*\n(.*?)^:::[ \t]*$', re.M|re.S)
+_door = re.compile(r'^- \*\*\[(.*?)\]\((.*?)\.ipynb\)\*\*\s*(.*?)(?=^- |\Z)', re.M|re.S)
+def doors(m):
+    "A list of links in bold as cards below each other"
+    def card(d):
+        to = nbpath2html(Path(d[2]+'.ipynb')).with_suffix('').as_posix()
+        return f':::{{grid-item-card}} {d[1]}\n:link: /{to}\n:link-type: doc\n\n{d[3].strip()}\n:::'
+    head = ['::::{grid} 1',':gutter: 2',':class-container: doors','']
+    return '\n'.join([*head, *[card(d) for d in _door.finditer(m[1])], '::::'])
+
+_svgs = re.compile(r'!\[([^\]]*)\]\(([\w/]+\.svg)\)')
+def inline(s, here):
+    "Drawings as part of the page, in the colours of its text"
+    def svg(m):
+        t = re.sub(r'<style>.*?</style>', '', (here/m[2]).read_text(encoding='utf-8'), flags=re.S)
+        return t.replace('<svg ', f'<svg role="img" aria-label="{m[1]}" ', 1).replace('\n','')
+    def row(o): return f'<p class="drawings">{_svgs.sub(svg, o)}</p>' if _svgs.match(o) else o
+    return '\n\n'.join(map(row, s.split('\n\n')))
+
 _nbl = re.compile(r'\]\(([^)\s]*?)([^/)\s]+\.ipynb)(#[^)]*)?\)')
 def markdown(s, here):
     "A markdown cell of a notebook in folder `here`"
     def link(m):
         if not (here/m[1]/m[2]).exists(): raise FileNotFoundError(f'a link leads to {m[1]}{m[2]}, which is not there')
         return f"]({m[1]}{nbpath2html(m[2]).with_suffix('.ipynb')}{m[3] or ''})"
-    s = _nbl.sub(link, _call.sub(callout, _tabs.sub(tabset, s)))
+    s = _doors.sub(doors, _tabs.sub(tabset, inline(s, here)))
+    s = _nbl.sub(link, _call.sub(callout, s))
     m = re.search(r'^:{3,}\s*\{\.[^}]*\}', s, re.M)
     if m: raise ValueError(f'docs/markup.py has no translation of {m[0]}')
     return s
@@ -37,12 +58,21 @@ def ground(o):
     *rgb,a = im.getpixel((0,0))
     return ('fig-clear' if a==0 else 'fig-paper' if min(rgb)>240 else 'fig-dark')+' fig-wide'*(im.width>1.8*im.height)
 
+_head = re.compile(r'<thead>\s*<tr[^>]*>(.*?)</tr>\s*<tr>(.*?)</tr>\s*</thead>', re.S)
+def one_head(m):
+    "The two rows of a head as one, where the second only names the rows"
+    cols,names = (re.findall(r'<th[^>]*>(.*?)</th>', m[i], re.S) for i in (1,2))
+    if len(cols)!=len(names) or any(a and b for a,b in zip(cols,names)): return m[0]
+    return '<thead><tr>'+''.join(f'<th>{a or b}</th>' for a,b in zip(cols,names))+'</tr></thead>'
+
 def table(h):
-    "A table whose intervals do not break over lines, marked where its rows are just numbered"
+    "A table with one head, whose intervals do not break over lines, marked where its rows are just numbered or verdicts"
+    h = _head.sub(one_head, h)
+    if '<th>verdict</th>' in h: h = h.replace('class="dataframe"', 'class="dataframe verdicts"')
     h = re.sub(r'\([-\d.]+ to [-\d.]+\)|&lt; \.?\d|\d %', lambda m: m[0].replace(' ','\xa0'), h)
     rows = re.findall(r'<th[^>]*>(.*?)</th>', h.rpartition('<tbody')[2])
     numbered = rows and all(re.fullmatch(r'\d+',r) for r in rows)
-    return h.replace('class="dataframe"', 'class="dataframe numbered"') if numbered else h
+    return h.replace('class="dataframe', 'class="dataframe numbered') if numbered else h
 
 _dir = re.compile(r'^#\|\s*([\w-]+)\s*:\s*(.*)\n?', re.M)
 def directives(s): return {k:v.strip().strip('"') for k,v in _dir.findall(s)}
@@ -59,7 +89,7 @@ def tags_of(d, source, fold):
     "MyST-NB's tags: what of a cell the page leaves out, or folds"
     silent = d.get('echo')=='false' or not source
     has = {'remove-input':silent, 'remove-output':d.get('output')=='false', 'hide-input':fold}
-    return [t for t,on in has.items() if on]
+    return [t for t,on in has.items() if on]+[d[k] for k in ('tag',) if k in d]
 
 def card_of(c):
     "The cell of a `show_doc`: hoisted, so that Sphinx sees the directive as part of the page"

@@ -20,7 +20,8 @@ def alert(m):
     return '\n'.join(['> [!'+m[1].upper()+']']+[('> '+l).rstrip() for l in body.splitlines()])
 
 def tidy_text(c):
-    "Links from the root of the repository, and GitHub's kind of notes"
+    "Links from the root of the repository, and GitHub's kind of notes; doors are a list"
+    c.source = re.sub(r'^:::[ ]*\{\.doors\}\n(.*?)^:::[ \t]*$', r'\1', c.source, flags=re.M|re.S)
     c.source = re.sub(r'\]\((?!\w+:|/|#)([^)]+)\)', rf']({cfg.nbs_path.name}/\1)', _call.sub(alert, c.source))
 
 def tidy_code(c):

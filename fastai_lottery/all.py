@@ -59,6 +59,7 @@ from .found import *
 from .retrained import *
 from .experiments import *
 from .own import *
+from .verdict import *
 from .claims import *
 from .lenets import *
 from .starts import *
@@ -74,5 +75,6 @@ from .seeds import *
 from .plots import *
 from .start_plots import *
 from .pictures import *
+from .card import *
 from .speed import *
 __all__ = [n for n in dir() if n[0]!='_']

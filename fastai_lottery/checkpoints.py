@@ -35,6 +35,7 @@ def generators(dls):
     return res
 
 def put_generators(dls, d):
+    "All random numbers as `d`, what `generators` gave, has them"
     random.setstate(from_plain(d['python']))
     np.random.set_state(from_plain(d['numpy']))
     torch.set_rng_state(d['torch'])

@@ -16,7 +16,7 @@ from .nets import *
 from .data import *
 from .experiments import *
 from .claims import *
-from .claims import claims_for
+from .claims import claim_match,claims_for
 from .lenets import lenet,lenet_prunes,on_digits,on_mnist,in_seconds
 
 # %% ../nbs/36_lenet_masks.ipynb #8ee827b7
@@ -64,7 +64,8 @@ def _order(f):
     below = [f.beats(f'random beats {c}', 'yes', 'random',10, c,10) for c in _bad]
     two = [(a,b) for i,a in enumerate(_good) for b in _good[i+1:]]
     # .3 points: a little more than what seeds differ by
-    alike = [f.matches(f'{a} and {b} are as good', 'alike', _arm(a),10, _arm(b),10, .3) for a,b in two]
+    # Said of both alike, so none of them can be better: without a name nobody knows what would be
+    alike = [claim_match(f'{a} and {b} are as good', 'alike', *f.pair(_arm(a),10, _arm(b),10), .3) for a,b in two]
     return {f'E9 order of the criteria at {f.left(10)}': above+below, 'E9 the good four': alike}
 
 # %% ../nbs/36_lenet_masks.ipynb #b1654f36

@@ -48,7 +48,7 @@ lenets.append(Preset(
 def _on_digits(f):
     few,fewer = f.left(7),f.left(16)
     sooner = (0.,1.)    # any factor below 1: nothing is known of digits but the direction
-    return {'E1 and E2 on digits': [
+    return {'E1 tickets and controls on digits': [
         f.stops(f'tickets at {few} of the weights stop earlier than the dense net', '0.62 × (on MNIST)',
                 'ticket',7, 'dense',0, want=sooner),
         f.beats(f'tickets at {few} beat re-initialised nets', '0.5 pp (on MNIST)',

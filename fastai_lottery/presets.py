@@ -19,6 +19,7 @@ from .nets import *
 from .data import *
 from .experiments import *
 from .claims import *
+from .verdict import verdicts
 from .claims import claimed,have_figures
 from .lenets import lenets,on_digits
 from .regrown import regrown

@@ -64,10 +64,14 @@ def follow(self:Shards,
     if hasattr(opt, 'register_step_post_hook'): opt.register_step_post_hook(Hook(self.after_opt_step))
 
 @patch
-def after_opt_step(self:Shards, *args): self.hold()
+def after_opt_step(self:Shards, *args):
+    "Pruned weights are 0 again"
+    self.hold()
 
 @patch
-def after_load(self:Shards, m, keys): self.hold()
+def after_load(self:Shards, m, keys):
+    "What was loaded is masked, too"
+    self.hold()
 
 @patch
 def after_grad(self:Shards, w):
@@ -181,16 +185,31 @@ class ShardedLottery(Callback):
         if self._shards is None: self._shards = Shards(self.learn.model, **self.kwargs)
         return self._shards
     def before_fit(self):
+        "The hold goes onto the optimizer of this fit"
         s,opt = self.shards,self.learn.opt
         if s.hypers is None and hasattr(opt, 'hypers'): s.hypers = hypers_now(opt)    # before anything schedules them
         s.follow(opt)
         s.hold()
     def before_batch(self):
+        "The weights at the rewind point are remembered when training comes there"
         if not self.training or not self.rewind_to.n or self.shards.n_pruned: return
         if self.train_iter==self.rewind_to.n: self.shards.mark()
-    def after_step(self): self.shards.hold()
-    def prune(self, *args, **kwargs): return self.shards.prune(*args, **kwargs)
-    def rewind(self, *args, **kwargs): return self.shards.rewind(*args, **kwargs)
+
+# %% ../nbs/25_sharded.ipynb #dc4ded73
+@patch
+def after_step(self:ShardedLottery):
+    "Pruned weights are 0 again"
+    self.shards.hold()
+
+@patch
+def prune(self:ShardedLottery, *args, **kwargs):
+    "As `Shards.prune`"
+    return self.shards.prune(*args, **kwargs)
+
+@patch
+def rewind(self:ShardedLottery, *args, **kwargs):
+    "As `Shards.rewind`"
+    return self.shards.rewind(*args, **kwargs)
 
 # %% ../nbs/25_sharded.ipynb #ad1177a2
 @patch

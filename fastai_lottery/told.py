@@ -29,7 +29,7 @@ def _table(df):
     n,stop = int(compare_arms(df).n.min()),show_arms(df, 'es_iteration', nd=0)
     return '\n'.join([
         'Test accuracy (%, higher is better) at the early-stop iteration:',
-        f'mean ± half of the 95 % interval, n = {n} seeds',
+        f"mean ± half of the 95 % interval, n = {n} seed{'s'*(n!=1)}",
         acc.to_string(),
         '* p < .05, paired t, Holm over the levels of a column', '',
         'Early-stop iteration (lowest validation loss)', stop[[c for c in acc if '−' not in c]].to_string()])
@@ -89,7 +89,7 @@ def _say_measures(out):
 # %% ../nbs/41_told.ipynb #b046a06f
 def _say_claims(name, df, ms):
     v = check_claims(name, df, ms) if name in presets else ()
-    if len(v): tell('\nClaims (p adjusted by Holm in each group; 95 % intervals)\n'+_verdicts(v))
+    if len(v): tell('\nClaims (p and intervals adjusted by Holm in each group)\n'+_verdicts(v))
 
 def _picture(out, name, df):
     fig = plot_lottery(df.assign(arm=df.arm.map(_for_plots)), _for_plots(name))[0].figure

@@ -27,8 +27,8 @@ def owner(f):
     return max((n for n in presets if f.stem==n or f.stem.startswith(n+'-')), key=len, default=None)
 
 def test_there_are_pages():
-    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits',
-                                     '06_rethinking','07_cheap','09_growing','10_seeds','11_combining']
+    first = '00_about 01_lenet 02_masks 03_supermasks 04_stability 05_digits 06_rethinking 07_cheap'.split()
+    assert [p.stem for p in pages][:len(first)]==first
 
 # --- what a page names
 
@@ -87,25 +87,32 @@ def test_result_file(f):
 # --- the tables
 
 def want_rows(names, only):
-    "The cells of the rows of `claims(...)`, from the files: made here again, without the page's own code"
-    rows,ran = [],[]
+    "Rows of `claims(...)`, from the files: made here again, without the page's own code; none where nothing was run"
+    rows = []
     for n in names:
         df,ms = read(n),read(f'{n}-measures')
         if df is None and ms is None: continue
-        ran.append(n)
         for e,o in check_claims(n, df, ms).iterrows():
             if only and e.split()[0] not in only.split(): continue
-            rows.append([o.claim, o.paper, o.ours, o.tolerance, str(o.n), o.p, o.verdict])
-    return rows or [[f'lottery run {n}', '', '', '', '0', '',
-                     'no figures yet' if n in ran else 'not run'] for n in names]
+            cols = 'claim paper ours tolerance n p verdict'.split()
+            rows.append({c:str(o[c]) for c in cols})
+    return rows
+
+def plain(x): return html.unescape(re.sub(r'<[^>]+>', '', x)).strip()
+def shown_as(c, kind): return next((''.join(o['data'][kind]) for o in c['outputs'] if kind in o.get('data', {})), '')
 
 def stored_rows(c):
-    "The cells of a stored table, the last seven of each row"
-    text = next(''.join(o['data']['text/html']) for o in c['outputs'] if 'text/html' in o.get('data', {}))
-    body = re.search(r'<tbody>(.*)</tbody>', text, re.S)[1]
-    def plain(x): return html.unescape(re.sub(r'<[^>]+>', '', x)).strip()
-    rows = [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', r, re.S) for r in re.findall(r'<tr>(.*?)</tr>', body, re.S)]
-    return [[plain(x) for x in r][-7:] for r in rows]
+    "The rows of a stored table, its last seven columns by name; none where it is said that nothing was run"
+    text = shown_as(c, 'text/html')
+    if not text: return [] if 'Not run' in shown_as(c, 'text/markdown') else None
+    head,body = re.search(r'<thead>(.*)</thead>.*<tbody>(.*)</tbody>', text, re.S).groups()
+    names = [plain(x) for x in re.findall(r'<th[^>]*>(.*?)</th>', head, re.S)]
+    cells = [[plain(x) for x in re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', r, re.S)]
+             for r in re.findall(r'<tr>(.*?)</tr>', body, re.S)]
+    cols = [n for n in names if n in ('claim','paper','ours','tolerance','n','p','verdict')]
+    cols = ['claim',*[n for n in cols if n!='claim']]     # the rows' name, whichever row of the head has it
+    rows = [dict(zip(cols, r[-7:])) for r in cells]
+    return [r for r in rows if r['verdict'] not in ('not run','no figures yet')]
 
 tables = [(p,i,c) for p in pages for i,c in enumerate(cells(p, 'code')) if re.match(r"claims\('", src(c))]
 
@@ -120,6 +127,38 @@ def test_verdicts_in_step_with_figures(p, i, c):
 def test_page_has_a_verdict_table_and_a_figure(p):
     assert any(q==p for q,_,_ in tables)
     assert any('#| fig-cap:' in src(c) for c in cells(p, 'code'))
+
+in_a_line = re.compile(r'Of (\d+) claims?: (.*)\.')
+@pytest.mark.parametrize('p', pages[:6], ids=ids)
+def test_page_says_how_many_claims_came_out(p):
+    "And the numbers of that line add up"
+    said = [shown_as(c, 'text/markdown') for c in cells(p, 'code') if re.search(r'^outcome\(', src(c), re.M)]
+    assert said and any('Of ' in o for o in said)
+    for m in filter(None, map(in_a_line.search, said)):
+        assert int(m[1])==sum(map(int, re.findall(r'(\d+) [a-z]', m[2])))
+
+@pytest.mark.parametrize('p', pages[:6], ids=ids)
+def test_experiments_have_names(p):
+    "No number of an experiment stands in a table or in the text"
+    texts = [plain(shown_as(c, 'text/html')) for c in cells(p, 'code')]+[prose(p)]
+    assert not [m[0] for t in texts for m in re.finditer(r'\bE\d{1,2}\b', t)]
+
+def test_interval_and_verdict_agree():
+    "Of every claim with figures: what is significant has an interval off the bound, and what is not has it on it"
+    n = 0
+    for name in presets:
+        if not presets[name].claims: continue
+        for _,o in check_claims(name, read(name), read(f'{name}-measures')).iterrows():
+            m = re.search(r'\(([-\d.e]+) to ([-\d.e]+)\)', o.ours)
+            if not m or o.verdict=='too few seeds': continue
+            lo,hi = map(float, m.groups())
+            bound = 1 if o.test.startswith('a / b') else 0
+            n += 1
+            if 'a − b > 0' in o.test or 'a / b > 1' in o.test:
+                assert (lo>bound-.006)==(o.verdict in ('reproduced','direction only')) or abs(lo-bound)<.01, o.to_dict()
+            if 'TOST' in o.test and o.verdict=='better': assert lo>0
+            if o.verdict=='opposite': assert not lo<=bound<=hi
+    assert n>50
 
 def test_claims_are_of_presets():
     "A name that is none would drop its claims in silence"
@@ -210,8 +249,8 @@ def test_page_stands_any_figures(p, how, tmp_path):
             if len(ms) and how!='rounds only': ms.to_csv(tmp_path/f'{n}-measures.csv', index=False)
     got = verdicts_of(p, tmp_path)
     if p.stem=='00_about': return
-    known = {'reproduced','direction only','not shown','opposite','outside','too few seeds'}
-    assert got
-    if how=='none': assert {*got}=={'not run'}
+    known = {'reproduced','better','direction only','not shown','opposite','outside','too few seeds'}
+    if how=='none': assert {*got} <= {'not run'}
     elif how=='one seed': assert {*got}=={'too few seeds'}
     else: assert {*got} <= known|({'no figures yet'} if how=='rounds only' else set())
+    if how=='some seeds': assert got
