@@ -26,7 +26,8 @@ def owner(f):
     return max((n for n in presets if f.stem==n or f.stem.startswith(n+'-')), key=len, default=None)
 
 def test_there_are_pages():
-    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits','06_rethinking','07_cheap']
+    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits','06_rethinking','07_cheap',
+                                     '08_language']
 
 # --- what a page names
 
@@ -149,7 +150,11 @@ def heuristic(r):
 def learned(r): return [dict(base=b, rescale=d, accuracy=r(), test_accuracy=r()) for b in bases for d in (False,True)]
 def declared(r): return [dict(claim='x', recipe='going_on', margin=.15)]
 def whose_mask(r): return [dict(overlap=r(), chance=r())]
-made_up = dict(stability=stability, instability=instability, heuristic=heuristic, learned=learned, declared=declared, whose_mask=whose_mask)
+def counting(r): return [dict(model='trigram', valid_bits=9+r(), test_bits=9+r())]
+def parts(r): return [dict(layer=0, part='q', kept=1, total=2, density=r())]
+def heads(r): return [dict(mask='ticket', layer=0, head='all', loss=r(), rise_bits=r())]
+made_up = dict(stability=stability, instability=instability, heuristic=heuristic, learned=learned, declared=declared, whose_mask=whose_mask,
+               counting=counting, parts=parts, heads=heads)
 
 def all_trainings(p):
     "Arm and round of each training of a preset"
@@ -163,7 +168,7 @@ def synthetic(p, seeds, arms=None):
     sizes = dict(units=30, units_dense=60, macs=4e4, macs_dense=1e5) if p.cb.get('units')=='channels' else {}
     def row(s, a, k):
         return {**dict.fromkeys(cols, 1), **sizes, 'arm':a, 'round':k, 'seed':s, 'density':.8**k, 'prunable':266200,
-                              'es_test_accuracy':.9+.01*rng.random(), 'es_iteration':rng.integers(1, 600)}
+                              'es_test_accuracy':.9+.01*rng.random(), 'es_test_loss':1+.01*rng.random(), 'es_iteration':rng.integers(1, 600)}
     df = pd.DataFrame([row(s, a, k) for s in range(seeds) for a,k in all_trainings(p) if arms is None or a in arms])
     done = [(s,k,a) for s in range(seeds) for k,a in p.todo()[1]]
     return df,pd.DataFrame([dict(arm=a, round=k, seed=s, **o) for s,k,a in done for o in made_up[a](rng.random)])
