@@ -46,6 +46,7 @@ from .convert import *
 from .deploy import *
 from .report import *
 from .analysis import *
+from .attention import *
 from .gradual import *
 from .combine import *
 from .tasks import *
@@ -54,6 +55,8 @@ from .data import *
 from .folders import *
 from .series import *
 from .nets import *
+from .texts import *
+from .writers import *
 from .arms import *
 from .found import *
 from .retrained import *
@@ -61,6 +64,7 @@ from .experiments import *
 from .own import *
 from .verdict import *
 from .claims import *
+from .language import *
 from .lenets import *
 from .starts import *
 from .lenet_masks import *

@@ -28,7 +28,8 @@ language = []
 
 def counting(run, k):
     "Bits per character by groups of one to five characters"
-    return [dict(n=n, valid_bits=o.valid, test_bits=o.test) for n,o in ngrams(run.learn.dls).iterrows()]
+    names = 'unigram bigram trigram four five'.split()
+    return [dict(model=n, valid_bits=o.valid, test_bits=o.test) for n,(_,o) in zip(names, ngrams(run.learn.dls).iterrows())]
 
 def parts(run, k):
     "Density of each part of each layer"
@@ -86,7 +87,7 @@ language.append(Preset(
 # %% ../nbs/35_language.ipynb #a2c30013
 def reads(f):
     "Does the dense net of each seed beat the trigram model of the same split?"
-    dense,three = f.of('dense', 0, 'es_test_loss')*loss_bits,f.measure('test_bits', arm='counting', n=3)
+    dense,three = f.of('dense', 0, 'es_test_loss')*loss_bits,f.measure('test_bits', arm='counting', model='trigram')
     return len(dense)>0 and set(dense.index)<=set(three.index) and bool((dense<three[dense.index]).all())
 
 @claims_for('lm-gpt')

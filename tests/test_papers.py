@@ -199,7 +199,11 @@ def starts(r):
 def best_of(r):
     def one(what, **kw): return dict(what=what, accuracy=r(), test_accuracy=r(), iterations=84, **kw)
     return [*(one('start', init=i, first=2) for i in range(3)), *(one(w) for w in ('best','long','ensemble'))]
-made_up = dict(starts=starts, best_of=best_of, stability=stability, instability=instability, heuristic=heuristic, learned=learned, declared=declared, whose_mask=whose_mask)
+def counting(r): return [dict(model='trigram', valid_bits=9+r(), test_bits=9+r())]
+def parts(r): return [dict(layer=0, part='q', kept=1, total=2, density=r())]
+def heads(r): return [dict(mask='ticket', layer=0, head='all', loss=r(), rise_bits=r())]
+made_up = dict(starts=starts, best_of=best_of, stability=stability, instability=instability, heuristic=heuristic,
+               learned=learned, declared=declared, whose_mask=whose_mask, counting=counting, parts=parts, heads=heads)
 
 def all_trainings(p):
     "Arm and round of each training of a preset"
@@ -213,7 +217,7 @@ def synthetic(p, seeds, arms=None):
     sizes = dict(units=30, units_dense=60, macs=4e4, macs_dense=1e5) if p.cb.get('units')=='channels' else {}
     def row(s, a, k):
         return {**dict.fromkeys(cols, 1), **sizes, 'arm':a, 'round':k, 'seed':s, 'density':.8**k, 'prunable':266200,
-                              'es_test_accuracy':.9+.01*rng.random(), 'es_iteration':rng.integers(1, 600)}
+                              'es_test_accuracy':.9+.01*rng.random(), 'es_test_loss':1+.01*rng.random(), 'es_iteration':rng.integers(1, 600)}
     df = pd.DataFrame([row(s, a, k) for s in range(seeds) for a,k in all_trainings(p) if arms is None or a in arms])
     done = [(s,k,a) for s in range(seeds) for k,a in p.todo()[1]]
     return df,pd.DataFrame([dict(arm=a, round=k, seed=s, **o) for s,k,a in done for o in made_up[a](rng.random)])
