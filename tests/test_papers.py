@@ -160,7 +160,8 @@ def best_of(r):
     def one(what, **kw): return dict(what=what, accuracy=r(), test_accuracy=r(), iterations=84, **kw)
     return [*(one('start', init=i, first=2) for i in range(3)), *(one(w) for w in ('best','long','ensemble'))]
 made_up = dict(starts=starts, best_of=best_of)
-made_up |= dict(stability=stability, instability=instability, heuristic=heuristic, learned=learned, declared=declared, whose_mask=whose_mask)
+made_up |= dict(stability=stability, instability=instability,
+               heuristic=heuristic, learned=learned, declared=declared, whose_mask=whose_mask)
 
 def all_trainings(p):
     "Arm and round of each training of a preset"
