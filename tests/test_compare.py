@@ -44,7 +44,7 @@ def plain(): return compare(make, **how)
 
 def test_one_call_plays_the_lotteries_and_the_usual_controls(plain):
     n = plain.groupby(['arm','round']).seed.nunique()
-    assert n.to_dict()=={(a,k):2 for a,k in [('dense',0)]+[(a,k) for a in ('ticket','reinit','random') for k in (1,2)]}
+    assert n.to_dict()=={(a,k):2 for a,k in [('dense',0)]+[(a,k) for a in ('ticket','reinit','shuffle') for k in (1,2)]}
     at = plain[plain['round']==2].groupby('seed').kept.nunique()
     assert (at==1).all()    # all arms of a seed have as many weights
 
@@ -98,7 +98,7 @@ def test_an_lstm_and_a_conv_net_with_batch_norm():
     conv = lambda: Sees(nn.Conv1d(1,4,3), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(24,4))
     for m in (Reads,conv):
         df = compare(lambda seed: Learner(loaders(), m(), metrics=accuracy).to_fp32(), 1, seeds=1, levels=(1,))
-        assert set(df.arm)=={'dense','ticket','reinit','random'}
+        assert set(df.arm)=={'dense','ticket','reinit','shuffle'}
 
 # --- where it is played
 

@@ -8,6 +8,7 @@ from fastai.learner import AvgMetric,Metric
 from fastai.metrics import *
 from fastai_lottery.arms import *
 from fastai_lottery.claims import *
+from fastai_lottery.verdict import *
 from fastai_lottery.claims import Figures
 from fastai_lottery.plots import *
 from fastai_lottery.statistics import *
