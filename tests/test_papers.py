@@ -217,7 +217,8 @@ def synthetic(p, seeds, arms=None):
     sizes = dict(units=30, units_dense=60, macs=4e4, macs_dense=1e5) if p.cb.get('units')=='channels' else {}
     def row(s, a, k):
         return {**dict.fromkeys(cols, 1), **sizes, 'arm':a, 'round':k, 'seed':s, 'density':.8**k, 'prunable':266200,
-                              'es_test_accuracy':.9+.01*rng.random(), 'es_test_loss':1+.01*rng.random(), 'es_iteration':rng.integers(1, 600)}
+                              'es_test_accuracy':.9+.01*rng.random(), 'es_test_loss':1+.01*rng.random(),
+                              'es_iteration':rng.integers(1, 600)}
     df = pd.DataFrame([row(s, a, k) for s in range(seeds) for a,k in all_trainings(p) if arms is None or a in arms])
     done = [(s,k,a) for s in range(seeds) for k,a in p.todo()[1]]
     return df,pd.DataFrame([dict(arm=a, round=k, seed=s, **o) for s,k,a in done for o in made_up[a](rng.random)])
