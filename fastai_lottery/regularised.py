@@ -73,8 +73,8 @@ _dense = dict(rounds=0, fit=Learner.fit, lr=1.2e-3)
 
 regularised.append(Preset(
     'regularised-digits',
-    about="LeNet-300-100 on scikit-learn's 8×8 digits, 600 iterations, with none, weight decay, dropout, targeted dropout and a "
-          'growing decay; then one prune by magnitude and no training after it',
+    about="LeNet-300-100 on scikit-learn's 8×8 digits, 600 iterations, with none, weight decay, dropout, targeted "
+          'dropout and a growing decay; then one prune by magnitude and no training after it',
     source='1905.13678, section 5, on smaller images; 2012.09243',
     cost='about 20 seconds a seed on one CPU core',
     settings=dict(n_epoch=30, eval_every=100, **_dense),
@@ -86,8 +86,8 @@ regularised.append(Preset(
 
 regularised.append(replace(
     regularised[0], name='regularised-mnist',
-    about='LeNet-300-100 on MNIST, 3,664 iterations, with none, weight decay, dropout, targeted dropout and a growing decay; then '
-          'one prune by magnitude and no training after it',
+    about='LeNet-300-100 on MNIST, 3,664 iterations, with none, weight decay, dropout, targeted dropout and a growing '
+          'decay; then one prune by magnitude and no training after it',
     source='1905.13678, section 5; 2012.09243',
     cost='nine trainings of 3,664 iterations a seed',
     settings=dict(n_epoch=4, eval_every=500, **_dense),
@@ -112,8 +112,11 @@ def _rounds_of(p, name, rounds, cost):
                    settings={**p.settings, 'rounds':rounds, 'amount':.2}, levels=(3,7,10), measures={}, replicates=8,
                    lotteries={k:{**v} for k,v in others.items()})
 
-regularised.append(_rounds_of(regularised[0], 'regularised-digits-rounds', 10, 'about two minutes a seed on one CPU core'))
-regularised.append(_rounds_of(regularised[1], 'regularised-mnist-rounds', 10, '55 trainings of 3,664 iterations a seed'))
+_first,_second = regularised
+_two = 'about two minutes a seed on one CPU core'
+regularised.append(_rounds_of(_first, 'regularised-digits-rounds', 10, _two))
+regularised.append(_rounds_of(_second, 'regularised-mnist-rounds', 10, '55 trainings of 3,664 iterations a seed'))
 
 # %% ../nbs/35_regularised.ipynb #4c94cbed
-regularised.append(replace(in_seconds(regularised[0]), levels=(0,), settings=dict(_dense, n_epoch=2)))
+regularised.append(replace(in_seconds(_first), about=f'{_first.about}; of two epochs, only to see that it runs',
+                           levels=(0,), settings=dict(_dense, n_epoch=2)))

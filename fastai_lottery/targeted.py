@@ -28,8 +28,8 @@ from .callback import new_masks
 def _check_share(name, v, ok, says):
     "Raise `ValueError` where `v` is neither a number for which `ok` holds, nor a function"
     if callable(v) or isinstance(v, (int,float)) and not isinstance(v, bool) and ok(v): return
-    raise ValueError(f"`{name}` should be {says}, or a function of the progress of the training that gives one, such as "
-                     f"SchedLin(0,.5); got {v!r}")
+    raise ValueError(f"`{name}` should be {says}, or a function of the progress of the training that gives one, "
+                     f"such as SchedLin(0,.5); got {v!r}")
 
 class _Lowest(Callback):
     "Knows which weights or units a prune would take next"
@@ -49,7 +49,8 @@ def _check_asked(cb):
     "Raise `ValueError` where no lottery says what competes, or nobody keeps a mean that the criterion asks for"
     learn,who = cb.learn,type(cb).__name__
     if not learn._grab_cbs(LotteryCallback):
-        raise ValueError(f"{who} goes by what a lottery would prune, and this Learner has none: add LotteryCallback() to its callbacks")
+        raise ValueError(f"{who} goes by what a lottery would prune, and this Learner has none: "
+                         "add LotteryCallback() to its callbacks")
     if miss := keeper_for(learn, [as_criterion(cb.criterion)]):
         name = type(miss[0]).__name__
         raise ValueError(f"{who} goes by {cb.criterion!r}, which asks for {miss[0].word!r}, and nobody keeps it: "
@@ -124,7 +125,7 @@ class TargetedDropout(_Lowest):
     order = LotteryCallback.order+.9    # behind all that prunes before a batch
     def __init__(self,
         p=.5, # Probability with which each of them drops out, or a function of the progress, such as `SchedLin(0,.5)`
-        amount=.5, # How many are ranked lowest: a fraction of the survivors, as in `learn.prune`, or a function of the progress
+        amount=.5, # How many are ranked lowest: a fraction of the survivors, or a function of the progress
         criterion=large_final, # Function of `w_f` … (see `criteria`), or its name: the lowest scores are meant
         scope=global_, # Who competes with whom, as in `learn.prune`
         every:int=1, # Steps from one ranking to the next
@@ -140,7 +141,8 @@ def before_fit(self:TargetedDropout):
     "Raises `ValueError` where no lottery says what competes, and where nobody keeps a mean that the criterion asks for"
     _check_asked(self)
     if len(self.learn._grab_cbs(TargetedDropout))>1:
-        raise ValueError("a Learner takes one TargetedDropout: give all settings to one, with a criterion or scope of your own")
+        raise ValueError("a Learner takes one TargetedDropout: give all settings to one, with a criterion or scope "
+                         "of your own")
     self.after_fit()
     self.inner = self.learn._do_one_batch
     self.learn._do_one_batch = self.one_batch
@@ -212,7 +214,7 @@ class DecayToPrune(_Lowest):
     order = LotteryCallback.order-1
     def __init__(self,
         wd=1., # The pull at the end, to which it grows linearly from 0, at least 0; or a function of the progress
-        amount=.5, # How many are ranked lowest: a fraction of the survivors, as in `learn.prune`, or a function of the progress
+        amount=.5, # How many are ranked lowest: a fraction of the survivors, or a function of the progress
         norm:str='l2', # `'l2'`: a share `lr·wd` of each weight a step; `'l1'`: `lr·wd` of its size
         criterion=large_final, # Function of `w_f` … (see `criteria`), or its name: the lowest scores are meant
         scope=global_, # Who competes with whom, as in `learn.prune`
