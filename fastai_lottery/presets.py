@@ -25,6 +25,7 @@ from .lenet_masks import lenet_masks
 from .rethinking import rethinking
 from .cheap import cheap
 from .regularised import regularised
+from .robust import robust
 from .catalogue import no_preset
 
 # %% ../nbs/37_presets.ipynb #8a48ec65
@@ -302,7 +303,7 @@ _convs += [_supermask_of(_convs[2*i], n) for i,n in enumerate((2,4,6))]
 
 # %% ../nbs/37_presets.ipynb #db3be428
 # The experiments by name
-presets = {p.name:replace(p, claims=claimed(p.name)) for p in [*lenets, *lenet_masks, *rethinking, *cheap, *regularised, *_convs]}
+presets = {p.name:replace(p, claims=claimed(p.name)) for p in [*lenets, *lenet_masks, *rethinking, *cheap, *regularised, *robust, *_convs]}
 
 # %% ../nbs/37_presets.ipynb #39e66572
 def preset(

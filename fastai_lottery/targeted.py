@@ -31,6 +31,10 @@ def _check_share(name, v, ok, says):
     raise ValueError(f"`{name}` should be {says}, or a function of the progress of the training that gives one, "
                      f"such as SchedLin(0,.5); got {v!r}")
 
+class _Ranking:
+    "Masks, and those after the prune that would come next: of this process alone, nothing that a file holds"
+    def __init__(self, old, new): self.old,self.new = old,new
+
 class _Lowest(Callback):
     "Knows which weights or units a prune would take next"
     run_valid = False
@@ -82,10 +86,10 @@ def _next_masks(cb):
 
 def _rank(cb):
     "Look anew at what is lowest, where it is time"
-    if cb.low is None or cb.learn.iter%cb.every==0 or cb.low[0] is not cb.learn.lottery.masks:
+    if cb.low is None or cb.learn.iter%cb.every==0 or cb.low.old is not cb.learn.lottery.masks:
         new = _next_masks(cb)    # its `remember` may put the first masks on
-        cb.low = cb.learn.lottery.masks,new
-    return cb.low[1]
+        cb.low = _Ranking(cb.learn.lottery.masks, new)
+    return cb.low.new
 
 def _lowest(old, new):
     "By name, where a prune from `old` to `new` takes something"
@@ -244,8 +248,8 @@ def before_batch(self:DecayToPrune):
 @patch
 def after_step(self:DecayToPrune):
     "Pull"
-    if _is_off(self) or self.low is None or self.low[1] is None: return
+    if _is_off(self) or self.low is None or self.low.new is None: return
     wd = self.now(self.wd) if callable(self.wd) else self.wd*self.learn.pct_train
     ws,lrs = named_weights(unwrap(self.learn.model)),_rates(self.learn.opt)
-    for n,low in _lowest(*self.low).items():
+    for n,low in _lowest(self.low.old, self.low.new).items():
         if ws[n].requires_grad and (lr := lrs.get(id(ws[n]))): _pull_(ws[n], low, lr*wd, self.norm)
