@@ -16,7 +16,7 @@ from .robustness import *
 from .rounds import *
 from .arms import *
 from .arms import another
-from .resets import *
+from .scopes import *
 from .resets import load_
 from .nets import *
 from .data import *
