@@ -26,7 +26,8 @@ def owner(f):
     return max((n for n in presets if f.stem==n or f.stem.startswith(n+'-')), key=len, default=None)
 
 def test_there_are_pages():
-    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits','06_rethinking','07_cheap']
+    assert [p.stem for p in pages]==['00_about','01_lenet','02_masks','03_supermasks','04_stability','05_digits','06_rethinking','07_cheap',
+                                       '12_regularise','13_overfitting']
 
 # --- what a page names
 
