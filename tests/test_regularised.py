@@ -53,7 +53,7 @@ def learner(net=mlp, *cbs, lot=None, **kw):
 def bits(m): return {k:v.clone() for k,v in m.state_dict().items()}
 def same(a, b): return list(a)==list(b) and all(torch.equal(a[k], b[k]) for k in a)
 
-class AfterBackward(Callback):
+class SeesAll(Callback):
     "Gradients and weights once a step is made, and what the model holds"
     order = 99
     def __init__(self): self.grads,self.kinds,self.was = [],set(),None
@@ -67,7 +67,7 @@ class AfterBackward(Callback):
 
 @pytest.mark.parametrize('net', nets, ids=lambda o: o.__name__)
 def test_the_lowest_have_no_gradient_and_nothing_is_written(net):
-    learn = learner(net, look := AfterBackward())
+    learn = learner(net, look := SeesAll())
     names = learn.lottery.names()
     w = {n:p.detach().clone() for n,p in named_weights(learn.model, names).items()}
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=TargetedDropout(p=1., amount=.5, scope='local'))
@@ -90,13 +90,13 @@ def test_the_forward_pass_is_without_them():
     assert torch.allclose(learn.model(a), b), 'validation is of the whole net'
 
 def test_a_share_drops_out():
-    learn = learner(mlp, look := AfterBackward())
+    learn = learner(mlp, look := SeesAll())
     with learn.no_bar(), learn.no_logging(): learn.fit(5, 0., cbs=TargetedDropout(p=.3, amount=.8, scope='local'))
     none = torch.stack([g['0.weight']==0 for g in look.grads]).float()
     assert .18<none.mean()<.32 and none.std(0).max()>0
 
 def test_units_drop_out_whole():
-    learn = learner(norms, look := AfterBackward(), lot=dict(units='channels'))
+    learn = learner(norms, look := SeesAll(), lot=dict(units='channels'))
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 0., cbs=TargetedDropout(p=1., amount=.5, criterion='filter_l1', floor=0))
     gone = look.grads[0]['0.weight'].flatten(1).eq(0).all(1)
@@ -144,7 +144,7 @@ def test_lr_find_and_trials_see_the_whole_net():
 
 @pytest.mark.parametrize('criterion', ['snip','random','movement'])
 def test_any_criterion_ranks(criterion):
-    learn = learner(mlp, look := AfterBackward())
+    learn = learner(mlp, look := SeesAll())
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=TargetedDropout(1., .5, criterion, scope='local', every=3))
     assert (look.grads[-1]['0.weight']==0).float().mean()>=.5
 
@@ -167,7 +167,7 @@ def test_saliency_is_the_mean_of_weight_times_gradient():
 def test_who_goes_by_a_mean_says_who_keeps_it():
     cb = TargetedDropout(1., .5, 'snip_mean', scope='local')
     with pytest.raises(ValueError, match=r"add RunningSaliency\(\)"), (l := learner()).no_bar(), l.no_logging(): l.fit(1, cbs=cb)
-    learn = learner(mlp, RunningSaliency(), look := AfterBackward())
+    learn = learner(mlp, RunningSaliency(), look := SeesAll())
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=cb)
     share = [(g['0.weight']==0).float().mean() for g in look.grads]
     assert share[0]<.5<=share[-1], 'nothing is known at the first step'
