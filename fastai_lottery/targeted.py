@@ -52,6 +52,7 @@ class _Lowest(Callback):
 def _check_asked(cb):
     "Raise `ValueError` where no lottery says what competes, or nobody keeps a mean that the criterion asks for"
     learn,who = cb.learn,type(cb).__name__
+    if any(isinstance(o, TrialStep) for o in learn.cbs): return
     if not learn._grab_cbs(LotteryCallback):
         raise ValueError(f"{who} goes by what a lottery would prune, and this Learner has none: "
                          "add LotteryCallback() to its callbacks")

@@ -202,14 +202,17 @@ def test_it_grows_from_nothing():
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     class Stop(Callback):
+        on = False
         def after_epoch(self):
-            if self.epoch==1 and len(self.learn.lottery.rounds)==1: raise KeyboardInterrupt
-    def play(path, *own):
-        learn = learner(mlp, *own)
+            if Stop.on and self.epoch==1 and len(self.learn.lottery.rounds)==1: raise KeyboardInterrupt
+    def play(path):
+        learn = learner(mlp, Stop())
         how = dict(rounds=2, amount=.3, seed=3, path=path, cbs=[TargetedDropout(.5, .5, every=3), DecayToPrune(1., .5)])
         with learn.no_bar(), learn.no_logging(): return learn.fit_lottery(3, **how)
     whole = play(tmp_path/'a')
-    with pytest.raises(KeyboardInterrupt): play(tmp_path/'b', Stop())
+    Stop.on = True
+    with pytest.raises(KeyboardInterrupt): play(tmp_path/'b')
+    Stop.on = False
     again = play(tmp_path/'b')
     assert [r.masks.hash() for r in whole]==[r.masks.hash() for r in again]
     assert whole[-1].row['valid_loss']==again[-1].row['valid_loss']
