@@ -239,7 +239,7 @@ def point(
 # What a criterion or a reset can ask for, by the name of its parameter
 words = dict(
     w_i='initial weight', w_k='weight at the rewind point', w_f='final weight', w_n='fresh draw from the initialiser',
-    w_m='running mean of the magnitude over steps',
+    w_m='running mean of the magnitude over steps', wg_m='running mean of |weight × gradient| over steps',
     g='gradient of the loss', hg='Hessian of the loss times its gradient', r='gradient of the synaptic flow',
     m='mask, True where kept', gen='private random generator')
 

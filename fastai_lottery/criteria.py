@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['large_final', 'small_final', 'large_mean', 'magnitude_increase', 'movement', 'large_init', 'small_init',
-           'large_init_large_final', 'small_init_small_final', 'snip', 'taylor', 'grasp', 'synflow', 'criteria_menu',
-           'scores']
+           'large_init_large_final', 'small_init_small_final', 'snip', 'taylor', 'grasp', 'synflow', 'snip_mean',
+           'criteria_menu', 'scores']
 
 # %% ../nbs/02_criteria.ipynb #700fcd2b
 import inspect
@@ -84,6 +84,12 @@ def synflow(w_f, r):
     "Synaptic flow, without data, in a hundred small steps (2006.05467)"
     return (r*w_f).abs()
 synflow.steps = 100
+
+# %% ../nbs/02_criteria.ipynb #2824b24d
+# score E|g * w| over steps
+def snip_mean(wg_m):
+    "Connections matter that the loss would have missed on the way, by a running mean over steps"
+    return wg_m
 
 # %% ../nbs/02_criteria.ipynb #ca48cb42
 def random(w_f, gen):

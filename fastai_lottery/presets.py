@@ -29,6 +29,8 @@ from .cheap import cheap
 from .combining import combining
 from .starts import starts
 from .language import language
+from .regularised import regularised
+from .robust import robust
 from .catalogue import no_preset
 
 # %% ../nbs/37_presets.ipynb #8a48ec65
@@ -318,6 +320,8 @@ families = [*lenets, *lenet_masks, *rethinking, *cheap,
             *starts,
             *language,
             *regrown,
+            *regularised,
+            *robust,
             *_convs]
 presets = {p.name:replace(p, claims=claimed(p.name)) for p in families}
 

@@ -252,7 +252,7 @@ def known(self:Known,
     m,on = unwrap(self.net()),self.masks if masks is None else masks
     res = dict(w_i=self.w_i, w_k=self.w_k, w_f={n:p.detach() for n,p in named_weights(m, names).items()}, m=self.masks, gen=gen)
     with unwatched(self.learn): res.update(gradients(self.learn, asked, names, on, self.held))
-    if 'w_m' in asked: res['w_m'] = means_of(self.learn, names)
+    res.update({k:means_of(self.learn, names, k) for k in ('w_m','wg_m') if k in asked})
     if 'w_n' in asked:
         res['w_n'] = fresh(m, gen, self.init, self.w_i, names)
         check_draw(res['w_n'], self.w_i, names)

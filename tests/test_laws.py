@@ -2,7 +2,7 @@
 import functools
 import pytest
 from nets import *
-from fastai_lottery.means import RunningMean
+from fastai_lottery.means import RunningMean,RunningSaliency
 
 pytestmark = pytest.mark.filterwarnings('ignore::fastai_lottery.scopes.EmptyLayerWarning')
 scopes = {
@@ -247,7 +247,7 @@ def test_density_after_k_rounds(criterion, scope):
 def test_in_a_learner_as_on_paper(criterion):
     "`learn.prune` is the composition of the plain functions, and takes no global random number"
     scope = [global_, local, {'0':.5}, 'erk', n_of_m(1,4)][list(criteria_menu()).index(criterion)%5]
-    learn,twin = [learner(drop_bn, cbs=[LotteryCallback(), RunningMean()]) for _ in range(2)]
+    learn,twin = [learner(drop_bn, cbs=[LotteryCallback(), RunningMean(), RunningSaliency()]) for _ in range(2)]
     for o in (learn,twin):
         seed_all(o)
         o.fit(1)

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import pytest
 from torch.amp import GradScaler,autocast
 from nets import *
-from fastai_lottery.means import RunningMean
+from fastai_lottery.means import RunningMean,RunningSaliency
 
 # --- 1: pruned weights are exactly 0 after every step
 
@@ -171,7 +171,7 @@ def test_trap_03_a_fraction_of_the_survivors(scope):
 def test_trap_04_once_pruned_always_pruned(criterion, monkeypatch):
     "In every criterion, also where the score of a pruned weight is the highest"
     if hasattr(f := criteria_menu()[criterion], 'steps'): monkeypatch.setattr(f, 'steps', 10)
-    learn = learner(cbs=[LotteryCallback(), RunningMean()])
+    learn = learner(cbs=[LotteryCallback(), RunningMean(), RunningSaliency()])
     learn.fit(1)
     for k in range(3):
         old = learn.lottery.masks

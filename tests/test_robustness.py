@@ -1,0 +1,103 @@
+"Corruptions, calibration, data held out; masks found on halves of the data"
+import pytest,torch
+from torch import nn
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from fastai.torch_core import set_seed
+from fastai_lottery.all import *
+from fastai_lottery.presets import preset
+from fastai_lottery.robust import half_of
+from fastai_lottery.robustness import ECE,corruptions,falls,robustness
+
+def learner(n_in=1, cb=True, **kw):
+    set_seed(0)
+    x,y = torch.rand(160, n_in, 8, 8),torch.randint(0, 3, (160,))
+    x[:,:,:4] += y[:,None,None,None]
+    ds = list(zip(x.mul(5).sub(2), y))
+    dls = DataLoaders(*(DataLoader(ds[i:i+n], bs=32) for i,n in ((0,64),(64,32),(96,64))), device='cpu')
+    net = nn.Sequential(nn.Conv2d(n_in, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    return Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=[LotteryCallback()]*cb, **kw)
+
+@pytest.mark.parametrize('name', corruptions)
+@pytest.mark.parametrize('shape', [(5,1,8,8), (5,3,8,12), (5,2,9,8)], ids=['grey','colour','two'])
+def test_corruptions_keep_shape_and_grow(name, shape):
+    torch.manual_seed(0)
+    x = torch.rand(shape)
+    far = []
+    for s in range(1, 6):
+        torch.manual_seed(1)
+        new = corruptions[name](x, s)
+        assert new.shape==x.shape and new.min()>=0 and new.max()<=1+1e-6
+        far.append(float((new-x).pow(2).mean()))
+    assert far[0]>0 and all(a<b for a,b in zip(far, far[1:])) or name=='shift' and far[0]<far[-1]
+
+def test_all_as_before_and_the_same_again():
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    was,rng,metrics = {k:v.clone() for k,v in learn.model.state_dict().items()},torch.get_rng_state(),list(learn.metrics)
+    a,b = robustness(learn, strengths=(1,5)),robustness(learn, strengths=(1,5))
+    assert a.equals(b) and torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items())
+    assert list(learn.metrics)==metrics and a.groupby('data').size().to_dict()=={'valid':9,'test':9}
+
+def test_seeds_differ_in_what_is_drawn():
+    learn = learner()
+    a,b = [robustness(learn, corruptions='noise', strengths=(5,), seed=s).loss.iloc[1] for s in (0,1)]
+    assert a!=b
+
+def test_own_corruption_sees_pixels_from_0_to_1():
+    seen = []
+    def f(x, s):
+        seen.append((float(x.min()),float(x.max()),s))
+        return x
+    learn = learner()
+    df = robustness(learn, corruptions=dict(mine=f), strengths=(7,))
+    assert min(o[0] for o in seen)==0 and max(o[1] for o in seen)==1 and {o[2] for o in seen}=={7}
+    assert df[df.corruption=='mine'].loss.to_numpy()==pytest.approx(df[df.corruption=='none'].loss.to_numpy(), rel=1e-4)
+
+def test_rounds_are_looked_at_and_put_back():
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(): rounds = learn.fit_lottery(2, rounds=2, amount=.5, seed=0, keep='all')
+    was,masks = {k:v.clone() for k,v in learn.model.state_dict().items()},learn.lottery.masks
+    df = robustness(learn, rounds=[0,2], corruptions='contrast')
+    assert all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items()) and learn.lottery.masks==masks
+    clean = df[(df.corruption=='none')&(df.data=='valid')].set_index('round').loss
+    assert clean[2]==pytest.approx(rounds[2].row['valid_loss'], rel=1e-5)
+    assert clean[0]==pytest.approx(rounds[0].row['valid_loss'], rel=1e-5)
+    t = falls(df)
+    assert list(t.columns)==['valid','to test','to contrast'] and list(t.index)==[0,2]
+
+def test_ece_by_hand():
+    p = torch.tensor([[.9,.1],[.9,.1],[.4,.6],[.4,.6]])
+    y = torch.tensor([0,1,1,1])
+    m = ECE(10)
+    m.add(p, (y,))
+    assert m.value==pytest.approx(.5*abs(.9-.5)+.5*abs(.6-1), abs=1e-6)    # two bins of two
+    m.reset()
+    assert m.value!=m.value
+
+@pytest.mark.parametrize('how,says', [(dict(corruptions='nois'), 'noise'), (dict(corruptions=dict(a=3)), '`corruptions` should be')],
+                         ids=['name','function'])
+def test_what_is_wrong_is_said(how, says):
+    with pytest.raises(ValueError, match=says): robustness(learner(), **how)
+
+def test_no_images():
+    dl = DataLoader(list(zip(torch.randn(8, 5), torch.zeros(8).long())), bs=4)
+    learn = Learner(DataLoaders(dl, dl, device='cpu'), nn.Linear(5, 2), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    with pytest.raises(ValueError, match='corruptions are for images'): robustness(learn)
+    assert len(robustness(learn, corruptions=()))==1
+
+def test_halves_have_nothing_in_common():
+    dls = digits(seed=0, device='cpu')
+    a,b = half_of(dls, 0, 3).train.dataset,half_of(dls, 1, 3).train.dataset
+    assert len(a)==len(b)==len(dls.train.dataset)//2
+    one = {o.numpy().tobytes() for o in a.x}&{o.numpy().tobytes() for o in b.x}
+    assert len(one)<=1 and (a.y.bincount()-b.y.bincount()).abs().max()<=1    # two images of the set may be equal
+
+def test_a_mask_of_each_half(tmp_path):
+    play_seed(preset('halves-tiny'), 0, tmp_path/'seed_0', device='cpu')
+    df = measured(tmp_path)
+    assert list(df['mask'])==['own half','other half','random'] and df.density.nunique()==1
