@@ -1398,6 +1398,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'fastai_lottery/means.py'),
                                       'fastai_lottery.means._Mean': ('means.html#_mean', 'fastai_lottery/means.py'),
                                       'fastai_lottery.means._Mean.__init__': ('means.html#_mean.__init__', 'fastai_lottery/means.py'),
+                                      'fastai_lottery.means._Mean.ahead': ('means.html#_mean.ahead', 'fastai_lottery/means.py'),
                                       'fastai_lottery.means._Mean.take': ('means.html#_mean.take', 'fastai_lottery/means.py'),
                                       'fastai_lottery.means._kept': ('means.html#_kept', 'fastai_lottery/means.py'),
                                       'fastai_lottery.means._saliency': ('means.html#_saliency', 'fastai_lottery/means.py'),

@@ -46,11 +46,13 @@ from .convert import *
 from .deploy import *
 from .report import *
 from .analysis import *
+from .robustness import *
 from .attention import *
 from .gradual import *
 from .combine import *
 from .tasks import *
 from .regularise import *
+from .targeted import *
 from .data import *
 from .folders import *
 from .series import *

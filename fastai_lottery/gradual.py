@@ -225,7 +225,7 @@ def check_ahead(learn, lot, s):
     try:
         means = keeper_for(learn, (s.criterion,))
         with learn.added_cbs([*L(s.kwargs.get('cbs')),*means]):
-            for cb in means: cb.after_batch()    # there will be some by then
+            for cb in means: cb.ahead()    # there will be some by then
             _try_ahead(learn, lot, s)
     finally:
         if fresh: lot.forget()    # whoever loads other weights after an error, begins with those

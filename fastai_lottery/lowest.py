@@ -48,7 +48,7 @@ def flags_of(masks, block, own=True):
 # %% ../nbs/03_lowest.ipynb #2195a7d3
 class Rows:
     "Scores beside flags, row by row. The flags, those of `masks` at first, are written to: in place where they are `own`"
-    def __new__(cls, scores, masks, **kwargs): return object.__new__(rows_kind(next(iter(masks.values()), None)) or cls)
+    def __new__(cls, scores, masks, *args, **kwargs): return object.__new__(rows_kind(next(iter(masks.values()), None)) or cls)
     def __init__(self, scores, masks, own=False, chunk=2**17):
         kinds = {(s.device,s.dtype) for s in scores.values()}
         self.scores,self.was,self.chunk,self.alike = scores,masks,chunk,len(kinds)==1

@@ -27,6 +27,9 @@ class _Mean(Callback):
         now = [f(p) for p in _tracked(self.learn.model)]
         if len(self.means)!=len(now): self.means = now
         else: torch._foreach_lerp_(self.means, now, self.rate)
+    def ahead(self):
+        "Something to rank by, where a look ahead asks before there was a step"
+        self.take(lambda p: p.detach().abs().float())
 
 class RunningMean(_Mean):
     "Keep the running mean of the magnitude of all parameters over steps, `w_m` in criteria"

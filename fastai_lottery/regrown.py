@@ -65,7 +65,7 @@ def arms(every):
     own = dict(static=dict(every=None), set=dict(every=every, grow='random'), rigl=dict(every=every))
     own.update(rigl_drawn=dict(own['rigl'], start='init'), set_drawn=dict(own['set'], start='init'))
     units = dict(units=partial(moving_units, every=every), units_static=partial(moving_units, every=None))
-    return dict(random=_random, **{n:partial(moving, **kw) for n,kw in own.items()}, **units)
+    return dict(shuffle=_random, **{n:partial(moving, **kw) for n,kw in own.items()}, **units)
 
 # %% ../nbs/35_regrown.ipynb #6df05da9
 @claims_for('moving-digits', 'moving-mnist', 'moving-mnist-4k')

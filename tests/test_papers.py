@@ -202,7 +202,15 @@ def best_of(r):
 def counting(r): return [dict(model='trigram', valid_bits=9+r(), test_bits=9+r())]
 def parts(r): return [dict(layer=0, part='q', kept=1, total=2, density=r())]
 def heads(r): return [dict(mask='ticket', layer=0, head='all', loss=r(), rise_bits=r())]
-made_up = dict(starts=starts, best_of=best_of, stability=stability, instability=instability, heuristic=heuristic,
+def one_shot(r):
+    from fastai_lottery.regularised import ways
+    return [dict(way=w, left=o, density=o, accuracy=r(), test_accuracy=r()) for w in ways for o in (1,.5,.2,.1,.05,.02)]
+def halves(r): return [dict(mask=m, density=.135, accuracy=r(), test_accuracy=r()) for m in ('own half','other half','random')]
+def robustness(r):
+    kinds = [('clean',0),*[(c,s) for c in ('noise','blur','shift','contrast') for s in range(1, 6)]]
+    return [dict(data=d, corruption=c, strength=s, accuracy=r(), ece=r(), n=9) for d in ('valid','test') for c,s in kinds]
+made_up = dict(one_shot=one_shot, halves=halves, robustness=robustness)
+made_up |= dict(starts=starts, best_of=best_of, stability=stability, instability=instability, heuristic=heuristic,
                learned=learned, declared=declared, whose_mask=whose_mask, counting=counting, parts=parts, heads=heads)
 
 def all_trainings(p):
