@@ -31,6 +31,7 @@ from .starts import starts
 from .language import language
 from .regularised import regularised
 from .robust import robust
+from .convs import convs
 from .catalogue import no_preset
 
 # %% ../nbs/37_presets.ipynb #8a48ec65
@@ -322,6 +323,7 @@ families = [*lenets, *lenet_masks, *rethinking, *cheap,
             *regrown,
             *regularised,
             *robust,
+            *convs,
             *_convs]
 presets = {p.name:replace(p, claims=claimed(p.name)) for p in families}
 
