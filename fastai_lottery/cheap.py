@@ -114,7 +114,7 @@ _is = 'LeNet-300-100 on MNIST, {} iterations a training: full IMP to 13.5 and 5 
 cheap.append(Preset(
     'cheap-mnist',
     about=_is.format('11,908')+'searches that cost a quarter, one-shot and shuffled masks',
-    source='1803.03635, section 2 and its second strategy; 1909.11157; 1710.01878; the other recipes are ours',
+    source='1803.03635, section 2 and its second strategy; 1909.11957; 1710.01878; the other recipes are ours',
     cost='about 50 trainings of 11,908 iterations a seed',
     settings=dict(n_epoch=13, eval_every=1000, **_deep),
     levels=(9,14),

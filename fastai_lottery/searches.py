@@ -123,7 +123,7 @@ def early_bird(
     dense:bool=False # Play the dense round whole?
 )->Search:
     """Each training before the last ends when the mask that its prune would leave has stopped changing, and each begins at the rewind point
-    (1909.11157). Raises `ValueError` for wrong arguments"""
+    (1909.11957). Raises `ValueError` for wrong arguments"""
     check_length('every', every)
     check_length('length', length)
     check_whole('last', last, 2)
