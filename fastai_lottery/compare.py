@@ -46,7 +46,7 @@ def compare(
     **kwargs # Settings of `fit_lottery` (`amount`, `criterion`, …), `LotteryCallback` (`rewind_to`, …) and `fit`
 )->pd.DataFrame: # One row a training: `arm` (`dense`, `ticket`, controls), `seed`, `round`, `density`, figures
     """The lottery of a Learner and its controls, for several seeds. By default these are `reinit`, the mask with a
-    fresh draw of the start, and `random`, a mask that is shuffled within each layer. Raises `ValueError` for wrong
+    fresh draw of the start, and `shuffle`, a mask that is shuffled within each layer. Raises `ValueError` for wrong
     settings at once, and the error of a training when all that does not need it is over"""
     p = own_experiment(make_learner, n_epoch, levels, controls, seeds, 'compare', **kwargs)
     if executor is None and jobs is None: executor = Here()
