@@ -30,6 +30,8 @@ def _asked_for(p, df):
     "Rows of what was asked for, where the folder holds more"
     own = df.arm.isin(['dense','ticket'])&(df['round']<=p.settings['rounds'])
     todo = set(p.todo()[0])
+    if 'random' in p.controls and 'shuffle' not in p.controls:    # `results` has the name of today for this
+        df = df.assign(arm=df.arm.replace('shuffle', 'random'))
     beside = np.array([(k,a) in todo for k,a in zip(df['round'], df.arm)])
     return df[(own|beside)&(df.seed<p.replicates)].reset_index(drop=True)
 

@@ -81,7 +81,7 @@ def test_own_criterion_reset_metric_schedule_and_rewind_point():
     assert df.prunable.iloc[0]==96    # the head is left out
 
 def test_controls_of_all_kinds():
-    asked = dict(anywhere=dict(mask=random_mask), once=once, more=dict(n_epoch=3))
+    asked = dict(anywhere=dict(mask=random_mask), once=once, more=dict(n_epoch=3), random=dict(mask='shuffle_mask'))
     df = compare(make, **{**how, 'seeds':1}, controls=asked)
     assert set(df.arm)=={'dense','ticket',*asked}
     assert (df[df.arm=='more'].iterations==12).all() and (df[df.arm=='once'].iterations==8).all()
