@@ -18,7 +18,7 @@ from fastai_lottery.own import learner_of,own_experiment
 from fastai_lottery.plots import plot_arms
 from fastai_lottery.resets import random_reinit
 from fastai_lottery.rounds import *
-from fastai_lottery.scopes import random_mask
+from fastai_lottery.scopes import random_mask,shuffle_mask
 from fastai_lottery.slots import Here
 from fastai_lottery.sweeps import play
 
@@ -81,7 +81,7 @@ def test_own_criterion_reset_metric_schedule_and_rewind_point():
     assert df.prunable.iloc[0]==96    # the head is left out
 
 def test_controls_of_all_kinds():
-    asked = dict(anywhere=dict(mask=random_mask), once=once, more=dict(n_epoch=3), random=dict(mask='shuffle_mask'))
+    asked = dict(anywhere=dict(mask=random_mask), once=once, more=dict(n_epoch=3), random=dict(mask=shuffle_mask))
     df = compare(make, **{**how, 'seeds':1}, controls=asked)
     assert set(df.arm)=={'dense','ticket',*asked}
     assert (df[df.arm=='more'].iterations==12).all() and (df[df.arm=='once'].iterations==8).all()
