@@ -30,6 +30,8 @@ def _asked_for(p, df):
     "Rows of what was asked for, where the folder holds more"
     own = df.arm.isin(['dense','ticket'])&(df['round']<=p.settings['rounds'])
     todo = set(p.todo()[0])
+    if 'random' in p.controls and 'shuffle' not in p.controls:    # `results` has the name of today for this
+        df = df.assign(arm=df.arm.replace('shuffle', 'random'))
     beside = np.array([(k,a) in todo for k,a in zip(df['round'], df.arm)])
     return df[(own|beside)&(df.seed<p.replicates)].reset_index(drop=True)
 
@@ -46,7 +48,7 @@ def compare(
     **kwargs # Settings of `fit_lottery` (`amount`, `criterion`, …), `LotteryCallback` (`rewind_to`, …) and `fit`
 )->pd.DataFrame: # One row a training: `arm` (`dense`, `ticket`, controls), `seed`, `round`, `density`, figures
     """The lottery of a Learner and its controls, for several seeds. By default these are `reinit`, the mask with a
-    fresh draw of the start, and `random`, a mask that is shuffled within each layer. Raises `ValueError` for wrong
+    fresh draw of the start, and `shuffle`, a mask that is shuffled within each layer. Raises `ValueError` for wrong
     settings at once, and the error of a training when all that does not need it is over"""
     p = own_experiment(make_learner, n_epoch, levels, controls, seeds, 'compare', **kwargs)
     if executor is None and jobs is None: executor = Here()

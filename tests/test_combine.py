@@ -182,6 +182,18 @@ def test_nets_of_several_architectures_outputs_and_inputs():
     torch.testing.assert_close(got['more'][0], (want[0]['more'][0]+want[1]['more'][0])/2)
     assert got['more'][1]==5
 
+def test_an_ensemble_holds_copies():
+    "What becomes of a module or of a Learner's net afterwards does not reach it, and they keep mode and gradients"
+    m,l,x = drop_bn(),learner(drop_bn, cbs=None),torch.randn(4, 8)
+    m(x).sum().backward()
+    e = Ensemble([m,l])
+    was = e(x)
+    assert m[0].weight.grad is not None and m.training
+    assert all(p.grad is None and not o.training for o in e.nets for p in o.parameters())
+    with torch.no_grad():
+        for p in [*m.parameters(),*l.model.parameters()]: p.zero_()
+    assert torch.equal(e(x), was)
+
 def test_rounds_tickets_and_recurrent_nets():
     l = from_zoo('awd_lstm')
     rs = l.fit_lottery(1, rounds=2, amount=.4, seed=0, keep='all')

@@ -230,12 +230,14 @@ def test_clipping_and_discriminative_fine_tune():
                        lkw=dict(splitter=split))
     first = seen[0]['old']
     assert first.n_kept==round(.3*first.numel) and leaks(learn)==0 and not learn.probe.bad
-    learn = learner(drop_bn, cbs=[LotteryCallback,GrowthCallback(.3, 2, .5, seed=1),See], splitter=split)
-    learn.freeze()
-    learn.fit(4, .01)
-    seen = learn.see.seen
-    assert all(torch.equal(seen[0]['old']['0.weight'], o['new']['0.weight']) for o in seen)
-    assert any(o['old']!=o['new'] for o in seen)
+    for grow in ('gradient','random'):    # with gradients, and without any
+        growth = GrowthCallback(.3, 2, .5, grow=grow, seed=1)
+        learn = learner(drop_bn, cbs=[LotteryCallback,growth,See], splitter=split)
+        learn.freeze()
+        learn.fit(4, .01)
+        seen = learn.see.seen
+        assert all(torch.equal(seen[0]['old']['0.weight'], o['new']['0.weight']) for o in seen)
+        assert any(o['old']!=o['new'] for o in seen)
 
 def test_fit_one_cycle_and_a_second_fit_goes_on():
     learn,seen = grown(fit=lambda l: l.fit_one_cycle(6, .02))
@@ -427,8 +429,8 @@ def test_a_gradient_that_is_no_number():
 
 # --- kills
 
-kills = dict(plain=dict(), accumulated=dict(name='gather', every=2), random=dict(grow='random', start='init', every=2),
-             ranger=dict(name='ranger'), half=dict(name='half'), late=dict(name='late_it'))
+kills = dict(plain=dict(), accumulated=dict(name='gather', every=2), half=dict(name='half'), late=dict(name='late_it'),
+             ranger=dict(name='ranger', grow='random', start='init', every=2))
 
 @needs_fork
 @pytest.mark.filterwarnings('ignore')

@@ -150,6 +150,15 @@ def test_queries_of_0_look_at_all_before_alike():
     torch.testing.assert_close(seen[1][...,4:8], mean[...,4:8])
     assert not torch.allclose(seen[1][:,2:,:4], mean[:,2:,:4], atol=1e-7)
 
+def test_a_bias_of_queries_is_0_as_well():
+    m,x = mha().eval(),torch.randn(2, 8, 16)
+    nn.init.normal_(m.attn.in_proj_bias)
+    [a] = attentions_in(m)
+    with torch.no_grad():
+        with uniform(m, [(a,None)]): w = m.attn(x, x, x)[1]
+        torch.testing.assert_close(w, torch.full_like(w, 1/8))
+        assert not torch.allclose(m.attn(x, x, x)[1], w)
+
 @pytest.mark.parametrize('make', [small, mha], ids=['gpt','torch'])
 def test_looking_at_heads_changes_nothing(make):
     learn = learner(make(), LotteryCallback())
