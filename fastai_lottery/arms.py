@@ -140,7 +140,8 @@ def another(run):
     learn,lot = run.learn,run.learn.lottery
     m = deepcopy(unwrap(learn.model))
     load_(m, lot.w_i)
-    cb = LotteryCallback(str(lot.rewind_to), lot.include, lot.exclude, lot.types, lot.bias, lot.frozen, lot.init)
+    cb = LotteryCallback(str(lot.rewind_to), lot.include, lot.exclude, lot.types, lot.bias, lot.frozen, lot.init,
+                         units=lot.units)
     return _like(learn, learn.dls, m, cb)
 
 # %% ../nbs/32_arms.ipynb #53c47907
