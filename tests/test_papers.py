@@ -206,7 +206,8 @@ def heads(r): return [dict(mask='ticket', layer=0, head='all', loss=r(), rise_bi
 def one_shot(r):
     return [dict(way=w, left=l, density=l, accuracy=r(), test_accuracy=r()) for w in ways for l in (1.,.5,.2,.1,.05,.02)]
 def halves(r): return [dict(mask=m, accuracy=r(), test_accuracy=r()) for m in ('own half','other half','random')]
-made_up = dict(one_shot=one_shot, halves=halves, starts=starts, best_of=best_of, stability=stability, instability=instability, heuristic=heuristic,
+made_up = dict(one_shot=one_shot, halves=halves, starts=starts,
+               best_of=best_of, stability=stability, instability=instability, heuristic=heuristic,
                learned=learned, declared=declared, whose_mask=whose_mask, counting=counting, parts=parts, heads=heads)
 
 def all_trainings(p):
