@@ -90,8 +90,8 @@ for n,_,kind in names:
     if kind=='patch': patched.setdefault(n.split('.')[2],set()).add(n.split('.')[3])
 
 own = {}              # name, in full or within its module → full name, of all that nbdev indexed and of values
-for m,d in NbdevLookup().entries[lib]['syms'].items():
-    for s in [*d, *(n for n in data if n.startswith(m+'.'))]: own.update({s:s, s[len(m)+1:]:s})
+syms = [(m,s) for m,d in NbdevLookup().entries[lib]['syms'].items() for s in [*d, *(n for n in data if n.startswith(m+'.'))]]
+for m,s in sorted(syms, key=lambda o: o[1] in exported): own.update({s:s, s[len(m)+1:]:s})    # a public name before a room's own
 def full(nm): return own.get(nm)
 def modname(f): return f.split('.')[1]
 

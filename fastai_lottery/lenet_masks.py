@@ -65,7 +65,10 @@ def _order(f):
     two = [(a,b) for i,a in enumerate(_good) for b in _good[i+1:]]
     # .3 points: a little more than what seeds differ by
     # Said of both alike, so none of them can be better: without a name nobody knows what would be
-    alike = [claim_match(f'{a} and {b} are as good', 'alike', *f.pair(_arm(a),10, _arm(b),10), .3) for a,b in two]
+    def same(a, b):
+        what = f'{a} and {b} are as good'
+        return claim_match(what, 'alike', *f.pair(_arm(a),10, _arm(b),10), .3)
+    alike = [same(a, b) for a,b in two]
     return {f'E9 order of the criteria at {f.left(10)}': above+below, 'E9 the good four': alike}
 
 # %% ../nbs/36_lenet_masks.ipynb #b1654f36

@@ -325,6 +325,7 @@ families = [*lenets, *lenet_masks, *rethinking, *cheap,
             *robust,
             *convs,
             *_convs]
+# Every experiment that can be played, by its name
 presets = {p.name:replace(p, claims=claimed(p.name)) for p in families}
 
 # %% ../nbs/37_presets.ipynb #39e66572

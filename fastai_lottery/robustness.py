@@ -66,6 +66,7 @@ def _moved(x, dx, dy):
     how = dict(interpolation=tvf.InterpolationMode.BILINEAR, fill=0.)
     return tvf.affine(x, angle=0., translate=[dx*w,dy*h], scale=1., shear=[0.,0.], **how)
 
+# What can be done to an image, by name: functions `(images, strength)`
 corruptions = dict(noise=add_noise, blur=add_blur, shift=shift_by, contrast=less_contrast)
 
 # %% ../nbs/26_robustness.ipynb #a64aa415
@@ -80,6 +81,7 @@ class ECE(Metric):
     def reset(self): self.sums,self.n = torch.zeros(3, self.bins, dtype=torch.double),0    # items, confidence, right ones
     def accumulate(self, learn): self.add(_probabilities(learn), learn.yb)
     def add(self, p, yb):
+        "Count a batch: probabilities `p` (items, classes) and targets `yb`; what is no classification is left out"
         y = yb[0] if len(yb)==1 else None
         if p is None or y is None or y.is_floating_point() or y.shape!=p.shape[:1]: return
         conf,best = p.double().max(1)
@@ -109,6 +111,7 @@ class Corrupt(Bystander):
     order = 5    # behind what makes a batch, before mixed precision
     def __init__(self, f, strength, span, seed): self.f,self.strength,self.span,self.seed = f,strength,span,seed
     def before_batch(self):
+        "Corrupt the first input, with a draw that hangs on seed and batch"
         x,*others = self.learn.xb
         lo,hi = (o.to(x) for o in self.span)
         with same_rng():

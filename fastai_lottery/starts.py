@@ -146,6 +146,7 @@ def best_of(
     return [*rows, dict(what='ensemble', **both, iterations=its)]
 
 # %% ../nbs/35_starts.ipynb #1af16ed9
+# The experiments of this room
 starts = []
 
 def _of_series(seed): return Learner(series_dls(seed, seed=0), causal_net(), opt_func=fused_adam)

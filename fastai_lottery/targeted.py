@@ -154,6 +154,7 @@ def before_fit(self:TargetedDropout):
 
 @patch
 def after_fit(self:TargetedDropout):
+    "Nothing is away any more"
     self.swap = self.low = None
     self.leave()
 
@@ -191,14 +192,17 @@ def one_batch(self:TargetedDropout):
 # %% ../nbs/29_targeted.ipynb #9a0034cf
 @patch
 def after_pred(self:TargetedDropout):
+    "The weights come back"
     if self.swap is not None: self.swap.off()
 
 @patch
 def before_backward(self:TargetedDropout):
+    "What dropped out is away again"
     if self.swap is not None: self.swap.on()    # parts of the forward pass may be computed again
 
 @patch
 def after_backward(self:TargetedDropout):
+    "The weights come back, for the step"
     if self.swap is not None: self.swap.off()
 
 TargetedDropout.after_cancel_backward = TargetedDropout.after_backward
@@ -239,7 +243,9 @@ def before_fit(self:DecayToPrune):
     self.low = None
 
 @patch
-def after_fit(self:DecayToPrune): self.low = None
+def after_fit(self:DecayToPrune):
+    "The last ranking is forgotten"
+    self.low = None
 
 @patch
 def before_batch(self:DecayToPrune):

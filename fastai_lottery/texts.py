@@ -36,7 +36,9 @@ def encoded(
 
 class TextDS(TensorDS):
     "Windows of a text as inputs, and the same windows one place further as targets"
-    def text(self, t): return ''.join(self.vocab[int(i)] for i in t)
+    def text(self, t):
+        "The characters of a tensor of their numbers"
+        return ''.join(self.vocab[int(i)] for i in t)
 
 # %% ../nbs/31_texts.ipynb #a2c10010
 def _windows(t, context, vocab):
