@@ -39,8 +39,8 @@ $(ENV)/.lottery-dev: pyproject.toml | $(BIN)/python
 	@touch $(ENV)/.lottery-run $@
 
 $(ENV)/.lottery-extras: pyproject.toml $(ENV)/.lottery-dev
-	$(say) "pip install -e '.[text,loggers,deploy,ray,dask]'"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[text,loggers,deploy,ray,dask]'
+	$(say) "pip install -e '.[text,loggers,deploy,ray,dask,executors]'"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[text,loggers,deploy,ray,dask,executors]'
 	@touch $@
 
 lint: $(ENV)/.lottery-dev ## ruff, for real errors only, and the rules of the house

@@ -83,6 +83,8 @@ def param_state(learn):
     return dict(grads=[_grad(p) for p in ps], free=[p.requires_grad for p in ps], frozen=getattr(learn.opt, 'frozen_idx', None),
                 modules=[plain_of(d) for _,d in _attributes(learn)])
 
+def holds_grads(learn): return any(torch.is_tensor(_grad(p)) for p in _trained(learn))
+
 def put_param_state(learn, d):
     for p,g,free in zip(_trained(learn), d['grads'], d['free']):
         p.requires_grad_(free)

@@ -23,7 +23,7 @@ from .core import *
 from .tickets import is_whole
 from .checkpoints import *
 from .carried import callback_state,put_from_file
-from .checkpoints import generators,param_state,put_generators,put_param_state,same_plain
+from .checkpoints import generators,holds_grads,param_state,put_generators,put_param_state,same_plain
 from .trust import fits_here,same_kinds
 from .callback import *
 from .looks import Bystander,Watch
@@ -180,7 +180,7 @@ def all_batches(self:Course):
     if mid: put_checkpoint(learn, self.done['learn'], apart)
     for i,b in batches:
         learn.one_batch(i, b)
-        if self.save and self.asked_to_end and self.asked_to_end(): self.end(dict(iter=i, rng=rng))
+        if self.save and self.asked_to_end and self.asked_to_end(partial(holds_grads, learn)): self.end(dict(iter=i, rng=rng))
 
 @patch
 def looked_at(self:Course):

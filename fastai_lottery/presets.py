@@ -346,4 +346,4 @@ def check_claims(
     p = preset(name)
     got = have_figures(p.claims(df, measures)) if p.claims else {}
     if not got: return pd.DataFrame()
-    return pd.concat([verdicts(cs) for cs in got.values()], keys=list(got), names=['experiment','']).droplevel(1)
+    return pd.concat([verdicts(cs, p.replicates) for cs in got.values()], keys=list(got), names=['experiment','']).droplevel(1)

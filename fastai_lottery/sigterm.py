@@ -7,51 +7,72 @@ __all__ = []
 
 # %% ../nbs/13_sigterm.ipynb #516e0006
 import signal,sys,threading
-from contextlib import contextmanager
-from .core import n_ranks
+from contextlib import closing,contextmanager
+import torch,torch.distributed as dist
+from .core import my_rank,n_ranks
 
 # %% ../nbs/13_sigterm.ipynb #516e0008
 class Terminated(SystemExit):
     "SIGTERM came while a net trained, and where it stood is on the disk"
     def __init__(self, epoch, i):
         super().__init__(128+signal.SIGTERM)
-        print(f'SIGTERM: the training is on the disk, after iteration {i+1} of epoch {epoch+1}; the same call goes on',
+        if my_rank()==0: print(f'SIGTERM: the training is on the disk, after iteration {i+1} of epoch {epoch+1}; the same call goes on',
               file=sys.stderr)
 
 class _Noted:
     "What SIGTERM does while a training goes on"
     came = False
     def __call__(self, *_): self.came = True
-    def asked(self): return self.came
 
 def _before():
     "What SIGTERM does now, where that may be changed for a while"
-    if threading.current_thread() is not threading.main_thread() or n_ranks()>1: return None
+    if threading.current_thread() is not threading.main_thread(): return None
     old = signal.getsignal(signal.SIGTERM)
     return None if old==signal.SIG_IGN else old
 
 
-# %% ../nbs/13_sigterm.ipynb #516e0009
+# %% ../nbs/13_sigterm.ipynb #be5731af
+class _Asked:
+    "Whether one of the processes says yes; all of them have to ask"
+    beside = None    # a group of processes that speaks of numbers on the CPU, where the usual one does not
+    def __call__(self, yes):
+        if n_ranks()==1: return yes
+        if not {'gloo','mpi'}&{*dist.get_backend().replace(':',',').split(',')}: self.beside = self.beside or dist.new_group(backend='gloo')
+        dist.all_reduce(t := torch.tensor([int(yes)]), dist.ReduceOp.MAX, group=self.beside)
+        return bool(t)
+    def close(self):
+        if self.beside is not None: dist.destroy_process_group(self.beside)
+
+# %% ../nbs/13_sigterm.ipynb #d5c0e002
 @contextmanager
-def ending_well(on=True):
-    "Within this, SIGTERM is noted, which the value tells; it comes again at the end, and does what it did before"
-    old = _before() if on else None
+def _noting():
+    "Within this, SIGTERM is noted in the value; it comes again at the end, and does what it did before"
+    old = _before()
     if old is None or isinstance(old, _Noted):
-        yield old.asked if old else bool
+        yield old or _Noted()
         return
     signal.signal(signal.SIGTERM, noted := _Noted())
-    try: yield noted.asked
+    try: yield noted
     finally:
         signal.signal(signal.SIGTERM, old)
         if noted.came: signal.raise_signal(signal.SIGTERM)
 
 @contextmanager
+def ending_well(on=True):
+    """Within this, SIGTERM waits until the end. The value tells whether it came, to one at least of the processes that train
+    together: all ask. Those that hold gradients of their own, as `holds` says, are waited for"""
+    if not on:
+        yield lambda holds=bool: False
+        return
+    with _noting() as noted, closing(_Asked()) as one: yield lambda holds=bool: one(noted.came) and (n_ranks()==1 or not one(holds()))
+
+# %% ../nbs/13_sigterm.ipynb #42f99e56
+@contextmanager
 def ending_workers():
     "Within this, SIGTERM raises `SystemExit` where nobody has said otherwise: a driver ends its workers first"
-    if _before()!=signal.SIG_DFL:
+    if n_ranks()>1 or _before()!=signal.SIG_DFL:
         yield
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128+signal.SIGTERM))
     try: yield
     finally: signal.signal(signal.SIGTERM, signal.SIG_DFL)
-

@@ -82,6 +82,10 @@ def _verdict(c, p, o, ends):
     if _good_side(c, *ends): return 'better'
     return c.other if o<.05 else 'not shown'
 
+_few = ', provisional'    # of fewer seeds than were declared
+
+def _so_far(v, n, declared): return v+_few*(3<=n<(declared or 0))
+
 # %% ../nbs/33_verdict.ipynb #fc3996a1
 def span(w):
     "A tolerance as text"
@@ -103,7 +107,8 @@ def _p(p):
 
 # %% ../nbs/33_verdict.ipynb #376daf6e
 def verdicts(
-    claims # What the `claim_...` functions gave
+    claims, # What the `claim_...` functions gave
+    declared:int=None # Seeds that were declared before the run: a verdict of fewer is called provisional
 )->pd.DataFrame: # One row a claim: paper, ours, tolerance, n, test, p, verdict
     """The papers' figures beside ours, and the verdict by rule. In brackets stands the interval that goes with the test: one-sided at 5 %,
     adjusted by Holm as the p-value is, so that interval and verdict say the same"""
@@ -112,13 +117,15 @@ def verdicts(
     def row(c, p, o, *times):
         ends = _within(c, _chance(c, p, o, *times))
         return dict(claim=c.what, paper=c.paper, ours=_ours(c, *ends), tolerance=span(c.want), n=c.n, test=c.test,
-                    p=_p(p), verdict=_verdict(c, p, o, ends))
+                    p=_p(p), verdict=_so_far(_verdict(c, p, o, ends), c.n, declared))
     return Shown([row(*o) for o in zip(cs, *map(_adjusted, tests), *map(_times, tests))])
 
 # %% ../nbs/33_verdict.ipynb #cb3e63d3
 def came_out(verdicts):
     "How many of these verdicts there are of each, the good ones first, as text"
     order = ['reproduced','better','direction only','not shown','opposite','outside','too few seeds']
-    vs = list(verdicts)
+    vs = [v.removesuffix(_few) for v in verdicts]
     n = {v:vs.count(v) for v in order if v in vs}
-    return f"Of {len(vs)} claim{'s'*(len(vs)!=1)}: "+', '.join(f'{k} {v}' for v,k in n.items())
+    few = sum(v.endswith(_few) for v in verdicts)
+    more = f'; fewer seeds than declared in {few}, which {"are" if few!=1 else "is"} provisional' if few else ''
+    return f"Of {len(vs)} claim{'s'*(len(vs)!=1)}: "+', '.join(f'{k} {v}' for v,k in n.items())+more

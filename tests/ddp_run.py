@@ -1,6 +1,6 @@
 """What each of the two processes of test_ddp.py does: `main` plays cases, each in a folder of its own.
 What a case gives is written to FOLDER/CASE.RANK.json, for the tests to compare between the processes."""
-import contextlib,faulthandler,hashlib,io,json,os,sys,time,traceback,types,warnings
+import contextlib,faulthandler,hashlib,io,json,os,signal,sys,time,traceback,types,warnings
 from datetime import timedelta
 from functools import partial
 import torch,torch.distributed as dist
@@ -269,6 +269,31 @@ def killed(d):
     seed = 500 if (d/'run').exists() else 100    # another net, until it reads the folder's
     out = play(learner(False, seed=seed, cbs=[Stop(), Slow()]), rounds=2, n_epoch=3, seed=3, eval_every=2, path=d/'run')
     return dict(out, played=Stop.n)
+
+class Term(Callback):
+    "SIGTERM in process `who` within iteration number `at` of this process; how many were trained"
+    order,run_valid = LotteryCallback.order+10,False
+    at = who = n = None
+    def before_batch(self):
+        Term.n += 1
+        if Term.n==Term.at and rank==Term.who: signal.raise_signal(signal.SIGTERM)
+
+def until_term(d, seed, at=None, who=None, cbs=(), **kwargs):
+    "How a lottery ended, and after how many iterations"
+    Term.at,Term.who,Term.n = at,who,0
+    learn = learner(seed=seed, cbs=[Term(), *cbs], **kwargs)
+    try: return dict(play(learn, rounds=1, n_epoch=3, seed=3, eval_every=2, path=d), n=Term.n)
+    except SystemExit as e: return dict(code=e.code, n=Term.n)
+
+def ended_by_term(cbs, d):
+    "SIGTERM to the one process, and to the other, in mid-epoch, in both rounds; each time another net takes it up"
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    def go(sub, *args): return until_term(d/sub, *args, cbs=cbs())
+    whole = go('whole', 100)
+    parts = [go('parts', 100+i, at, i%2) for i,at in enumerate((5,1,9))]
+    return dict(whole=whole, parts=parts, last=go('parts', 900))
+cases['ended'] = partial(ended_by_term, list)
+cases['ended_added_up'] = partial(ended_by_term, lambda: added_up()['cbs'])
 
 @case
 def screen(d):

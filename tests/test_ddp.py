@@ -197,6 +197,14 @@ def test_trap_23_one_killed_ends_the_other_and_the_run_goes_on(ran, tmp_path):
     assert 0<now['played']<whole['played']
     for k in same_figures: assert now[k]==whole[k], k
 
+@pytest.mark.parametrize('name,ends', [('ended',[5,1,9]), ('ended_added_up',[6,2,10])])
+def test_trap_23_sigterm_to_one_ends_both_after_the_same_iteration(ran, name, ends):
+    "With a checkpoint, where each process holds no gradients of its own; each iteration is trained once"
+    o = same(ran, name)
+    assert [p['n'] for p in o['parts']]==ends and {p['code'] for p in o['parts']}=={143}
+    assert o['whole']['n']==24==sum(ends)+o['last']['n']
+    for k in same_figures: assert o['last'][k]==o['whole'][k], k
+
 def test_trap_23_a_folder_in_fastais_own_context(ran):
     o = same(ran, 'ctx_folder')
     for k in same_figures: assert o['again'][k]==o['whole'][k], k

@@ -10,6 +10,7 @@ from fastai_lottery.arms import *
 from fastai_lottery.claims import *
 from fastai_lottery.verdict import *
 from fastai_lottery.claims import Figures
+from fastai_lottery.verdict import came_out
 from fastai_lottery.plots import *
 from fastai_lottery.statistics import *
 from fastai_lottery.statistics import Shown,is_fraction,is_lower,lower_of,own_lower,scale_of
@@ -215,6 +216,14 @@ def test_the_verdict_of_the_opposite(other, paper):
                         claim_difference('a', '', y, x, lower=True)],
               outside=[claim_match('a', '', x, y, 1), claim_value('a', '', x, (.6,1))])
     assert set(verdicts(cs[other]).verdict)=={other}
+
+@pytest.mark.parametrize('n,declared,want', [(4,5,'opposite, provisional'), (4,4,'opposite'), (4,None,'opposite'), (2,5,'too few seeds')])
+def test_a_verdict_of_fewer_seeds_than_declared_is_provisional(n, declared, want):
+    x,y = np.array([.5,.51,.5,.52])[:n],np.array([.9,.92,.93,.9])[:n]
+    got = verdicts([claim_difference('a', '', x, y), claim_difference('b', '', x, y+.05)], declared).verdict
+    assert got.tolist()==[want]*2
+    says = 'Of 2 claims: 2 '+want.split(',')[0]
+    assert came_out(got)==says+('; fewer seeds than declared in 2, which are provisional' if 'prov' in want else '')
 
 def arms_of(col, *values, n=4):
     "Arms dense, ticket and reinit with these mean figures in `col`"

@@ -162,6 +162,38 @@ def test_loaders_with_workers_in_a_daemonic_worker(cluster, tmp_path):
         list(play(replace(preset('digits'), data=_forking), tmp_path/'run', executor=ex, **few))
     ex._client.close()
 
+# --- executors of others, as they are
+
+def test_loky_is_equal(alone, tmp_path):
+    loky = pytest.importorskip('loky')
+    ex = loky.ProcessPoolExecutor(2, env=own)
+    try:
+        for _ in play('digits', tmp_path/'run', replicates=2, executor=ex, **few): pass
+    finally: ex.shutdown(kill_workers=True)
+    equal(alone, tmp_path/'run')
+
+on_mpi = """
+import sys
+from mpi4py.futures import MPIPoolExecutor
+from fastai_lottery.sweeps import play
+if __name__=='__main__':
+    with MPIPoolExecutor() as ex:
+        for done in play('digits', sys.argv[1], replicates=2, rounds=2, epochs=2, executor=ex): pass
+    print(*done)
+"""
+
+def test_mpi_is_equal(alone, tmp_path):
+    "A driver and two workers, which `mpiexec` starts"
+    pytest.importorskip('mpi4py.futures')
+    mpiexec = Path(sys.executable).parent/'mpiexec'
+    (tmp_path/'run.py').write_text(on_mpi)
+    cmd = [str(mpiexec), '-n', '3', sys.executable, '-W', 'ignore', '-m', 'mpi4py.futures', 'run.py', str(tmp_path/'run')]
+    done = subprocess.run(cmd, cwd=tmp_path, env=dict(os.environ, **own), capture_output=True, text=True, timeout=240)
+    assert done.returncode==0 and done.stdout.split()[:2]==['10','10'], done.stderr[-3000:]
+    equal(alone, tmp_path/'run')
+    by = {s.split('begins in process ')[-1].split(' ')[0] for s in files(tmp_path/'run', '')}
+    assert len(by)==2, 'both workers played'
+
 # --- nobody answers
 
 @pytest.mark.parametrize('backend', ['ray','dask'])
