@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/38_pieces.ipynb #f2aba154
-import math,multiprocessing,os,pickle,platform,re,shutil,socket,sys,threading,time,traceback
+import gc,math,multiprocessing,os,pickle,platform,re,shutil,socket,sys,threading,time,traceback
 from collections.abc import MutableMapping
 from contextlib import ExitStack,contextmanager,suppress
 from copy import deepcopy
@@ -241,3 +241,4 @@ def work(job):
             trace = traceback.format_exc()
             _log(job, trace)
             return dict(error=carried(e), trace=trace)
+        finally: gc.collect()    # a Learner and its callbacks hold each other, and data and GPU memory with them

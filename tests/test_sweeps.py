@@ -1,5 +1,5 @@
 "A sweep in pieces: equal to one process bit for bit, whoever plays them; workers that die, errors, drivers that come again"
-import contextlib,json,math,os,pickle,shutil,signal,subprocess,sys,threading,time
+import contextlib,gc,json,math,os,pickle,shutil,signal,subprocess,sys,threading,time,weakref
 from collections import Counter
 from concurrent.futures import Executor,Future,ProcessPoolExecutor,ThreadPoolExecutor
 from dataclasses import replace
@@ -142,6 +142,20 @@ def test_a_piece_that_was_left_is_taken_by_one_process(alone, tmp_path):
     same(alone/'seed_00', tmp_path/'seed_00')
 
 # --- what may begin when
+
+nets = []
+def seen_net():
+    nets.append(weakref.ref(m := net()))
+    return m
+
+def test_nothing_of_a_piece_stays_in_its_worker(tmp_path):
+    "A Learner and its callbacks hold each other; Python would look for them some time later"
+    p,nets[:] = replace(small, model=seen_net),[]
+    gc.disable()
+    try:
+        for o in pieces_of(p, 0): assert 'ok' in work(job_of(p, o, tmp_path))
+        assert len(nets)>1 and not [m for m in nets if m() is not None]
+    finally: gc.enable()
 
 def test_a_control_begins_when_its_round_is_there(tmp_path):
     by = {(o.name,o.k):rounds_for(lab, o) for o in pieces_of(lab, 0)}
