@@ -135,6 +135,15 @@ def test_verdicts_in_step_with_figures(p, i, c):
     names,only = [o.value for o in call.args],next((ast.literal_eval(k.value) for k in call.keywords if k.arg=='only'), '')
     assert stored_rows(c)==want_rows(names, only), f'{p.name} is older than the figures: run it and store its outputs'
 
+thread = root/'nbs'/'papers'/'99_the_thread.ipynb'
+@pytest.mark.parametrize('n', 'moving-digits seeds-digits seeds-series-16 combining-mnist regularised-digits halves-digits'.split())
+def test_thread_in_step_with_figures(n):
+    "Interval and seeds of the comparison that each of these declares stand in the thread's answers"
+    o = check_claims(n, read(n), read(f'{n}-measures')).iloc[0]
+    said = ' '.join(shown_as(c, 'text/markdown') for c in cells(thread, 'code'))
+    want = f"{re.search(r'[(].*?[)]', o.ours)[0]}; n = {o.n}"
+    assert want in said, f'{want} is not there: run the page and store its outputs'
+
 @pytest.mark.parametrize('p', pages[1:], ids=ids)
 def test_page_has_a_verdict_table_and_a_figure(p):
     assert any(q==p for q,_,_ in tables)
