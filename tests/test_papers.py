@@ -140,7 +140,7 @@ thread = root/'nbs'/'papers'/'99_the_thread.ipynb'
 def test_thread_in_step_with_figures(n):
     "Interval and seeds of the comparison that each of these declares stand in the thread's answers"
     o = check_claims(n, read(n), read(f'{n}-measures')).iloc[0]
-    said = ' '.join(shown_as(c, 'text/markdown') for c in cells(thread, 'code'))
+    said = ' '.join(shown_as(c, 'text/markdown') for c in cells(thread, 'code')).replace('\u00a0',' ').replace('−','-')
     want = f"{re.search(r'[(].*?[)]', o.ours)[0]}; n = {o.n}"
     assert want in said, f'{want} is not there: run the page and store its outputs'
 
