@@ -35,7 +35,7 @@ def stage(p):
     except Exception as e: sys.exit(f'{p}: {type(e).__name__}: {e}')
     fm = nb.frontmatter_
     lead = f":::{{div}} lead\n{fm['description']}\n:::" if fm.get('description') else ''
-    top = told(p, cfg.get('git_url', '')) if p.stem!='index' else ''
+    top = told(p) if p.stem!='index' else ''
     nb.cells = [mk_cell(f"# {fm.get('title', p.stem)}\n\n{lead}\n\n{top}", 'markdown'), *cells]
     return nb
 

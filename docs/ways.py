@@ -1,5 +1,5 @@
 "The ways through the site: groups of the sidebar, cards, what a page costs; from pages.txt"
-import re
+import os,re
 from pathlib import Path
 from typing import NamedTuple
 from nbdev.config import nbpath2html
@@ -95,11 +95,19 @@ def sidebar(nbs, titles, twice, extra):
         yield toctree(k, entries)
     yield toctree('Project', extra)
 
-def told(p, url=''):
+def source(p):
+    "A notebook's address in the repository that `GIT_URL` or pyproject.toml names; '' where neither does: none is made up"
+    url = (os.environ.get('GIT_URL') or cfg.get('git_url') or '').rstrip('/').removesuffix('.git')
+    if url and not re.match(r'https?://[^/]+/', url):
+        raise ValueError(f"the repository {url!r} is no address of a web page: give `GIT_URL`, or `Repository` below "
+                         "[project.urls] in pyproject.toml, as in https://host/owner/name")
+    return f'{url}/blob/{cfg.branch}/{p.relative_to(cfg.config_path).as_posix()}' if url else ''
+
+def told(p):
     "The line on top of a page: what it costs, its notebook, its source"
     cost = lines[stem(p)].cost if stem(p) in lines else ''
     up = '../'*docname(p).count('/')
     parts = [f'Runs in {cost}' if cost[:1].isdigit() else cost[:1].upper()+cost[1:]]
     parts += [f'<a href="{up}notebooks/{stem(p)}.ipynb" download>Notebook</a>']
-    if url: parts.append(f'<a href="{url}/{stem(p)}.ipynb">Source</a>')
+    if url := source(p): parts.append(f'<a href="{url}">Source</a>')
     return f'<p class="told">{" · ".join(o for o in parts if o)}</p>'

@@ -69,7 +69,7 @@ def _order(f):
         what = f'{a} and {b} are as good'
         return claim_match(what, 'alike', *f.pair(_arm(a),10, _arm(b),10), .3)
     alike = [same(a, b) for a,b in two]
-    return {f'E9 order of the criteria at {f.left(10)}': above+below, 'E9 the good four': alike}
+    return {f'Order of the criteria at {f.left(10)}': above+below, 'The good four': alike}
 
 # %% ../nbs/36_lenet_masks.ipynb #b1654f36
 def _unmasked(run, k): return run.fit(unmasked(run, k))
@@ -116,7 +116,7 @@ def _held(f):
                 'variant_1',k, 'ticket',k),
         f.beats(f'{f.left(k)} left: zeros beat initial values', 'yes', 'ticket',k, 'freeze',k)]
     played = sorted(low & {*f.df[f.df.arm=='freeze']['round']})
-    return {'E11 what pruned weights are held at': [c for k in played for c in at(k)]}
+    return {'What pruned weights are held at': [c for k in played for c in at(k)]}
 
 # %% ../nbs/36_lenet_masks.ipynb #14e4301e
 lenet_masks.append(Preset(
@@ -149,7 +149,7 @@ lenet_masks.append(Preset(
 def _distances(f):
     shuffle,ticket = dict(mask='shuffle'),dict(mask='ticket')
     def l2(what): return f.measures_of('l2', shuffle, ticket, arm='stability', what=what, round=10)
-    return {'E5 stability at 10.7 %': [
+    return {'Stability at 10.7 %': [
         # 2.8 ± .8 and 1.6, from 1.3 to 2: ratios, too, may shrink with the training
         claim_ratio('random masks end further apart than tickets, under two orders of the data',
                     '2.8 × (58.6 and 20.7)', *l2('data order'), want=(2.,3.6)),
@@ -186,7 +186,7 @@ lenet_masks.append(Preset(
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'instability-mnist')
 def _rise(f):
     rise = f.measure('barrier_pp', arm='instability', round=0, mask='dense')
-    return {'E6 instability from the start': [
+    return {'Instability from the start': [
         # two points: that is what the paper calls stable
         claim_value('the error of the dense net rises by less than 2 points between two trainings',
                     'below 2 points is stable; LeNet is, from the start', rise, (-math.inf,2.),
@@ -243,7 +243,7 @@ def _by_rules(f):
     def value(what, paper, rule, want):
         return claim_value(what, paper, best.measure(acc, **rule), want, 100, '%')
     def above(what, a, b): return claim_difference(what, 'yes', *best.measures_of(acc, a, b))
-    return {'E7 supermasks by a rule, density by validation': [
+    return {'Supermasks by a rule, density by validation': [
         # 7 points either way, and 6: a few points are what neighbouring densities and seeds differ by
         value('large_final over initial weights', 'about 40 %, as quoted elsewhere', plain, (33.,47.)),
         value('large_final of the same sign over initial weights', '', sign, (73.3,85.3)),
@@ -259,7 +259,7 @@ def _learned(f):
     two = (2.,math.inf)    # points that rescaling should give
     def above(what, a, b, want=(0,math.inf)):
         return claim_difference(what, 'yes', *f.measures_of('test_accuracy', a, b, arm='learned'), want)
-    return {'E8 learned supermasks': [
+    return {'Learned supermasks': [
         above('signed constants beat initial weights', plain[_constant], plain['init']),
         above('initial weights with rescaling beat signed constants without',
               scaled['init'], plain[_constant]),

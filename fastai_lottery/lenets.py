@@ -48,7 +48,7 @@ lenets.append(Preset(
 def _on_digits(f):
     few,fewer = f.left(7),f.left(16)
     sooner = (0.,1.)    # any factor below 1: nothing is known of digits but the direction
-    return {'E1 tickets and controls on digits': [
+    return {'Tickets and controls on digits': [
         f.stops(f'tickets at {few} of the weights stop earlier than the dense net', '0.62 × (on MNIST)',
                 'ticket',7, 'dense',0, want=sooner),
         f.beats(f'tickets at {few} beat re-initialised nets', '0.5 pp (on MNIST)',
@@ -103,7 +103,7 @@ lenets.append(replace(
 # %% ../nbs/35_lenets.ipynb #7c011f02
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k')
 def _tickets(f):
-    return {'E1 tickets': [
+    return {'Tickets': [
         # .62 and some quarter of it either way: early stops scatter by a third between seeds
         f.stops('tickets at 21 % of the weights stop earlier than the dense net', '0.62 × (38 % sooner)',
                 'ticket',7, 'dense',0, want=(.45,.8)),
@@ -117,7 +117,7 @@ def _tickets(f):
 # %% ../nbs/35_lenets.ipynb #8920bb70
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k')
 def _controls(f):
-    return {'E2 controls': [
+    return {'Controls': [
         # 2.51 and a quarter of it either way, as above
         f.stops('re-initialised nets at 21 % stop later than tickets', '2.51 ×',
                 'reinit',7, 'ticket',7, want=(1.8,3.2)),
@@ -126,7 +126,7 @@ def _controls(f):
                 'ticket',7, 'reinit',7, want=(.25,.75)),
         f.beats('tickets at 3.6 % beat re-initialised nets', 'yes', 'ticket',15, 'reinit',15),
         f.beats('re-initialised nets at 3.6 % beat random masks', 'yes', 'reinit',15, 'shuffle',15)],
-     'E3 random masks': [
+     'Random masks': [
         # half of the paper's figure to half as much again
         f.beats('tickets at 10.7 % beat random masks', '0.8 pp (98.3 and 97.5; 1903.01611)',
                 'ticket',10, 'shuffle',10, want=(.4,1.2))]}
@@ -148,7 +148,7 @@ lenets.append(Preset(
 @claims_for('lenet-mnist-12k', 'lenet-mnist-50k', 'one-shot-digits')
 def _one_prune(f):
     more = 'more accurate at 95 to 5.17 %'
-    return {'E4 one-shot': [
+    return {'One-shot': [
         # a match is less than the paper claims; .2 points are what seeds differ by
         f.matches(f'one-shot tickets at {f.left(8)} are as good as the dense net', more,
                   'one_shot',8, 'dense',0, .2),
@@ -183,7 +183,7 @@ def _kept_signs(f):
     like = 'signs kept, is as good as the rewind'
     match = [f.matches(f'{n}, {like}', yes, f'{a}_keep_sign',10, 'ticket',10, .2)
              for n,a in ways.items()]
-    return {f'E10 signs at {f.left(10)}': keep+match}
+    return {f'Signs at {f.left(10)}': keep+match}
 
 # %% ../nbs/35_lenets.ipynb #e007742e
 def _he(m):
@@ -232,7 +232,7 @@ def _rewinds(f):
                 'ticket',k, 'finetune',k),
         f.beats(f'{f.left(k)} left: rewinding the learning rate beats fine-tuning', larger,
                 'lrr',k, 'finetune',k)]
-    return {'E12 rewinding and fine-tuning on digits': at(7)+at(16)}
+    return {'Rewinding and fine-tuning on digits': at(7)+at(16)}
 
 # %% ../nbs/35_lenets.ipynb #1e0b8718
 _noise = {f'noise_{n:g}'.replace('.','_'):dict(reset=partial(noisy, n=n)) for n in (.5,1,2,3)}

@@ -71,7 +71,7 @@ def arms(every):
 @claims_for('moving-digits', 'moving-mnist', 'moving-mnist-4k')
 def _primary(f):
     says = f'{f.left(14)} left: connections that move by gradient beat a random mask that stays'
-    return {'E13 moving connections': [
+    return {'Moving connections': [
         f.beats(says, 'yes (1911.11134, larger nets)', 'rigl',14, 'static',14, col='test_accuracy')]}
 
 # %% ../nbs/35_regrown.ipynb #5c747112

@@ -1,5 +1,5 @@
 "The repo itself: its settings agree, and what is generated is up to date"
-import importlib,json,os,re,shutil,subprocess,sys
+import ast,builtins,importlib,json,os,re,shutil,subprocess,sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -175,3 +175,38 @@ def test_the_first_cell_is_title_and_lead_alone(f):
     "The site takes these two from it, and what stands below them would be lost"
     first = ''.join(json.loads(f.read_text(encoding='utf-8'))['cells'][0]['source'])
     assert len([p for p in first.split('\n\n') if p.strip()])<=2
+
+unseen = re.compile(r'^#\|\s*(hide|eval:\s*false|echo:\s*false|include:\s*false)', re.M)
+def shown(f):
+    "The code that a reader of a page sees, cell by cell"
+    for c in json.loads(f.read_text(encoding='utf-8'))['cells']:
+        s = ''.join(c['source'])
+        if c['cell_type']=='code' and not unseen.search(s): yield ast.parse(s)
+
+def brought(o):
+    "The names that an import brings"
+    if not (isinstance(o, ast.ImportFrom) and o.names[0].name=='*'): return {(a.asname or a.name).split('.')[0] for a in o.names}
+    m = importlib.import_module(o.module)
+    return set(getattr(m, '__all__', None) or [k for k in vars(m) if k[0]!='_'])
+
+def made_by(tree):
+    "The names that a piece of code defines, wherever"
+    for o in ast.walk(tree):
+        if isinstance(o, (ast.Import,ast.ImportFrom)): yield from brought(o)
+        elif isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store): yield o.id
+        elif isinstance(o, ast.arg): yield o.arg
+        elif isinstance(o, (ast.FunctionDef,ast.ClassDef,ast.ExceptHandler)) and o.name: yield o.name
+
+def lacking(trees):
+    "Names that code uses and neither it nor a cell before it defines"
+    have = {*dir(builtins)}
+    for t in trees:
+        have.update(made_by(t))
+        yield from (o.id for o in ast.walk(t) if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Load) and o.id not in have)
+
+@pytest.mark.parametrize('f', sorted([*root.glob('nbs/tutorials/*.ipynb'), *root.glob('nbs/papers/*.ipynb')]), ids=lambda f: f.stem)
+def test_what_a_page_shows_stands_alone(f):
+    "Who copies the code of a page lacks nothing that only a hidden cell brings"
+    used_later = ast.parse('def f(): return later')
+    assert list(lacking([ast.parse('from math import *\nx = pi'), ast.parse('x+y')]))==['y'] and list(lacking([used_later]))==['later']
+    assert not sorted({*lacking(shown(f))})

@@ -259,6 +259,37 @@ def test_notebook_of_a_page_can_be_downloaded(site, nm):
     link = re.search(r'<a href="([^"]*notebooks/[^"]*\.ipynb)" download', html(site, nm))
     assert link and (site/nm).parent.joinpath(link[1]).resolve().is_file()
 
+sourced = """
+import ways
+from symbols import cfg
+for p in 'index.ipynb','tutorials/01_first_ticket.ipynb': print(ways.source(cfg.nbs_path/p))
+print('Source' in ways.told(cfg.nbs_path/'36_cheap.ipynb'))
+"""
+
+@pytest.mark.parametrize('given,declared,base', [
+    ('','',''), ('https://host.org/own/name.git','','https://host.org/own/name'),
+    ('','https://host.org/a/b/','https://host.org/a/b'), ('https://host.org/own/name','https://host.org/a/b','https://host.org/own/name')])
+def test_source_links_lead_to_the_named_repository(tmp_path, given, declared, base):
+    "To the notebook on its branch; where no repository is named there is no link"
+    (tmp_path/'docs').mkdir()
+    shutil.copytree(root/lib, tmp_path/lib, ignore=shutil.ignore_patterns('__pycache__'))
+    for o in 'symbols','ways': shutil.copy(root/f'docs/{o}.py', tmp_path/'docs')
+    shutil.copy(root/'docs/pages.txt', tmp_path/'docs')
+    urls = f'[project.urls]\nRepository = "{declared}"\n\n[project.scripts]' if declared else '[project.scripts]'
+    toml = (root/'pyproject.toml').read_text(encoding='utf-8')
+    (tmp_path/'pyproject.toml').write_text(toml.replace('[project.scripts]', urls), encoding='utf-8')
+    env = {**os.environ,'PYTHONPATH':'docs','GIT_URL':given}
+    r = subprocess.run([sys.executable,'-c',sourced], cwd=tmp_path, env=env, text=True, capture_output=True)
+    assert r.returncode==0, r.stderr
+    paths = ['nbs/index.ipynb','nbs/tutorials/01_first_ticket.ipynb']
+    assert r.stdout.splitlines()==[*[f'{base}/blob/main/{o}' if base else '' for o in paths], str(bool(base))]
+    assert all((root/o).is_file() for o in paths)
+
+def test_source_links_need_an_address():
+    env = {**os.environ,'PYTHONPATH':'docs','GIT_URL':'git@host.org:own/name.git'}
+    r = subprocess.run([sys.executable,'-c',sourced], cwd=root, env=env, text=True, capture_output=True)
+    assert r.returncode and "'git@host.org:own/name'" in r.stderr and 'https://host/owner/name' in r.stderr
+
 def test_phone_shows_verdicts_first(web):
     "The column stands behind the claim, and within the window"
     web.page.goto(web.url+'papers/lenet.html', wait_until='load')
