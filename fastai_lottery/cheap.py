@@ -34,13 +34,13 @@ _steps = 20    # of a gradual search
 
 def _one_shot(run, k): return run.fit(one_shot(run, k))
 
-def _gradual(run, k):
+def _gradual(run, k, name=None):
     "Twenty steps of the same factor in each layer, so that each ends with as many weights as the ticket has there"
     d = {n:float(m.float().mean()) for n,m in run.ticket(k).masks.items()}
     rates = {n:1-o**(1/_steps) for n,o in d.items()}
     most,to,its = max(rates.values()),run.ticket(k).masks.density,run.rounds[k]['iterations']
     how = gradual(1.5, geometric(to), start=0, end=.95, every=max(1, round(1.5*.95*its/_steps)))
-    return found(run, k, search=how, to=to, amount=most, scope={n:r/most for n,r in rates.items()})
+    return found(run, k, name, search=how, to=to, amount=most, scope={n:r/most for n,r in rates.items()})
 
 # %% ../nbs/36_cheap.ipynb #a4ae5d6c
 recipes = dict(
@@ -69,11 +69,12 @@ def declared(run, k):
     return dict(claim=claim_id, recipe=chosen, margin=margin)
 
 # %% ../nbs/36_cheap.ipynb #8a069772
-def choose(df, k):
-    "The recipe with the highest mean validation accuracy at level `k`, of those within the cost; `df` is what `results` gives"
+def choose(df):
+    "The recipe with the highest mean validation accuracy over the levels, of those within the cost at each; `df` is what `results` gives"
     t = with_costs(df)
-    t = t[(t['round']==k)&t.arm.isin([*recipes])&(t.cost<=most+1e-9)]
-    return t.groupby('arm').accuracy.mean().idxmax()
+    t = t[t.arm.isin([*recipes])]
+    costs,found = t.groupby('arm').cost.max(),t.groupby('arm').accuracy.mean()
+    return found[costs<=most+1e-9].idxmax()
 
 # %% ../nbs/36_cheap.ipynb #93f76e9c
 def claim_not_worse(

@@ -37,10 +37,11 @@ def test_the_choice_goes_by_validation_and_by_cost():
     more = [(s,k,*o) for s in range(4) for k in (9,14) for o in (('going_on_mean',.985,2000.),('gradual',.99,2400.))]
     more = pd.DataFrame([shown(a, s, k, acc, spent=its) for s,k,a,acc,its in more])
     better = pd.concat([df, more], ignore_index=True)
-    assert choose(df, 9)==chosen and choose(better, 9)=='going_on_mean', 'gradual costs 30 % there'
-    assert choose(better, 14)=='gradual', 'and 20 % here'
+    assert choose(df)==chosen and choose(better)=='going_on_mean', 'gradual costs 30 % at the first level'
     better.loc[better.arm=='going_on_mean','test_accuracy'] = .5
-    assert choose(better, 9)=='going_on_mean', 'the test figures are not looked at'
+    assert choose(better)=='going_on_mean', 'the test figures are not looked at'
+    better.loc[better.arm=='gradual','spent'] = 2000.
+    assert choose(better)=='gradual', 'where it costs a quarter'
 
 leads = [(0.,'reproduced'), (-.001,'reproduced'), (-.0015,'not shown'), (-.004,'outside'), (.01,'reproduced')]
 @pytest.mark.parametrize('lead,want', leads)
