@@ -35,7 +35,8 @@ def weight_frame(folder, row):
 def weights(folder):
     "The frames of the lottery in `folder`, which is that of one seed of a preset with a fully connected net"
     folder,df = Path(folder),checked_rounds(folder)
-    if 'test_accuracy' not in df: raise ValueError(f"{str(folder)!r} holds no rounds with a test accuracy: give the folder seed_00 of a `lottery run`")
+    if 'test_accuracy' not in df:
+        raise ValueError(f"{str(folder)!r} has no rounds with a test accuracy: give the folder seed_00 of a `lottery run`")
     masks = Ticket.load(folder/'round_00'/'ticket.safetensors').masks
     layers = {n.removesuffix('.weight'):m.numel() for n,m in masks.items()}
     return dict(layers=layers, frames=[weight_frame(folder, o) for _,o in df.iterrows()])

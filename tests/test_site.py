@@ -321,8 +321,8 @@ def test_the_net_is_drawn_to_scale(ticket_page):
     "In each round a layer's bar is as wide as its channels, in one unit, with the dense net's frame around its middle"
     for k in range(7):
         ticket_page.locator('.ticket-slider.channels input').fill(str(k))
-        rows = ticket_page.evaluate("""() => [...document.querySelectorAll('.ticket-slider.channels [data-part^="conv"][data-part$="text"]')]
-            .map(t => [t.textContent, ...[t.nextSibling, t.nextSibling.nextSibling].map(o => o.getBBox())
+        rows = ticket_page.locator('.channels [data-part^="conv"][data-part$="text"]').evaluate_all("""ts => ts.map(
+            t => [t.textContent, ...[t.nextSibling, t.nextSibling.nextSibling].map(o => o.getBBox())
                 .flatMap(b => [b.width, b.x+b.width/2])])""")
         assert len(rows)==3
         for text,w,mid,frame,middle in rows:
