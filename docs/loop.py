@@ -24,7 +24,7 @@ def drawing(n, word, told, lines):
     arrow = '↺' if n==4 else '→'
     text = [f'<text x="0" y="110" font-size="13" font-weight="600" fill="currentColor">{n}  {word}</text>',
             f'<text x="0" y="126" font-size="10.5" fill="currentColor" opacity=".85">{told}</text>',
-            f'<text x="184" y="58" font-size="20" fill="{green}">{arrow}</text>']
+            f'<text x="184" y="58" font-size="20" fill="currentColor">{arrow}</text>']
     head = ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 206 132" '
             'font-family="system-ui, sans-serif" width="206">')
     return ''.join([head, style, *lines, *dots, *text, '</svg>'])+'\n'

@@ -296,26 +296,80 @@ def test_phone_shows_verdicts_first(web):
     box = web.page.evaluate("document.querySelector('table.verdicts td').getBoundingClientRect().toJSON()")
     assert box['right']<=phone['width']
 
-def test_the_picture_of_a_ticket_moves(web):
-    "By keyboard; it is drawn anew, and says which round it shows"
-    web.page.goto(web.url+'tutorials/what_it_looks_like.html', wait_until='load')
-    def seen(): return web.page.evaluate("""() => {
-        const o = document.querySelector('.ticket-slider')
-        return [o.querySelector('output').textContent, o.querySelector('.moves').innerHTML]}""")
-    last = seen()
-    web.page.focus('.ticket-slider input')
-    web.page.keyboard.press('Home')
-    first = seen()
-    assert first[0].startswith('round 1:') and last[0].startswith('round 12:') and first[1]!=last[1]
-    web.page.keyboard.press('ArrowRight')
-    assert seen()[0].startswith('round 2:')
-    web.page.keyboard.press('End')
-    assert seen()==last
+sliders = {'weights':15, 'channels':6}         # the page's pictures that move, and their last rounds
 
-def test_the_picture_of_a_ticket_without_scripts(site):
-    "The last round stands in the page itself"
-    s = html(site, 'tutorials/what_it_looks_like')
-    assert 'round 12:' in s and s.count('<rect')>=64
+@pytest.fixture
+def ticket_page(web):
+    web.page.goto(web.url+'tutorials/what_it_looks_like.html', wait_until='load')
+    return web.page
+
+def seen_in(page, kind):
+    "What a slider says and draws: text, each part's attributes"
+    return page.evaluate("""kind => {
+        const o = document.querySelector(`.ticket-slider.${kind}`), all = q => [...o.querySelectorAll(q)]
+        const read = p => p.dataset.part=='pixels' ? p.innerHTML : p.cloneNode(true).outerHTML
+        return {said: o.querySelector('output').textContent, told: o.querySelector('input').ariaValueText,
+                parts: Object.fromEntries(all('[data-part]').map(p => [p.dataset.part, read(p)])), all: all('.moves')[0].innerHTML}
+    }""", kind)
+
+@pytest.mark.parametrize('kind,end', sliders.items())
+def test_the_picture_of_a_ticket_moves(ticket_page, kind, end):
+    "By keyboard; all that a round has of its own is drawn anew, and says which round it is"
+    last = seen_in(ticket_page, kind)
+    assert last['said'].startswith(f'round {end}:')
+    ticket_page.focus(f'.ticket-slider.{kind} input')
+    ticket_page.keyboard.press('Home')
+    first = seen_in(ticket_page, kind)
+    assert first['said'].startswith('dense net:') and first['told']==first['said']
+    assert not [n for n,o in first['parts'].items() if o==last['parts'][n]]
+    ticket_page.keyboard.press('ArrowRight')
+    assert seen_in(ticket_page, kind)['said'].startswith('round 1:')
+    ticket_page.keyboard.press('End')
+    assert seen_in(ticket_page, kind)==last
+
+@pytest.mark.parametrize('kind,end', sliders.items())
+def test_the_picture_of_a_ticket_without_scripts(web, ticket_page, kind, end):
+    "The page has the last round as the script draws it, and nothing to pull at"
+    drawn = seen_in(ticket_page, kind)
+    ctx = web.page.context.browser.new_context(java_script_enabled=False, viewport=phone)
+    page = ctx.new_page()
+    page.goto(web.url+'tutorials/what_it_looks_like.html', wait_until='load')
+    root = page.locator(f'.ticket-slider.{kind}')
+    assert root.locator('output').text_content()==drawn['said'] and drawn['said'].startswith(f'round {end}:')
+    assert root.locator('.moves').inner_html()==drawn['all']
+    assert root.locator('svg').first.is_visible() and not root.locator('input').is_visible()
+    ctx.close()
+
+def test_the_pixels_of_a_ticket_are_those_that_are_read(ticket_page):
+    "As many strokes as the words say, in 28 rows, in each round"
+    for k in range(16):
+        ticket_page.locator('.ticket-slider.weights input').fill(str(k))
+        said = int(re.search(r'(\d+) of 784', seen_in(ticket_page, 'weights')['said'])[1])
+        at = re.findall(r'M(\d+) (\d+)h1', seen_in(ticket_page, 'weights')['parts']['pixels'])
+        assert len(at)==len(set(at))==said and all(max(map(int, o))<28 for o in at)
+
+def test_the_net_is_drawn_to_scale(ticket_page):
+    "In each round a layer's bar is as wide as its channels, in one unit, with the dense net's frame around its middle"
+    for k in range(7):
+        ticket_page.locator('.ticket-slider.channels input').fill(str(k))
+        rows = ticket_page.locator('.channels [data-part^="conv"][data-part$="text"]').evaluate_all("""ts => ts.map(
+            t => [t.textContent, ...[t.nextSibling, t.nextSibling.nextSibling].map(o => o.getBBox())
+                .flatMap(b => [b.width, b.x+b.width/2])])""")
+        assert len(rows)==3
+        for text,w,mid,frame,middle in rows:
+            n,most = map(int, re.search(r'(\d+) of (\d+)$', text).groups())
+            assert abs(w-3*n)<.1 and abs(frame-3*most)<.1 and abs(mid-middle)<.1
+
+@pytest.mark.parametrize('kind', sliders)
+def test_the_picture_of_a_ticket_fits_a_phone(ticket_page, kind):
+    "Slider and pictures are one screen, and their words are legible"
+    root = ticket_page.locator(f'.ticket-slider.{kind}')
+    assert root.bounding_box()['height']<phone['height']-100
+    sizes = root.evaluate("""o => [...o.querySelectorAll('text')].map(t => [
+        parseFloat(getComputedStyle(t).fontSize)*t.getScreenCTM().a, t.getBoundingClientRect().right,
+        t.getBoundingClientRect().right-t.ownerSVGElement.getBoundingClientRect().right])""")
+    assert len(sizes)>7 and min(px for px,*_ in sizes)>=10.5
+    assert max(r for _,r,_ in sizes)<=phone['width'] and max(o for *_,o in sizes)<=0
 
 def test_title_does_not_break_on_a_phone(web):
     web.page.goto(web.url+'callback.html', wait_until='load')
