@@ -219,6 +219,25 @@ def tightened(name='plain', folder='.', init=0, n=None, **change):
         learn.fit_gradual(**{**dict(n_epoch=4, to=.3, seed=5, eval_every=4, every=1, **own), **change}, path=Path(folder)/'run')
     return dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), leaks=leaks(learn))
 
+def sharing(name='plain', folder='.', n=None, **change):
+    "The next task of a net that has finished one, in `folder`/run; `n` counts its own batches alone"
+    Batches.n,learn = None,make(name, folder)
+    x = data().valid.one_batch()[0]
+    def said():
+        learn.model.eval()
+        with torch.no_grad(): return learn.model(x)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, .02)
+        learn.prune(.5)
+        learn.fit(1, .02)
+        was = said()
+        learn.freeze_kept('first', head='8')
+        Batches.i,Batches.n = 0,n
+        learn.fit_lottery(3, **{**dict(rounds=2, amount=.4, seed=5, eval_every=4, lr_max=.05), **change}, path=Path(folder)/'run')
+    end = dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), tasks=learn.lottery.tasks.digest())
+    learn.switch_task('first')
+    return dict(end, stays=torch.equal(said(), was))
+
 def growing(name='plain', folder='.', init=0, n=None, **change):
     "A run of one training in which connections move, in `folder`/run"
     Batches.n,learn = n,make(name, folder, init)
