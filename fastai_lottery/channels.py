@@ -208,6 +208,7 @@ def _of_gpt2(m):
     n = m.num_heads*m.head_dim
     if (width(qkv, 'out'),width(proj, 'in'))==(3*n,n): return Heads(m, (qkv,), 3, proj, m.num_heads)
 
+# %% ../nbs/08_channels.ipynb #5bdb412e
 def heads_of(m):
     "Heads of the attention `m`; None where there is none whose heads can go"
     if all(hasattr(m, o) for o in ('c_attn','c_proj','num_heads','head_dim','split_size')): return _of_gpt2(m)
