@@ -13,7 +13,7 @@ from fastai_lottery.gradual import *
 from fastai_lottery.growth import *
 from fastai_lottery.searches import *
 from fastai_lottery.data import TensorDS,TensorDL
-import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
+import fastai_lottery.tasks,fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
 import fastai_lottery.tables as tables
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
@@ -221,6 +221,7 @@ def tightened(name='plain', folder='.', init=0, n=None, **change):
 
 def sharing(name='plain', folder='.', n=None, **change):
     "The next task of a net that has finished one, in `folder`/run; `n` counts its own batches alone"
+    set_seed(0)    # the first task is the same in each process
     Batches.n,learn = None,make(name, folder)
     x = data().valid.one_batch()[0]
     def said():
@@ -234,7 +235,9 @@ def sharing(name='plain', folder='.', n=None, **change):
         learn.freeze_kept('first', head='8')
         Batches.i,Batches.n = 0,n
         learn.fit_lottery(3, **{**dict(rounds=2, amount=.4, seed=5, eval_every=4, lr_max=.05), **change}, path=Path(folder)/'run')
-    end = dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), tasks=learn.lottery.tasks.digest())
+    tasks,ws = learn.lottery.tasks,named_weights(learn.model)
+    held = all(torch.equal(ws[n].detach()[at := tasks.taken(n)], v[at]) for n,v in tasks.values.items())
+    end = dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), tasks=tasks.digest(), held=held)
     learn.switch_task('first')
     return dict(end, stays=torch.equal(said(), was))
 
