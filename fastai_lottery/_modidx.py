@@ -290,6 +290,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_lottery.channels._graph': ('channels.html#_graph', 'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels._marked': ('channels.html#_marked', 'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels._of_conv': ('channels.html#_of_conv', 'fastai_lottery/channels.py'),
+                                         'fastai_lottery.channels._of_gpt2': ('channels.html#_of_gpt2', 'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels._other_layer': ( 'channels.html#_other_layer',
                                                                                    'fastai_lottery/channels.py'),
                                          'fastai_lottery.channels._true_splits': ( 'channels.html#_true_splits',

@@ -155,8 +155,9 @@ def searched(
     it goes on from trained weights, so that only the ticket is rewound: the second strategy of 1803.03635"""
     t,other = run.ticket(k),another(run)
     if kwargs.get('reset')=='keep': kwargs = {'search':going_on(1., 1.), **kwargs, 'reset':'rewind'}
-    d = t.masks.density
-    asked = dict(rounds=n, amount=amount_for(t.masks, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
+    m = t.masks.counted    # amounts are fractions of units, where they compete
+    d = m.density
+    asked = dict(rounds=n, amount=amount_for(m, n, d, kwargs.get('scope', 'global')), to=d, seed=run.seed)
     with beside(run.learn), other.no_bar(), other.no_logging():
         rs = other.fit_lottery(**{**run.settings, **kwargs}, **asked)
     return Ticket(rs[-1].masks, run.rounds[0].start, {**t.meta, 'how':f'{n} prunes'})

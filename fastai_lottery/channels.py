@@ -201,8 +201,17 @@ class Heads(NamedTuple):
     n:int # Number of heads
 
 # %% ../nbs/08_channels.ipynb #5c93b57e
+def _of_gpt2(m):
+    "Heads of an attention as GPT-2 has it: three pieces of one `Conv1D`; None for one that looks at another text"
+    qkv,proj = m.c_attn,m.c_proj
+    if not (is_conv1d(qkv) and is_conv1d(proj)) or hasattr(m, 'q_attn'): return None
+    n = m.num_heads*m.head_dim
+    if (width(qkv, 'out'),width(proj, 'in'))==(3*n,n): return Heads(m, (qkv,), 3, proj, m.num_heads)
+
+# %% ../nbs/08_channels.ipynb #5bdb412e
 def heads_of(m):
     "Heads of the attention `m`; None where there is none whose heads can go"
+    if all(hasattr(m, o) for o in ('c_attn','c_proj','num_heads','head_dim','split_size')): return _of_gpt2(m)
     qkv,proj,size = getattr(m, 'qkv', None),getattr(m, 'proj', None),getattr(m, 'head_dim', 0)
     if isinstance(qkv, nn.Linear) and isinstance(proj, nn.Linear) and size and hasattr(m, 'attn_dim'):
         plain = getattr(m, 'gate', None) is None and isinstance(getattr(m, 'norm', None), (nn.Identity, type(None)))
@@ -217,12 +226,13 @@ def attentions(m): return [h for o in m.modules() if (h := heads_of(o)) is not N
 
 def other_attentions(m):
     "Layers of attentions whose heads are kept in a way that is not known, by id"
-    known = {id(o) for h in attentions(m) for o in h.makers}
+    known = {id(o) for h in attentions(m) for o in (*h.makers,h.reader)}
     ours = [o for o in m.modules() if any(hasattr(o, k) for k in ('num_heads','num_attention_heads','n_heads','n_head'))]
     return {id(c) for o in ours for c in o.children() if is_maker(c) and id(c) not in known and c is not getattr(o, 'proj', None)}
 
 def fit_heads_(h):
     "Write down how many heads an attention has, after some have gone"
-    m,n = h.home,h.makers[0].weight.shape[0]//h.pieces
+    m,n = h.home,width(h.makers[0], 'out')//h.pieces
     if hasattr(m, 'attn_dim'): m.num_heads,m.attn_dim = n//m.head_dim,n
+    elif hasattr(m, 'split_size'): m.num_heads,m.split_size = n//m.head_dim,n
     else: m.num_attention_heads,m.all_head_size = n//m.attention_head_size,n

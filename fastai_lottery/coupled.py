@@ -166,8 +166,9 @@ def head_parts(net, h):
     "Where the heads of one attention lie"
     group = net.names[id(h.home)]
     def ids(lin, pieces, side): return torch.arange(h.n).repeat_interleave(width(lin, side)//pieces//h.n).repeat(pieces)
-    made = [(o,a,0,ids(o, h.pieces, 'out'),True) for o in h.makers for a in ('weight','bias')]
-    places = [*made, (h.reader,'weight',1,ids(h.reader, 1, 'in'),False)]
+    def places_of(lin, pieces, side):
+        return [(lin,a,dim,ids(lin, pieces, side),side=='out') for a,dim,s in slots(lin) if s==side]
+    places = [p for o in h.makers for p in places_of(o, h.pieces, 'out')]+places_of(h.reader, 1, 'in')
     return [Part(group, net.tensors[id(p)], dim, i, mk) for o,a,dim,i,mk in places if (p := getattr(o, a)) is not None]
 
 # %% ../nbs/09_coupled.ipynb #6323952c

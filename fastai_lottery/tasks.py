@@ -180,7 +180,9 @@ def _check_free(lot, head):
     if lot.masks is None:
         raise ValueError("there is nothing to freeze yet: train and prune first, as learn.fit_lottery(...) does")
     if lot.masks.units is not None:
-        raise ValueError("tasks share single weights, and units compete here: use LotteryCallback(units='weights')")
+        raise ValueError("tasks share single weights, and units compete here: let weights compete in all tasks, "
+                         "LotteryCallback(units='weights'); or keep this net for its task, as learn.shrink() makes it small, "
+                         "and train the next task in a net of its own")
     if lot.tasks is None and lot.held:
         raise ValueError("pruned weights are held at values other than 0, which this task reads, so that they are not "
                          "free: freeze_kept needs hold=None")
@@ -191,6 +193,7 @@ def _check_free(lot, head):
         raise ValueError("no weight is free for another task: prune first, by learn.prune(...) or "
                          "learn.fit_lottery(...), and train what is left")
 
+# %% ../nbs/28_tasks.ipynb #79ee467b
 def _head_name(lot, head):
     "The name of the head's module"
     t = lot.tasks

@@ -13,7 +13,7 @@ from fastai_lottery.gradual import *
 from fastai_lottery.growth import *
 from fastai_lottery.searches import *
 from fastai_lottery.data import TensorDS,TensorDL
-import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
+import fastai_lottery.tasks,fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
 import fastai_lottery.tables as tables
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
@@ -218,6 +218,28 @@ def tightened(name='plain', folder='.', init=0, n=None, **change):
         if change.pop('pruned', False): learn.prune(.2)
         learn.fit_gradual(**{**dict(n_epoch=4, to=.3, seed=5, eval_every=4, every=1, **own), **change}, path=Path(folder)/'run')
     return dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), leaks=leaks(learn))
+
+def sharing(name='plain', folder='.', n=None, **change):
+    "The next task of a net that has finished one, in `folder`/run; `n` counts its own batches alone"
+    set_seed(0)    # the first task is the same in each process
+    Batches.n,learn = None,make(name, folder)
+    x = data().valid.one_batch()[0]
+    def said():
+        learn.model.eval()
+        with torch.no_grad(): return learn.model(x)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, .02)
+        learn.prune(.5)
+        learn.fit(1, .02)
+        was = said()
+        learn.freeze_kept('first', head='8')
+        Batches.i,Batches.n = 0,n
+        learn.fit_lottery(3, **{**dict(rounds=2, amount=.4, seed=5, eval_every=4, lr_max=.05), **change}, path=Path(folder)/'run')
+    tasks,ws = learn.lottery.tasks,named_weights(learn.model)
+    held = all(torch.equal(ws[n].detach()[at := tasks.taken(n)], v[at]) for n,v in tasks.values.items())
+    end = dict(model=digest(learn.model), masks=learn.lottery.masks.hash(), tasks=tasks.digest(), held=held)
+    learn.switch_task('first')
+    return dict(end, stays=torch.equal(said(), was))
 
 def growing(name='plain', folder='.', init=0, n=None, **change):
     "A run of one training in which connections move, in `folder`/run"

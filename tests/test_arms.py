@@ -314,3 +314,10 @@ def test_a_search_of_a_late_lottery_finds_its_own_ticket(tmp_path):
     t = searched(run, 2, 2, scope=p.settings['scope'])
     assert t.masks==run.ticket(2).masks and all(torch.equal(v, run.ticket(2).weights[k]) for k,v in t.weights.items())
     assert searched(run, 2, 1, scope=p.settings['scope']).masks!=t.masks
+
+def test_a_search_of_a_lottery_of_units_finds_its_own_ticket(tmp_path):
+    "The other lottery prunes the same units, and its masks know them"
+    p = replace(tiny, settings={**tiny.settings, 'scope':'global', 'amount':.3}, cb=dict(units='rows', exclude='out'))
+    run = played(tmp_path, p=p)
+    t = searched(run, 1, 1)
+    assert t.masks==run.ticket(1).masks and t.masks.units.kind=='rows'

@@ -185,6 +185,18 @@ def test_late_rewinding_goes_on_from_the_last_finished_epoch(server, tmp_path):
     assert [o for o in first if o[0]==1]==[(1,1,6),(1,1,7),(1,1,8),(1,2,9)]
     assert second==[(1,2,i) for i in range(9,13)]
 
+# --- several tasks in one net
+
+@pytest.mark.parametrize('name', ['plain','half'])
+def test_the_next_task_is_killed_and_the_first_reads_what_it_read(name, server, tmp_path):
+    "In its first epoch, in the midst of a round, before a ticket's file: the same bits, and the first task's outputs with them"
+    a,b = tmp_path/'a',tmp_path/'b'
+    end = server.good(what='sharing', name=name, folder=a)
+    for n in (3,6,14): assert server.run('sharing', name=name, folder=b, n=n) is None
+    assert server.run('sharing', name=name, folder=b, hurt=dict(kill=dict(at='ticket'))) is None
+    assert end['ok']['stays'] and end['ok']['held']
+    same(a, b, end, server.good(what='sharing', name=name, folder=b), history=False)    # the first task writes one, too
+
 # --- asked to end
 
 @pytest.mark.parametrize('name', cr.runs)

@@ -1,6 +1,6 @@
 """Language models and attention: texts and what counting predicts, heads that look at all places alike, what survives of each part,
 gradient clipping of tickets, the encoder's ticket in a classifier; nets of transformers are marked `extra`"""
-import math
+import math,pickle
 from pathlib import Path
 import numpy as np,pytest,torch
 from torch import nn
@@ -246,6 +246,60 @@ def test_attentions_of_transformers(kind):
     assert len(found)==2 and all(a.n==4 for a in found)
     df = survival(Masks.ones(named_weights(m, prunable(m))), m)
     assert {'q','k','v','out','feed-forward'}<=set(df.part) and set(df.layer)-{-1}=={0,1}
+
+def gpt2():
+    t = pytest.importorskip('transformers', reason="needs transformers: pip install 'fastai_lottery[text]'")
+    pytest.importorskip('torch_pruning', reason="needs Torch-Pruning: pip install 'fastai_lottery[deploy]'")
+    torch.manual_seed(0)
+    return Logits(t.GPT2LMHeadModel(t.GPT2Config(vocab_size=65, n_embd=16, n_layer=2, n_head=4, n_positions=32,
+                                                 bos_token_id=0, eos_token_id=0)))
+
+@extra
+def test_gpt2_heads_are_pruned_as_units():
+    "A dead head's columns in each third of `c_attn` and its bias are 0; the rows of `c_proj` read it; `shrink` takes them all out"
+    learn = learner(gpt2(), LotteryCallback(units='channels', exclude='*c_fc'))
+    quiet(learn, lambda: learn.fit_lottery(1, rounds=1, amount=.5, seed=0))
+    lot = learn.lottery
+    heads = {g:m for g,m in lot.masks.counted.items() if g.endswith('attn')}
+    assert [len(m) for m in heads.values()]==[4,4] and sum(int(m.sum()) for m in heads.values())==4
+    ws = named_weights(learn.model)
+    for g,alive in heads.items():
+        by = ws[f'{g}.c_attn.weight'].detach().view(16, 3, 4, 4)    # inputs, thirds, heads, a head's columns
+        assert torch.equal((by!=0).any(3).any(0), alive.expand(3, 4)) and torch.equal((by!=0).all(3).all(0), alive.expand(3, 4))
+        assert not ws[f'{g}.c_attn.bias'].detach().view(3, 4, 4)[:,~alive].any() and (ws[f'{g}.c_proj.weight']!=0).any()
+    df = survival(lot.masks, learn.model).set_index(['layer','part']).density
+    for i,alive in enumerate(heads.values()): assert all(df[i,p]==alive.float().mean() for p in 'qkv')
+    assert len(quiet(learn, lambda: uniform_heads(learn)))==2*5+1
+
+@extra
+def test_gpt2_scores_each_head_by_all_its_columns():
+    from fastai_lottery.coupled import channel_units
+    m = gpt2().eval()
+    units = channel_units(m, torch.arange(16).view(2, 8))
+    w = {n:p.detach() for n,p in m.named_parameters()}
+    got = units.pooled({n:w[n].abs() for n in units.scored})
+    for g in [o for o in units.sizes if o.endswith('attn')]:
+        torch.testing.assert_close(got[g], w[f'{g}.c_attn.weight'].abs().view(16, 3, 4, 4).mean((0,1,3)))
+
+@extra
+def test_gpt2_without_its_dead_heads_says_and_writes_the_same():
+    import fastai_lottery.shrink    # `Learner.shrink`
+    learn = learner(gpt2(), LotteryCallback(units='channels'))
+    quiet(learn, lambda: learn.fit_lottery(1, rounds=1, amount=.5, seed=0))
+    m,x = learn.model.eval(),learn.dls.valid.one_batch()[0][:2]
+    write = dict(attention_mask=torch.ones(2, 8), max_new_tokens=6, do_sample=False, pad_token_id=0)    # with a cache
+    alive = [int(m.sum()) for g,m in learn.lottery.masks.counted.items() if g.endswith('attn')]
+    with torch.no_grad(): was = m(x)
+    wrote = m.model.generate(x[:,:8], **write)
+    learn.shrink()
+    blocks = m.eval().model.transformer.h
+    assert [b.attn.num_heads for b in blocks]==alive and sum(alive)<8
+    for b,n in zip(blocks, alive):
+        assert b.attn.c_attn.weight.shape==(16, 3*4*n) and b.attn.c_attn.nf==3*4*n and b.attn.c_proj.weight.shape==(4*n, 16)
+    with torch.no_grad(): torch.testing.assert_close(m(x), was, atol=1e-5, rtol=1e-4)
+    for o in (m,pickle.loads(pickle.dumps(m))): assert torch.equal(o.model.generate(x[:,:8], **write), wrote)
+    assert len(quiet(learn, lambda: uniform_heads(learn)))==sum(alive)+2+1
+    quiet(learn, lambda: learn.fit(1))
 
 @extra
 def test_bert_draws_itself_anew():

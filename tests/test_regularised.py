@@ -3,7 +3,9 @@ import pickle
 import pytest,torch
 from torch import nn
 from functools import partial
+from fastcore.foundation import L
 from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -147,6 +149,58 @@ def test_any_criterion_ranks(criterion):
     learn = learner(mlp, look := SeesAll())
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .01, cbs=TargetedDropout(1., .5, criterion, scope='local', every=3))
     assert (look.grads[-1]['0.weight']==0).float().mean()>=.5
+
+# --- mixed precision
+
+class Amp(MixedPrecision):
+    "fastai's, on the CPU, with a scaler that scales"
+    def __init__(self, dtype): self.dtype = dtype
+    def before_fit(self):
+        self.autocast,self.scales = torch.autocast('cpu', dtype=self.dtype),L()
+        self.learn.scaler = torch.amp.GradScaler('cpu', init_scale=64., enabled=self.dtype==torch.float16)
+amps = pytest.mark.parametrize('dtype', [torch.bfloat16,torch.float16], ids=['bf16','fp16'])
+
+@amps
+def test_what_drops_out_is_away_in_mixed_precision(dtype):
+    "The forward pass is that of the net without the lowest, bit for bit; these have no gradient, and nothing is written"
+    learn,twin,seen = learner(mlp, look := SeesAll(), Amp(dtype)),learner(),[]
+    class Pred(Callback):
+        order = 9
+        def after_pred(self): seen.append((self.training,self.xb[0],self.pred.detach()))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0., cbs=[TargetedDropout(p=1., amount=.5), Pred()])
+    twin.prune(.5)
+    low = {n:~m for n,m in twin.lottery.masks.items()}
+    with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
+        for training,a,b in seen:
+            want = (twin if training else learn).model(a)
+            assert b.dtype==dtype and torch.equal(b, want)
+    assert {o[0] for o in seen}=={True,False}
+    assert all((g[n][low[n]]==0).all() and (g[n][~low[n]]!=0).any() for g in look.grads for n in low)
+    assert look.held and all(p.dtype==torch.float32 for p in learn.model.parameters())
+
+@amps
+def test_the_pull_and_the_penalty_are_not_scaled(dtype):
+    "Both are as large as in single precision: the loss, and so its gradient, is 0"
+    def play(cb, *more):
+        learn = learner(norms, *more, opt_func=partial(SGD, mom=0., wd=0.))
+        learn.loss_func = lambda pred,y: 0.*pred.sum()
+        w = {n:p.detach().clone() for n,p in learn.model.named_parameters()}
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, .1, cbs=cb)
+        return w,{n:p.detach() for n,p in learn.model.named_parameters()}
+    for cb in (lambda: SlimmingCallback(.01), lambda: DecayToPrune(lambda t: .5, .5)):
+        (was,plain),(_,half) = play(cb()),play(cb(), Amp(dtype))
+        moved = [n for n in was if not torch.equal(was[n], plain[n])]
+        assert moved==(['1.weight'] if isinstance(cb(), SlimmingCallback) else ['0.weight','3.weight'])
+        assert all(torch.equal(half[n], plain[n]) for n in was)
+
+@amps
+def test_a_lottery_with_all_of_them_in_mixed_precision_keeps_zeros(dtype):
+    learn = learner(norms, Amp(dtype))
+    how = dict(rounds=1, amount=.4, seed=0, cbs=[TargetedDropout(.5, .5), DecayToPrune(1., .5), SlimmingCallback(1e-3)])
+    with learn.no_bar(), learn.no_logging(): rs = learn.fit_lottery(2, lr_max=.02, **how)
+    ws = named_weights(learn.model, list(learn.lottery.masks))
+    assert all((ws[n][~m]==0).all() for n,m in learn.lottery.masks.items()) and rs[1].masks.density==pytest.approx(.6, abs=.01)
+    assert all(p.isfinite().all() for p in learn.model.parameters())
 
 # --- memory
 

@@ -1,6 +1,9 @@
 "Corruptions, calibration, data held out; masks found on halves of the data"
 import pytest,torch
 from torch import nn
+from fastcore.foundation import L
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -69,6 +72,33 @@ def test_rounds_are_looked_at_and_put_back():
     assert clean[0]==pytest.approx(rounds[0].row['valid_loss'], rel=1e-5)
     t = falls(df)
     assert list(t.columns)==['valid','to test','to contrast'] and list(t.index)==[0,2]
+
+class Amp(MixedPrecision):
+    "fastai's, on the CPU"
+    def before_fit(self):
+        self.autocast,self.scales = torch.autocast('cpu', dtype=torch.bfloat16),L()
+        self.learn.scaler = torch.amp.GradScaler('cpu', enabled=False)
+    before_validate = before_fit
+
+def test_in_mixed_precision_images_are_corrupted_in_single_precision():
+    "What the corruption sees and what the model says; figures are near those of single precision, and all is as before"
+    seen,kinds = [],set()
+    def mine(x, s):
+        seen.append((x.dtype,torch.is_autocast_enabled('cpu')))
+        return corruptions['noise'](x, s)
+    class Kind(Callback):
+        order = 9
+        def after_pred(self): kinds.add(self.pred.dtype)
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    was,plain = {k:v.clone() for k,v in learn.model.state_dict().items()},robustness(learn, corruptions=dict(mine=mine), strengths=(3,))
+    seen.clear()
+    learn.add_cbs([Amp(), Kind()])
+    half = robustness(learn, corruptions=dict(mine=mine), strengths=(3,))
+    assert set(seen)=={(torch.float32,False)} and kinds=={torch.bfloat16} and list(half.columns)==list(plain.columns)
+    assert not half.loss.equals(plain.loss) and half.loss.to_numpy()==pytest.approx(plain.loss.to_numpy(), rel=.05)
+    assert half.ece.notna().all() and all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items())
+    assert not torch.is_autocast_enabled('cpu')
 
 def test_ece_by_hand():
     p = torch.tensor([[.9,.1],[.9,.1],[.4,.6],[.4,.6]])

@@ -140,6 +140,15 @@ def test_a_start_that_diverges_stays_behind():
         return learn
     with pytest.raises(ValueError, match='no start has a finite valid_loss'): seeds_lottery(all_, n=2, keep=1, n_epoch=2, rungs=(1,))
 
+def test_a_rung_is_an_epoch_s_end_and_no_epoch_is_trained_for_nothing(plain):
+    "4 starts to epoch 1, 3 of them to epoch 2, 2 to epoch 4"
+    trained = []
+    class Count(Callback):
+        run_valid = False
+        def after_train(self): trained.append(self.epoch+1)
+    same(seeds_lottery(lambda s: Learner(loaders(), net(), metrics=accuracy, cbs=Count()), **how), plain)
+    assert sorted(trained)==[1]*4+[2]*3+[3]*2+[4]*2
+
 # --- where it is played
 
 def test_a_lambda_that_cannot_travel_is_played_here():

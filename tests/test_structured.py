@@ -245,15 +245,28 @@ hugging = dict(gpt2=dict(n_embd=16, n_layer=2, n_head=4, n_positions=8, vocab_si
                          vocab_size=20))
 @pytest.mark.parametrize('name', hugging)
 def test_transformers(name):
-    "Hidden neurons, and BERT's heads; streams are left out"
+    "Hidden neurons and heads; streams are left out"
     t = pytest.importorskip('transformers', reason=need.format('transformers'))
     torch.manual_seed(0)
     k = dict(gpt2='GPT2', bert='Bert')[name]
     m = getattr(t, f'{k}Model')(getattr(t, f'{k}Config')(**hugging[name])).eval()
     u = holds(m, tokens(), {'':'.'}, n=1)
     assert not any('understood' in v for v in u.left.values()) and 'LayerNorm mixes channels' in u.left.values()
-    if name=='gpt2': assert sum('c_fc' in g for g in u.sizes)==2 and len(u.sizes)==2
-    else: assert sum(g.endswith('self') for g in u.sizes)==2 and sum('intermediate' in g for g in u.sizes)==2
+    heads,hidden = dict(gpt2=('attn','c_fc'), bert=('self','intermediate'))[name]
+    assert sum(g.endswith(heads) and n==4 for g,n in u.sizes.items())==2 and sum(hidden in g for g in u.sizes)==2
+    assert len(u.sizes)==4
+
+def test_gpt2_that_looks_at_another_text_keeps_those_heads():
+    "Its cross attention makes queries in a layer of their own"
+    t = pytest.importorskip('transformers', reason=need.format('transformers'))
+    torch.manual_seed(0)
+    c = t.GPT2Config(**hugging['gpt2'], add_cross_attention=True)
+    m = t.GPT2Model(c).eval()
+    def call(m, xb):
+        o = torch.linspace(-1, 1, 48, dtype=next(m.parameters()).dtype).view(1, 3, 16)
+        return m(xb[0], encoder_hidden_states=o.repeat(len(xb[0]), 1, 1))
+    u = holds(m, tokens(), {'':'.'}, call, n=1)
+    assert [g for g in u.sizes if 'attn' in g or 'attention' in g]==['h.0.attn','h.1.attn']
 
 def test_a_unet_says_what_of_it_can_go():
     from fastai.vision.learner import create_body

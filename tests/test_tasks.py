@@ -318,4 +318,6 @@ def test_held_values_and_units_are_refused():
     learn = learner(conv_bn, data(shape=(1,6,6)), cbs=LotteryCallback(units='channels'))
     learn.fit(1)
     learn.prune(.3)
-    with pytest.raises(ValueError, match='single weights'): learn.freeze_kept('a')
+    was = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"units='weights'.*learn.shrink\(\)"): learn.freeze_kept('a')
+    assert learn.lottery.tasks is None and all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items())
