@@ -75,9 +75,11 @@ def card(nm, sym, docs, sig=None, dm=None, inner=(), colons=6, opts=()):
 
 def events_of(cls):
     "A folded list of what a class does when fastai or torch calls it"
+    if not (f := full(cls.__qualname__)): return
+    cls = getattr(import_module(f.rpartition('.')[0]), cls.__qualname__)    # with what later cells add
     fs = {k:o for k in dir(cls) if on_event.fullmatch(k) and getattr(o := getattr(cls, k), '__module__', '').startswith(lib)}
     rows = [f'- `{k}`: {" ".join(o.__doc__.split())}' if o.__doc__ else f'- `{k}`' for k,o in fs.items()]
-    if rows: return linked('\n'.join(['::::{dropdown} What it does when fastai or torch calls', '', *rows, '::::']), fs.keys())
+    if rows: return esc(linked('\n'.join(['::::{dropdown} What it does when fastai or torch calls', '', *rows, '::::']), fs.keys()))
 
 def docments(r): return r.dm.dm if isinstance(r.dm,DocmentText) else {}
 class SphinxRenderer(showdoc.BasicMarkdownRenderer):
