@@ -28,8 +28,9 @@ def esc(o):
 def called(v):
     "What people call an item: by its name; a private class of torch by those that are made from it"
     n = getattr(v,'__name__',None) or getattr(v,'name',None) or repr(v)
-    if not (inspect.isclass(v) and n[0]=='_'): return [n]
-    return [c.__name__ for c in v.__subclasses__() if getattr(nn, c.__name__, None) is c and 'Lazy' not in c.__name__]
+    if not (inspect.isclass(v) and v.__module__.startswith('torch.nn.')): return [n]
+    made = [v] if n[0]!='_' else [c for c in v.__subclasses__() if 'Lazy' not in c.__name__]
+    return [f'nn.{c.__name__}' for c in made if getattr(nn, c.__name__, None) is c]
 
 def holds(o):
     "What a public value holds: words with their meaning, keys, or items"
