@@ -6,9 +6,10 @@ from symbols import asked,cfg,exported,missing,modname,names,retarget,role,root
 from fastcore.nbio import read_nb,write_nb,mk_cell
 from nbdev.config import nbpath2html
 from nbdev.doclinks import nbglob
-from cards import Lookup,Site
+from cards import Site
 from links import check
 from markup import code,markdown
+from mentions import Lookup,papers
 from ways import contents,rooms,sidebar,stem,storey_page,storeys,told
 
 src,out = cfg.doc_path/'src', Path(os.environ.get('OUT', cfg.doc_path/'html')).resolve()
@@ -34,7 +35,7 @@ def stage(p):
         cells = list(translated(nb, p.parent))
     except Exception as e: sys.exit(f'{p}: {type(e).__name__}: {e}')
     fm = nb.frontmatter_
-    lead = f":::{{div}} lead\n{fm['description']}\n:::" if fm.get('description') else ''
+    lead = f":::{{div}} lead\n{papers(fm['description'])}\n:::" if fm.get('description') else ''
     top = told(p) if p.stem!='index' else ''
     nb.cells = [mk_cell(f"# {fm.get('title', p.stem)}\n\n{lead}\n\n{top}", 'markdown'), *cells]
     return nb

@@ -6,6 +6,7 @@ from io import BytesIO
 from PIL import Image
 from fastcore.nbio import mk_cell
 from nbdev.config import nbpath2html
+from mentions import papers,papers_html
 
 kinds = 'note','tip','warning','important','caution'
 _call = re.compile(r'^(:{3,})\s*\{\.callout-(\w+)([^}]*)\}\s*\n+(?:#+\s+(.*)\n)?', re.M)
@@ -50,7 +51,7 @@ def markdown(s, here):
     s = _nbl.sub(link, _call.sub(callout, s))
     m = re.search(r'^:{3,}\s*\{\.[^}]*\}', s, re.M)
     if m: raise ValueError(f'docs/markup.py has no translation of {m[0]}')
-    return s
+    return papers(s)
 
 def ground(o):
     "How a figure meets a dark page: drawn on nothing, on paper (shown inverted), or neither; and whether a phone is too narrow"
@@ -67,7 +68,7 @@ def one_head(m):
 
 def table(h):
     "A table with one head, whose intervals do not break over lines, marked where its rows are just numbered or verdicts"
-    h = _head.sub(one_head, h)
+    h = papers_html(_head.sub(one_head, h))
     if '<th>verdict</th>' in h: h = h.replace('class="dataframe"', 'class="dataframe verdicts"')
     h = re.sub(r'\([-\d.]+ to [-\d.]+\)|&lt; \.?\d|\d %', lambda m: m[0].replace(' ','\xa0'), h)
     rows = re.findall(r'<th[^>]*>(.*?)</th>', h.rpartition('<tbody')[2])

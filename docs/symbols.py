@@ -32,12 +32,15 @@ def note_of(o, notes):
     ns = [behind] if behind else list(takewhile(lambda n: n and not n.start[1], above))[::-1]
     return ' '.join(n.string.lstrip('# ') for n in ns)
 
+on_event = re.compile(r'(?:before|after)_\w+')      # a method that fastai or torch calls, and no reader
+def for_readers(o): return o.name[0]!='_' and not on_event.fullmatch(o.name)
+
 def defined_by(o, al):
     "What a definition makes public: itself or what it patches, and the methods of its body"
     for nm in L(patch_name(o)):
-        if nm in al or ('.' in nm and o.name[0]!='_'): yield nm, ast.get_docstring(o), 'patch' if '.' in nm else 'def'
+        if nm in al or ('.' in nm and for_readers(o)): yield nm, ast.get_docstring(o), 'patch' if '.' in nm else 'def'
     for m in o.body if isinstance(o,ast.ClassDef) and o.name in al else ():
-        if isinstance(m,Defs) and m.name[0]!='_': yield f'{o.name}.{m.name}', ast.get_docstring(m), 'member'
+        if isinstance(m,Defs) and for_readers(m): yield f'{o.name}.{m.name}', ast.get_docstring(m), 'member'
 
 def for_rooms(p):
     "Ids of the cells that a notebook exports for other rooms alone (`#| exporti`), as the module `p` names them"

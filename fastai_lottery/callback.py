@@ -74,6 +74,7 @@ def prune(self:Learner,
     lot.pruned_to(new, lot.values(new, hold, seed))
     return lot.masks
 
+# %% ../nbs/11_callback.ipynb #0867d428
 @patch
 def pruned_to(self:LotteryCallback, masks, held):
     "Put the masks of one more prune on; the first time, warn of weights on which it has no effect"
@@ -112,6 +113,7 @@ def forget(self:LotteryCallback):
     self.let_go()
     self.blank()
 
+# %% ../nbs/11_callback.ipynb #1544480b
 @patch
 def blank(self:LotteryCallback):
     "Nothing is known yet"

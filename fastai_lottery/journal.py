@@ -170,6 +170,17 @@ def of_now(lot, trained=False):
     t = Ticket(lot.masks, lot.w_k, dict(rewind_to=str(lot.rewind_to)), lot.held, lot.b_k or None)
     return replace(t, trained={k:v.cpu() for k,v in state(lot.learn.model).items()}) if trained else t
 
+# %% ../nbs/18_journal.ipynb #5f869245
+def trained_of(lot, k):
+    "Masks, held values and trained weights of round `k`, from memory or from the run's folder"
+    r = round_of(lot, k)
+    k = r['round']
+    if k in lot.trained: return r.masks,r.held,lot.trained[k]
+    if lot.run_folder is not None: return r.masks,r.held,round_weights(lot.run_folder/f'round_{k:02d}', r.row)
+    have = ', '.join(map(str, sorted(lot.trained)))
+    raise ValueError(f"the trained net of round {k} is not there; in memory are those of rounds {have}. "
+                     "fit_lottery(..., path='folder') keeps all of them on the disk, keep='all' in memory")
+
 # %% ../nbs/18_journal.ipynb #5b25aeea
 @patch
 def report(self:LotteryCallback,
@@ -184,6 +195,7 @@ def report(self:LotteryCallback,
     if self.exported and not self.rounds: raise ValueError(self.why_nothing(rounds=True))
     return df if full else df[wanted(df)]
 
+# %% ../nbs/18_journal.ipynb #9f125eb4
 @patch
 def ticket(self:LotteryCallback,
     k:int=None, # Round; the last by default, after `shrink` what is left of it, and without rounds what is on now
@@ -194,17 +206,6 @@ def ticket(self:LotteryCallback,
     if k is None and (t := of_now(self, trained)) is not None: return t
     t = round_of(self, k := -1 if k is None else k).ticket
     return replace(t, trained=dict(trained_of(self, k)[2])) if trained else t
-
-# %% ../nbs/18_journal.ipynb #5f869245
-def trained_of(lot, k):
-    "Masks, held values and trained weights of round `k`, from memory or from the run's folder"
-    r = round_of(lot, k)
-    k = r['round']
-    if k in lot.trained: return r.masks,r.held,lot.trained[k]
-    if lot.run_folder is not None: return r.masks,r.held,round_weights(lot.run_folder/f'round_{k:02d}', r.row)
-    have = ', '.join(map(str, sorted(lot.trained)))
-    raise ValueError(f"the trained net of round {k} is not there; in memory are those of rounds {have}. "
-                     "fit_lottery(..., path='folder') keeps all of them on the disk, keep='all' in memory")
 
 # %% ../nbs/18_journal.ipynb #49145810
 @patch

@@ -70,6 +70,17 @@ look = r'''() => {
     const numbered = os => os.length && os.every(o => /^\d+$/.test(o.textContent))
     const sticks_out = o => [...o.querySelectorAll('.viewcode-link')].some(l => box(l).bottom>box(o).bottom+1)
     const name = o => o.className || o.tagName
+    const said = o => {    // what stands in a card and is no link, code, nor a card within it
+        const c = o.querySelector(':scope > dd').cloneNode(true)
+        c.querySelectorAll('a, code, dl.py').forEach(q => q.remove())
+        return c.textContent
+    }
+    const plain = o => [...o.querySelectorAll(':scope > dd code.literal')].filter(c => !c.closest('a') && c.closest('dl.py')===o)
+    const card = o => {
+        const dt = o.querySelector(':scope > dt'), args = [...dt.querySelectorAll('.sig-param')]
+        const own = args.map(a => a.textContent.split(/[:=]/)[0].replace(/[*]/g, '').trim())
+        return {id: dt.id, own, plain: plain(o).map(c => c.textContent), papers: said(o).match(/\b\d{4}\.\d{4,5}\b/g) || []}
+    }
     const is_small = o => o.naturalWidth>1.8*o.naturalHeight && o.clientWidth<Math.min(o.naturalWidth,600)
     return {
         ids: all('[id],a[name]').flatMap(o => [o.id, o.name]).filter(o => typeof o=='string' && o),
@@ -81,6 +92,7 @@ look = r'''() => {
         low: all('dt.sig').filter(sticks_out).map(o => o.id),
         small: all('.cell_output img').filter(is_small).map(o => [o.alt, o.clientWidth]),
         index: all('table.dataframe').map(rows).filter(numbered).map(os => os[0].clientWidth).filter(w => w>80),
+        cards: all('dl.py').filter(o => o.querySelector(':scope > dd')).map(card),
         width: Math.max(document.documentElement.scrollWidth, document.body.scrollWidth),
         side: above.filter(o => o.scrollWidth>o.clientWidth+1 && scrolls(o)).map(o => [name(o), o.scrollWidth]),
         wide: all('article *').filter(o => box(o).right>innerWidth+1).slice(0,3).map(o => [o.tagName, o.className])}
@@ -424,6 +436,30 @@ def test_words_that_only_look_like_a_name_are_not_linked(site, nm):
     linked = re.compile(rf'#{lib}\.{nm}"[^>]*><code[^>]*>(<[^>]*>)*{word}<')
     pages = [p for p in site.rglob('*.html') if p.stem not in ('all','genindex',home) and '_modules' not in p.parts]
     assert pages and not [p.relative_to(site).as_posix() for p in pages if linked.search(p.read_text(encoding='utf-8'))]
+
+# words that are also experiments, columns of a table, or verbs of another sort
+two_meanings = {'arms','digits','presets','prunable','rewind','words'}
+def called(word): return re.sub(r'[(\[].*', '', word).replace('learn.lottery.','LotteryCallback.').replace('learn.','Learner.')
+
+def test_names_in_cards_are_links(pages):
+    "Whatever has a card; but for the card's own name, its arguments, and words of two meanings"
+    homes = {i.split('.', 2)[2] for o in pages.values() for i in o.ids if re.match(rf'{lib}\.\w+\.\w', i)}
+    assert {'Ticket','Learner.fit_lottery','LotteryCallback.ticket'} <= homes
+    known = homes|{n.partition('.')[2] for n in homes if n.startswith('Learner.')}
+    def is_own(w, c): return w in (*c['own'], c['id'].split('.')[-1]) or c['id'].endswith(f'.{called(w)}')
+    def lost(c): return [w for w in c['plain'] if called(w) in known-two_meanings and not is_own(w, c)]
+    assert not {c['id']:ws for o in pages.values() for c in o.cards if (ws := lost(c))}
+
+def test_papers_in_cards_are_links(pages):
+    assert not {c['id']:c['papers'] for o in pages.values() for c in o.cards if c['papers']}
+
+@pytest.mark.parametrize('nm,to', [('rounds.Learner.fit_lottery','criteria.html scopes.html resets.html abs/1903.01611'),
+                                   ('callback.LotteryCallback','units.html core.html#fastai_lottery.core.competing')])
+def test_a_card_leads_on(site, nm, to):
+    "To the page of all criteria, say, where its text says see"
+    s = html(site, nm.split('.')[0])
+    s = s[s.index(f'id="{lib}.{nm}"'):]
+    assert not [o for o in to.split() if f'{o}"' not in s[:s.index('<div class="cell')]]
 
 toy = '''
 from os.path import join as lost
