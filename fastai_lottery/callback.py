@@ -113,7 +113,6 @@ def forget(self:LotteryCallback):
     self.let_go()
     self.blank()
 
-# %% ../nbs/11_callback.ipynb #1544480b
 @patch
 def blank(self:LotteryCallback):
     "Nothing is known yet"
@@ -212,7 +211,6 @@ def remember(self:LotteryCallback):
         if self.rewind_to.n==0: self.w_k,self.b_k = self.w_i,self.b_i
     if self.masks is None: self.set_masks(self.all_kept())
 
-# %% ../nbs/11_callback.ipynb #ce0c8876
 @patch
 def before_train(self:LotteryCallback):
     "Take the snapshot, if this is a training and there is none"
