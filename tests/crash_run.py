@@ -13,8 +13,8 @@ from fastai_lottery.gradual import *
 from fastai_lottery.growth import *
 from fastai_lottery.searches import *
 from fastai_lottery.data import TensorDS,TensorDL
-import fastai_lottery.tasks
 import fastai_lottery.presets as presets,fastai_lottery.experiments as experiments,fastai_lottery.cli,fastai_lottery.told
+import fastai_lottery.tasks    # `freeze_kept`
 import fastai_lottery.tables as tables
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 

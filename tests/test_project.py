@@ -52,7 +52,7 @@ def test_pyproject_promises():
     deps,extras = project['dependencies'],project['optional-dependencies']
     assert {'torch>=2.4','fastai>=2.8'} <= set(deps) and project['requires-python']=='>=3.10'
     assert not [o for o in deps if '==' in o or '<' in o], 'a dependency that people install is pinned'
-    assert set(extras)=={'dev','docs','bench','text','loggers','deploy','ray','dask'} and 'fasterai==0.4.1' in extras['bench']
+    assert set(extras)=={'dev','docs','bench','text','loggers','deploy','ray','dask','executors'} and 'fasterai==0.4.1' in extras['bench']
     assert all('==' in o.split(';')[0] for o in extras['docs']), 'the site is built with exact versions'
     pys = {o.rsplit(' ',1)[1] for o in project['classifiers'] if 'Python :: 3.' in o}
     ci = (root/'.github/workflows/ci.yml').read_text()
