@@ -53,7 +53,7 @@ recipes = dict(
 _all = dict(shuffle=usual_controls['shuffle'], one_shot=_one_shot, **recipes)
 
 # %% ../nbs/36_cheap.ipynb #10452572
-chosen = 'going_on'    # by validation, see `choose`
+chosen = 'gradual'    # by validation, see `choose`
 margin = .15    # percentage points of test accuracy, at the end of the last training
 most = .25    # of the iterations of the whole lottery
 
