@@ -38,7 +38,7 @@ class _Asked:
     def __call__(self, yes):
         if n_ranks()==1: return yes
         if not {'gloo','mpi'}&{*dist.get_backend().replace(':',',').split(',')}: self.beside = self.beside or dist.new_group(backend='gloo')
-        dist.all_reduce(t := torch.tensor([int(yes)]), dist.ReduceOp.MAX, group=self.beside)
+        dist.all_reduce(t := torch.tensor([int(yes)], device='cpu'), dist.ReduceOp.MAX, group=self.beside)
         return bool(t)
     def close(self):
         if self.beside is not None: dist.destroy_process_group(self.beside)
