@@ -3,7 +3,7 @@ import pytest
 from test_site import desk,phone,site,web
 
 pytestmark = pytest.mark.slow
-names = ['index','contents','callback','settings','genindex','tutorials/first_ticket','tutorials/what_it_looks_like',
+names = ['index','contents','callback','display','settings','genindex','tutorials/first_ticket','tutorials/what_it_looks_like',
          'tutorials/questions','papers/lenet','papers/the_thread']
 
 measure = r'''() => {
