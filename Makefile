@@ -62,7 +62,7 @@ docs: $(ENV)/.lottery-dev ## the site, into docs/_build/html; warnings and broke
 
 pytest: $(ENV)/.lottery-dev ## the tests in tests/
 	$(say) 'pytest'
-	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short -n $(JOBS) --dist loadfile
+	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short --durations=40 --durations-min=5 -n $(JOBS) --dist loadfile
 
 extras: $(ENV)/.lottery-extras ## tests that need packages of the extras, which are large
 	$(say) 'pytest, the extras'

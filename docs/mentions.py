@@ -19,7 +19,7 @@ def papers_html(s):
 # --- names
 
 # Also experiments, columns, verbs: elsewhere than at home they link as `digits()` only
-ambiguous = {'arms','digits','presets','prunable','rewind','words'}
+ambiguous = {'arms','digits','presets','prunable','report','rewind','words'}
 # What criteria and resets may ask for; one card has them all
 asked_for = {'w_i','w_k','w_f','w_n','w_m','wg_m'}
 rooms = {p.stem.partition('_')[2] for p in cfg.nbs_path.glob('[0-8][0-9]_*.ipynb')}

@@ -72,15 +72,18 @@ def masks_like(
     masks:Masks, # How many to keep in each layer
     scores:dict # Score by name, of the same shapes
 )->Masks:
-    "The highest scores, as many in each layer as `masks` keep; of equal ones the first go"
-    return Masks({n:_drop(scores[n], m) for n,m in masks.to('cpu').items()})
+    """The highest scores, as many in each layer as `masks` keep; of equal ones the first go. Where units compete, those of
+    the highest mean score, as many in each layer"""
+    if (units := masks.units) is None: return Masks({n:_drop(scores[n], m) for n,m in masks.to('cpu').items()})
+    alive,best = masks.to('cpu').counted,units.pooled({n:s.cpu() for n,s in scores.items()})
+    return units.masks({**alive, **masks_like(Masks({g:alive[g] for g in best}), best)})
 
 # %% ../nbs/32_arms.ipynb #e080e171
 def one_shot(
     run:Run, # A played lottery
     k:int # Round whose density is to be met, layer by layer
 )->Ticket:
-    "The largest weights of the dense net, as many in each layer as round `k` kept (1803.03635, one-shot pruning)"
+    "The largest weights, or units, of the dense net, as many in each layer as round `k` kept (1803.03635, one-shot pruning)"
     w,t = run.trained(0),run.ticket(k)
     masks = masks_like(t.masks, {n:w[n].abs() for n in t.masks})
     return Ticket(masks, run.rounds[0].start, {**t.meta, 'how':'one-shot'})
@@ -89,8 +92,7 @@ def unmasked(
     run:Run, # A played lottery
     k:int # Round whose ticket is let go
 )->Ticket:
-    """The start of round `k`'s ticket with no mask on it: what was pruned begins at zero and trains.
-    A control: no weight is pruned in the end"""
+    "The start of round `k`'s ticket with no mask on it, a control: what was pruned begins at zero, trains, and stays"
     t = run.ticket(k)
     start = {n:v.masked_fill(v.isnan(), 0)*t.masks[n] if n in t.masks else v for n,v in t.weights.items()}
     return Ticket(Masks.ones(t.masks), start, {**t.meta, 'how':'unmasked'})
@@ -299,6 +301,7 @@ def _figures(run, ticket):
 
 def _levels(masks, w, n, amount, scope):
     "Masks after 1 to `n` prunes of the smallest weights, without training in between"
+    if masks.units is not None: raise ValueError("`prunes` go by single weights, and units compete here: ask for a round's density instead")
     s = {n:w[n].abs() for n in masks}
     return [masks := make_masks(s, masks, amount, scope) for _ in range(n)]
 

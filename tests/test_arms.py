@@ -321,3 +321,19 @@ def test_a_search_of_a_lottery_of_units_finds_its_own_ticket(tmp_path):
     run = played(tmp_path, p=p)
     t = searched(run, 1, 1)
     assert t.masks==run.ticket(1).masks and t.masks.units.kind=='rows'
+
+def test_one_shot_of_a_lottery_of_units_goes_by_units(tmp_path):
+    "As many units in each layer as the ticket has, those of the largest mean magnitude in the dense net"
+    p = replace(tiny, settings={**tiny.settings, 'scope':'global', 'amount':.3}, cb=dict(units='rows', exclude='out'))
+    run = played(tmp_path, p=p)
+    own,t = run.ticket(1).masks,one_shot(run, 1)
+    assert t.masks.units.kind=='rows' and t.masks.n_kept==own.n_kept
+    assert {g:int(m.sum()) for g,m in t.masks.counted.items()}=={g:int(m.sum()) for g,m in own.counted.items()}
+    w = run.trained(0)
+    for n,m in t.masks.items():
+        rows,mean = m.flatten(1).any(1),w[n].abs().flatten(1).mean(1)
+        assert torch.equal(rows, m.flatten(1).all(1))    # whole units
+        if not rows.all(): assert mean[rows].min()>=mean[~rows].max()
+    with pytest.raises(ValueError, match='units compete here'): heuristic_supermasks(run, 1, prunes=2)
+    by = {r['mask']:r['density'] for r in heuristic_supermasks(run, 1, criteria=['large_final'])}
+    assert by['large_final']==by['ticket']==by['shuffle']
