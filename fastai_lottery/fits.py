@@ -37,7 +37,7 @@ from .callback import *
 from .callback import lottery_of
 from .looks import *
 from .looks import Unseen,Watch,has_valid,tests_of
-from .sigterm import ending_well
+from .sigterm import ending_well,in_step
 from .course import *
 from .course import AtPoint,BeforePoint,Course,GoOn,apart,iterations_an_epoch
 
@@ -174,7 +174,8 @@ def fit_once(learn, how, place=None, seed=None, live=Unseen(), done=None, save=N
     for cb in track: cb.best = None
     course = Course(learn, how.text(), place or done and done.get('place'), done, save and _keeper(save, t0))
     watch = Watch(how.eval_every, how.test_dl, course, live.tick)
-    with ending_well(save is not None) as course.asked_to_end, _within(learn, watch, course, live, how.kwargs.get('cbs')): how.play(learn)
+    with (ending_well(save is not None and in_step(learn)) as course.asked_to_end,
+          _within(learn, watch, course, live, how.kwargs.get('cbs'))): how.play(learn)
     course.check()
     _check_best(track)
     lot.hold()

@@ -28,7 +28,7 @@ from .signals import outside_state,load_outside_
 from .tables import short_hash
 from .signals import as_reset,as_action
 from .callback import lottery_of,new_masks
-from .sigterm import ending_well
+from .sigterm import ending_well,in_step
 from .fits import *
 from .fits import fit_once,seed_all
 from .course import place_of
@@ -67,7 +67,7 @@ def play_rounds(learn, s, run):
             turn = turn_of(learn, s, r)                 # a whole training; in a search, the last is
             if r: learn.rewind(turn.reset, seed=s.seed_for('rewind', r))
         place = run.place(r) if turn.back else None
-        with ending_well(run.folder is not None):       # SIGTERM waits for the end of the iteration
+        with ending_well(run.folder is not None and in_step(learn)):    # SIGTERM waits for the end of the iteration
             res = fit_once(learn, turn.training, place, s.seed_for('train', r), run.live, done, run.saver(r))
             run.add(turn.row(run.rounds, res[0]), *res[1:])
     run.settle()
@@ -342,7 +342,7 @@ def fit_ticket(self:Learner,
         said = dict(_said_of(ticket, arm, self.model), mask=say(mask))
         folder = None if path is None else Folder(path, self, replace(s, start=ticket), es, said)
         done = folder and folder.trained_ticket(self)
-        es.enter_context(ending_well(folder is not None))
+        es.enter_context(ending_well(folder is not None and in_step(self)))
         res = done or play_ticket(self, s, ticket, mask, arm, place, folder)
     lot.fitted = (*lot.fitted, res.row)
     return res

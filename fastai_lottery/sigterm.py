@@ -9,6 +9,7 @@ __all__ = []
 import signal,sys,threading
 from contextlib import closing,contextmanager
 import torch,torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from .core import my_rank,n_ranks
 
 # %% ../nbs/13_sigterm.ipynb #516e0008
@@ -42,6 +43,13 @@ class _Asked:
         return bool(t)
     def close(self):
         if self.beside is not None: dist.destroy_process_group(self.beside)
+
+# %% ../nbs/13_sigterm.ipynb #b65149dd
+def in_step(learn):
+    "Do the processes that train take each step together, so that they may ask one another after it?"
+    if n_ranks()==1 or hasattr(learn, 'distributed_trainer'): return True
+    return (any(isinstance(o, DistributedDataParallel) for o in learn.model.modules())
+            or any(hasattr(o, 'device_mesh') for o in learn.model.parameters()))
 
 # %% ../nbs/13_sigterm.ipynb #d5c0e002
 @contextmanager

@@ -8,7 +8,8 @@ import pytest
 os.fsync = lambda fd: None
 
 # The files that take longest, by seconds: two processes that take a file at a time begin with them, and end together
-longest = 'crash site golden company bench cli where gradients laws hostile traps_company actions arms learners identity'.split()
+longest = ('crash site ddp width search gpu golden company bench cli '
+           'contrast frames where gradients laws hostile traps_company actions arms learners identity').split()
 
 def pytest_configure(config):
     config.option.loadscopereorder = False    # pytest-xdist would begin with the files of most tests

@@ -203,6 +203,17 @@ def uneven(d):
     return dict(play(learn, n_epoch=2, eval_every=2), held=held(learn))
 
 @case
+def apart(d):
+    "In one group, but unwrapped, and with more batches an epoch in one than in the other: nobody waits within an epoch"
+    old = {k:os.environ.pop(k) for k in ('WORLD_SIZE','RANK')}    # with them fastai gathers figures after each batch
+    try:
+        learn = learner(wrap=False)
+        learn.dls = DataLoaders(learn.dls.train.new(bs=8+8*rank), learn.dls.valid, device='cpu')
+        rs = learn.fit_lottery(2, rounds=1, seed=3, path=d/'run')
+    finally: os.environ.update(old)
+    return dict(batches=len(learn.dls.train), hashes=[r.masks.hash() for r in rs])
+
+@case
 def accumulated(d):
     learn = learner(**added_up())
     return dict(play(learn, n_epoch=2), held=held(learn))

@@ -205,6 +205,11 @@ def test_trap_23_sigterm_to_one_ends_both_after_the_same_iteration(ran, name, en
     assert o['whole']['n']==24==sum(ends)+o['last']['n']
     for k in same_figures: assert o['last'][k]==o['whole'][k], k
 
+def test_trap_23_processes_that_merely_share_a_group_do_not_wait_within_an_epoch(ran):
+    "They take different numbers of steps, and share the rounds"
+    a,b = results(ran, 'apart')
+    assert a['hashes']==b['hashes'] and (a['batches'],b['batches'])==(8,4)
+
 def test_trap_23_a_folder_in_fastais_own_context(ran):
     o = same(ran, 'ctx_folder')
     for k in same_figures: assert o['again'][k]==o['whole'][k], k
