@@ -35,14 +35,16 @@ def parts(run, k):
     "Density of each part of each layer"
     return survival(run.ticket(k), run.learn.model).to_dict('records')
 
-def of_control(run, k, how):
-    "A control at level `k` and its trained weights; trained once"
-    if (how,k) not in run.more:
-        r = run.fit(run.ticket(k), **usual_controls[how])
-        run.more[how,k] = r,{n:v.cpu() for n,v in state(run.learn.model).items()}
-    return run.more[how,k]
+def control(run, k, how):
+    "A control at level `k`; row and trained weights are kept for measures"
+    r = run.fit(run.ticket(k), **usual_controls[how])
+    run.more[how,k] = r.row,{n:v.cpu() for n,v in state(run.learn.model).items()}
+    return r
 
-def control(run, k, how): return of_control(run, k, how)[0]
+def of_control(run, k, how):
+    "Trained weights of a control at level `k`, which is trained where that was not done"
+    if (how,k) not in run.more: control(run, k, how)
+    return run.more[how,k][1]
 
 # %% ../nbs/35_language.ipynb #a2c30009
 loss_bits = 1/math.log(2)    # bits in a nat
@@ -60,7 +62,7 @@ def heads(run, k):
     "What it costs that heads look at all places alike"
     rows = _uniform(run, run.trained(k), 'ticket' if k else 'dense')
     if not k: return rows
-    with beside(run.learn): ws = {how:of_control(run, k, how)[1] for how in usual_controls}
+    with beside(run.learn): ws = {how:of_control(run, k, how) for how in usual_controls}
     return rows+[o for how,w in ws.items() for o in _uniform(run, w, how)]
 
 # %% ../nbs/35_language.ipynb #a2c30011

@@ -229,6 +229,19 @@ def test_nets_are_of_the_size_that_is_said():
     def size(n): return sum(p.numel() for p in nets[n]().parameters())
     assert size('lm-gpt')<250_000 and size('lm-awd')<250_000 and 1_000_000<=size('lm-gpt-1m')<1_050_000
 
+def test_a_sweep_measures_what_one_process_measures(tmp_path):
+    "Controls and measures are pieces there, which share no memory"
+    import pandas as pd
+    from fastai_lottery.experiments import measured,play_seed
+    from fastai_lottery.presets import preset
+    from fastai_lottery.slots import Here
+    from fastai_lottery.sweeps import play
+    for _ in play('lm-gpt-tiny', tmp_path/'a', replicates=1, executor=Here()): pass
+    play_seed(preset('lm-gpt-tiny'), 0, tmp_path/'b'/'seed_00')
+    a,b = (measured(tmp_path/o) for o in 'ab')
+    assert set(a[a.arm=='heads']['mask'])=={'dense','ticket','reinit','shuffle'}
+    pd.testing.assert_frame_equal(a, b)
+
 # --- transformers, and what needs Torch-Pruning
 
 @extra
