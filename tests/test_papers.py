@@ -217,7 +217,8 @@ def best_of(r):
     return [*(one('start', init=i, first=2) for i in range(3)), *(one(w) for w in ('best','long','ensemble'))]
 def counting(r): return [dict(model='trigram', valid_bits=9+r(), test_bits=9+r())]
 def parts(r): return [dict(layer=0, part='q', kept=1, total=2, density=r())]
-def heads(r): return [dict(mask='ticket', layer=0, head='all', loss=r(), rise_bits=r())]
+def heads(r):
+    return [dict(mask=m, layer=l, head='all', loss=r(), rise_bits=r()) for m in ('dense','ticket','reinit','shuffle') for l in (0,'all')]
 def one_shot(r):
     from fastai_lottery.regularised import ways
     return [dict(way=w, left=o, density=o, accuracy=r(), test_accuracy=r()) for w in ways for o in (1,.5,.2,.1,.05,.02)]
