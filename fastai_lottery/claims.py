@@ -300,3 +300,20 @@ def show_arms(
     means = {a:[pm(o, a) for _,o in t.iterrows()] for a in arms if a in t}
     leads = {f'ticket − {a}':[pm(o, f'vs_{a}')+star(o, a) for _,o in t.iterrows()] for a in arms if f'vs_{a}' in t and a!='dense'}
     return Shown({**means, **leads}, index=pd.Index([f'{100*d:.1f} %' for d in t.density], name='weights left'))
+
+# %% ../nbs/34_claims.ipynb #75656e29
+_said = dict(one_shot='pruned at once', unmasked='start without the mask', lrr='learning rate rewound',
+             finetune='fine-tuning', constant='constants', reset_at_end='rewound at the end only', reinit_each='new weights each round',
+             freeze='pruned weights at their start', fine_tuned='fine-tuned', other_seed="another seed's mask",
+             going_on='going on without rewinds', own_rand="a random mask of one's own", reshuffle='weights reshuffled',
+             short='short trainings', going_on_mean='going on, by mean magnitude', gradual='pruned gradually',
+             relr='learning rate rewound', scratch='from scratch', scratch_e='from scratch (Scratch-E)',
+             scratch_b='from scratch, longer (Scratch-B)', random_kept='random channels kept', all_layers='pruned globally',
+             bias='biases pruned too', kaiming='Kaiming start', variant_1='pruned weights at their start or 0',
+             variant_2='kept weights at their start or 0, too')
+
+def label_of(a):
+    "The arm `a` in words"
+    if a in _said: return _said[a]
+    if str(a).endswith('_keep_sign'): return f"{label_of(a[:-10])}, signs kept"
+    return 'new weights' if a=='reinit' else str(a).replace('_',' ')

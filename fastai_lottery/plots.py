@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import matplotlib.pyplot as plt
 import numpy as np,pandas as pd
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 from fastcore.basics import patch
 from fastcore.foundation import L
 from .masks import *
@@ -22,9 +23,10 @@ from .searches import whole_rows
 from .settings import monitor_of
 from .rounds import *
 from .experiments import renamed
+from .claims import label_of
 
 # %% ../nbs/40_plots.ipynb #e68ec167
-_colors = '#0072B2 #D55E00 #7f7f7f #009E73 #CC79A7 #C98A00 #3A9AD9 #000000'.split()
+_colors = '#0072B2 #D55E00 #7f7f7f #009E73 #CC79A7 #C98A00 #3A9AD9 #000000 #6A3D9A #8C5A2B #B0125B'.split()
 _marks = 'os^DvPX*<'
 _lines = '-','--',':','-.',(0,(5,1)),(0,(1,1)),(0,(3,1,1,1,1,1))
 legend_style = dict(frameon=False, fontsize=9, handlelength=2.6)
@@ -108,18 +110,6 @@ arms = dict(ticket=('winning ticket',*line_style(0)), reinit=('random re-initial
             random=('random mask over the net','#4d4d4d','<',(0,(2,2))),
             dense=('dense','#000000','','-'))
 
-# %% ../nbs/40_plots.ipynb #93aaf6d2
-_said = dict(one_shot='pruned at once', unmasked='start without the mask', lrr='learning rate rewound',
-             finetune='fine-tuning', constant='constants', reset_at_end='rewound at the end only', reinit_each='new weights each round',
-             freeze='pruned weights at their start', fine_tuned='fine-tuned', other_seed="another seed's mask",
-             going_on='going on without rewinds', own_rand="a random mask of one's own")
-
-def label_of(a):
-    "The arm `a` in words"
-    if a in _said: return _said[a]
-    if str(a).endswith('_keep_sign'): return f"{label_of(a[:-10])}, signs kept"
-    return 'new weights' if a=='reinit' else str(a).replace('_',' ')
-
 # %% ../nbs/40_plots.ipynb #9f4e428a
 def _arms(df):
     "Name and look of each arm in `df`: the usual ones first, then others in their order"
@@ -128,7 +118,14 @@ def _arms(df):
     how = df.get('mask', df.arm)[df.arm=='random']
     if 'random' in usual and not (how=='random_mask').any():    # by a criterion, or nobody says
         usual['random'] = 'random mask',*usual['random'][1:]
-    return {**usual, **{a:(label_of(a),*line_style(3+i)) for i,a in enumerate(new)}}
+    own = [i for i in range(2*len(new)+3) if i%len(_colors)>2]    # the usual colours are left to the usual arms
+    return {**usual, **{a:(label_of(a),*line_style(i)) for a,i in zip(new, own)}}
+
+def _point(ax, x, y, span, look, n):
+    "A point with its interval, beside the `n` that stand there: right, left, farther right and so on"
+    (name,c,mark,_),by = look,7*((n+1)//2)*(1 if n%2 else -1)
+    bar = ax.errorbar(x, y, span, color=c, marker=mark, ms=5, capsize=2, lw=1.2, ls='', label=name)
+    for o in bar.get_children(): o.set_transform(offset_copy(o.get_transform(), ax.figure, by, units='points'))
 
 def _with_figures(df, col):
     "Trainings in `df` that have a figure of `col`"
@@ -151,18 +148,19 @@ def _over_seeds(d, col, k):
 def _n_over(seen, x, m, far):
     "How many of the lines that were `seen` lie on this one: less than `far` away wherever both have points"
     def off(o): return [abs(o[i]-y) for i,y in zip(x, m) if i in o]
-    return sum(max(os)<far for o in seen if (os := off(o)))
+    return sum(max(os)<far for o in seen if len(o)>1 and (os := off(o)))
 
 def _plot_arm(ax, d, col, k, look, seen, far):
-    "One arm: its line and band. One that would lie under another is wider, so that both are seen"
+    "One arm: its line and band, or its one point. A line that would lie under another is wider, so that both are seen"
     name,c,mark,ls = look
     x,m,lo,hi = _over_seeds(d, col, k)
     if not mark: return ax.axhline(m[0], color=c, lw=.8, alpha=.6, label=name)    # the dense net's
-    n = _n_over(seen, x.round(6), m, far)
+    n,own = _n_over(seen, x.round(6), m, far),dict(zip(x.round(6), m))
+    seen.append(own)
+    if len(x)==1: return _point(ax, x, m, [m-lo,hi-m], look, sum(o.keys()==own.keys() for o in seen))
     wide = dict(lw=1.5+2.5*n, ms=4+3*n, zorder=2-.01*n, alpha=.6) if n else dict(ms=4)
     ax.plot(x, m, ls=ls, color=c, marker=mark, label=name, **wide)
     ax.fill_between(x, lo, hi, color=c, alpha=.15, lw=0)
-    seen.append(dict(zip(x.round(6), m)))
 
 # %% ../nbs/40_plots.ipynb #1672e318
 def plot_arms(
@@ -285,9 +283,9 @@ def plot_cost(
     df,f = _with_figures(renamed(df), col),scale_of(col)
     if 'cost' not in df: raise ValueError("the table has no column 'cost': with_costs(results(...)) gives one")
     check_seeds(df, ['arm','round'])
-    ax = new_axes(ax)
+    ax,seen = new_axes(ax),[]
     at = df[(df['round']==k)|(df.arm=='dense')]
-    for a,look in _arms(at).items(): _plot_cost(ax, at[at.arm==a], col, f, look)
+    for a,look in _arms(at).items(): _plot_cost(ax, at[at.arm==a], col, f, look, seen)
     ax.set_xscale('log')
     ticks = density_ticks([1, *ax.dataLim.intervalx/100])
     ax.set_xticks([100*t for t in ticks], [f'{100*t:.3g}' for t in ticks])
@@ -299,12 +297,12 @@ def plot_cost(
     return ax
 
 # %% ../nbs/40_plots.ipynb #490ee484
-def _plot_cost(ax, d, col, f, look):
-    "One arm: a point with its interval, or the line of the dense net"
-    (name,c,mark,_),i = look,interval(f*d[col])
-    if not mark: return ax.axhline(i.mean, color=c, lw=.8, alpha=.6, label=name)
-    span = [[i.mean-i.lo],[i.hi-i.mean]]
-    ax.errorbar(100*d.cost.mean(), i.mean, span, color=c, marker=mark, ms=6, capsize=3, ls='', label=name)
+def _plot_cost(ax, d, col, f, look, seen):
+    "One arm: a point with its interval, beside those `seen` of its cost, or the line of the dense net"
+    i,x = interval(f*d[col]),100*d.cost.mean()
+    if not look[2]: return ax.axhline(i.mean, color=look[1], lw=.8, alpha=.6, label=look[0])
+    _point(ax, x, i.mean, [[i.mean-i.lo],[i.hi-i.mean]], look, sum(abs(math.log(x/o))<.05 for o in seen))
+    seen.append(x)
 
 # %% ../nbs/40_plots.ipynb #67a1d905
 def _ramp(n): return ['#000000', *(plt.cm.viridis(x) for x in np.linspace(.12, .62, max(n-1,1)))][:n]

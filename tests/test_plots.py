@@ -95,8 +95,10 @@ def test_one_style(name, played):
 
 def test_lines_differ_by_colour_marker_and_dashes():
     many = [f'arm_{i}' for i in range(30)]
-    ls = looks(plot_arms(table('ticket','reinit','random',*many, rounds=(0,1)), 'es_test_accuracy'))
+    ls = looks(plot_arms(table('ticket','reinit','random',*many, rounds=(0,1,2)), 'es_test_accuracy'))
     assert len(ls)==34 and len(set(ls.values()))==34
+    usual = {v[0] for k,v in ls.items() if k in ('winning ticket','random re-initialisation')}
+    assert len(usual)==2 and not usual & {v[0] for k,v in ls.items() if k.startswith('arm ')}, "the ticket's blue is its own"
     few = [v for k,v in ls.items() if k!='dense'][:7]
     for i in range(2): assert len({o[i] for o in few})==7
     assert len({o[2:] for o in few})==7
@@ -157,6 +159,34 @@ def test_lines_that_lie_on_each_other_are_both_seen():
     assert len({apart[n] for n in names})==1 and on[names[0]]==apart[names[0]]
     (a,x),(b,y),(c,z) = [on[n] for n in names]
     assert a<b<c and x>y>z, 'each is wider than those that lie on it'
+
+def places(ax):
+    "Name, figures and place in pixels of the points which have an interval and no line"
+    ax.figure.canvas.draw()
+    def pixel(o): return o.get_transform().transform(o.get_xydata())[0,0]
+    return {o.get_label():(o[0].get_xydata()[0].tolist(),pixel(o[0])) for o in ax.containers}
+
+def test_an_arm_with_one_point_stands_beside_others():
+    df = table('ticket','reinit','a','b','c')
+    df = df[~df.arm.isin(['a','b','c'])|(df['round']==2)]
+    ax = plot_arms(df, 'es_test_accuracy')
+    ps = places(ax)
+    assert ps.keys()=={*'abc'} and not ps.keys() & looks(ax).keys(), 'points without a line'
+    for a,(xy,_) in ps.items(): assert xy==pytest.approx([.25, 100*df[df.arm==a].es_test_accuracy.mean()]), 'data are as they are'
+    own, = [o.get_transform().transform((.25,1))[0] for o in ax.lines if o.get_label()=='winning ticket']
+    at = sorted([own,*[x for _,x in ps.values()]])
+    assert min(np.diff(at))>4, 'and none stands on another or on the ticket'
+    i = interval(100*df[df.arm=='a'].es_test_accuracy)
+    bar, = [o[2][0] for o in ax.containers if o.get_label()=='a']
+    assert bar.get_segments()[0][:,1]==pytest.approx([i.lo,i.hi])
+
+def test_arms_of_the_same_cost_stand_side_by_side():
+    costs = dict(ticket=1, early_bird=1, gradual=.25, short=.251, one_shot=.4)
+    df = pd.DataFrame([dict(arm=a, seed=s, round=3, density=.5, cost=c, test_accuracy=.9+.01*s) for a,c in costs.items() for s in range(3)])
+    ps = places(plot_cost(df, 3))
+    assert {n:xy[0] for n,(xy,_) in ps.items()}==pytest.approx({
+        'winning ticket':100, 'early bird':100, 'pruned gradually':25, 'short trainings':25.1, 'pruned at once':40})
+    assert min(np.diff(sorted(x for _,x in ps.values())))>4
 
 @pytest.mark.parametrize('mask,label', [
     ('shuffle_mask','mask shuffled in each layer'), ('random_mask','random mask over the net'), (None,'random mask')])
