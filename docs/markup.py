@@ -54,10 +54,13 @@ def markdown(s, here):
     return papers(s)
 
 def ground(o):
-    "How a figure meets a dark page: drawn on nothing, on paper (shown inverted), or neither; and whether a phone is too narrow"
+    """How a figure meets a dark page: drawn on nothing, on paper (shown inverted), or neither; and whether a phone is too narrow:
+    for panels side by side, and for a board of several rows, which is broader than the 46rem that a wide figure keeps"""
     im = Image.open(BytesIO(b64decode(''.join(o['data']['image/png'])))).convert('RGBA')
     *rgb,a = im.getpixel((0,0))
-    return ('fig-clear' if a==0 else 'fig-paper' if min(rgb)>240 else 'fig-dark')+' fig-wide'*(im.width>1.8*im.height)
+    shown = o.get('metadata',{}).get('image/png',{}).get('width', im.width)
+    wide = im.width>1.8*im.height or shown>46*16
+    return ('fig-clear' if a==0 else 'fig-paper' if min(rgb)>240 else 'fig-dark')+' fig-wide'*wide
 
 _head = re.compile(r'<thead>\s*<tr[^>]*>(.*?)</tr>\s*<tr>(.*?)</tr>\s*</thead>', re.S)
 def one_head(m):

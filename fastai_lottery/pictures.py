@@ -10,8 +10,7 @@ __all__ = ['plot_density', 'plot_mask', 'plot_weights', 'plot_moments', 'plot_pa
 import math
 from collections.abc import Mapping
 import matplotlib.pyplot as plt
-import numpy as np,pandas as pd
-import torch
+import numpy as np,pandas as pd,torch
 from matplotlib.colors import ListedColormap
 from fastcore.basics import patch
 from .masks import *
@@ -36,6 +35,10 @@ def _log_percent(ax, ys, low):
     ax.set_yscale('log')
     ax.set_yticks(ts+zero, [f'{t:.3g}' for t in ts]+['0' for _ in zero])
     ax.minorticks_off()
+
+def _named(layer, what='layer'):
+    "A layer in words: a name of digits alone does not read as a figure"
+    return f'{what} '*(n := str(layer).removesuffix('.weight')).replace('.','').isdigit()+n
 
 def _layer_ticks(ax, layers):
     "Names of layers below the axis, aslant where there are many"
@@ -95,7 +98,7 @@ def _grey(ax, pic, label, aspect='equal'):
     ax.figure.colorbar(im, ax=ax, shrink=.8, label=label)
 
 def _black(ax, pic, aspect='equal'):
-    "Black where a weight is left, grey where it is pruned, white between kernels"
+    "Filled where a weight is left, pale where it is pruned, empty between kernels"
     cmap = ListedColormap(['#dddddd','#000000']).with_extremes(bad='white')
     ax.imshow(pic, cmap=cmap, vmin=0, vmax=1, interpolation='nearest', aspect=aspect)
 
@@ -148,7 +151,7 @@ def plot_mask(
     ax = own_axes(ax, (4.4,4))
     _draw_mask(ax, m, pixels)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(f'{layer}: {100*m.mean():.3g} % left', fontsize=10)
+    ax.set_title(f'{_named(layer)}: {100*m.mean():.3g} % left', fontsize=10)
     for s in ax.spines.values(): s.set(color='#999999', lw=.8)
     return ax
 
@@ -172,8 +175,7 @@ def _values(t, trained, layer):
 def _stairs(ax, i, name, v, edges):
     "The distribution of `v`; the first one is the ground of the others"
     c,_,ls = ('#7f7f7f','','-') if i==0 else line_style(i-1)
-    height,_ = np.histogram(v, edges, density=True)
-    ax.stairs(height, edges, fill=i==0, color=c, alpha=.35 if i==0 else 1, ls=ls, lw=1.6, label=name)
+    ax.stairs(np.histogram(v, edges, density=True)[0], edges, fill=i==0, color=c, alpha=.35 if i==0 else 1, ls=ls, lw=1.6, label=name)
 
 # %% ../nbs/41_pictures.ipynb #509037f1
 def plot_weights(
@@ -191,7 +193,7 @@ def plot_weights(
         if len(v): _stairs(ax, i, k, v, edges)
     ax.set(xlabel='weight', ylabel='relative frequency')
     left = len(vs['start, survivors'])/len(vs['start, all'])
-    ax.set_title(f'{layer or "all layers"}: {100*left:.3g} % left', fontsize=10)
+    ax.set_title(f'{_named(layer or "all layers")}: {100*left:.3g} % left', fontsize=10)
     ax.set_ylim(0, 1.4*ax.get_ylim()[1])
     ax.legend(loc='upper left', **legend_style)
     return ax
@@ -217,6 +219,7 @@ def plot_moments(
     im = ax.imshow(m, cmap=cmap, vmin=-far, vmax=far, interpolation='nearest', aspect='auto')
     ax.figure.colorbar(im, ax=ax, label='value', extend='both')
     ax.set_yticks(range(len(m)), list(moments))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_xlabel('weight')
     return ax
 
@@ -230,8 +233,7 @@ def _several(os, what):
 def _walk(ax, look, by, k):
     "One path, and the mean of its ends"
     n,c,mark,ls,p = look
-    p = p.path if isinstance(p, Instability) else p
-    b = barrier(p, by)
+    b = barrier(p := p.path if isinstance(p, Instability) else p, by)
     says = f"{n}{': ' if n else ''}barrier {k*b:.3g}{' pp'*is_fraction(by)}"
     ax.plot(p.alpha, k*p[by], ls=ls, color=c, marker=mark, ms=4, label=says)
     ax.axhline(k*(p[by].max()-b), color=c, ls=ls, lw=.8, alpha=.6)
@@ -245,7 +247,8 @@ def plot_path(
     "Error on the straight line between two nets (figure 1 of 1912.05671)"
     ax = new_axes(ax)
     for o in _several(paths, 'path'): _walk(ax, o, by, scale_of(by))
-    ax.set(xlabel='α', ylabel=label or by+' (%)'*is_fraction(by))
+    ax.plot([], [], color='#7f7f7f', lw=.8, label='thin: mean of both ends')
+    ax.set(xlabel='from one net (0) to the other (1)', ylabel=label or by+' (%)'*is_fraction(by))
     ax.legend(loc='lower center', bbox_to_anchor=(.5,1), ncols=2, **legend_style)
     return ax
 
@@ -287,11 +290,11 @@ def plot_sensitivity(
     "A figure as each layer or group alone loses so much (figure 2 of 1608.08710)"
     col = col or table.attrs.get('monitor', 'valid_loss')
     if col not in table: raise ValueError(f"the table has no column {col!r}; it has {', '.join(table.columns)}")
-    ax = new_axes(ax)
+    ax,by = new_axes(ax),table.attrs.get('by', 'layer')
     for i,(n,d) in enumerate(table.groupby('layer', sort=False)):
         c,mark,ls = line_style(i)
-        ax.plot(100*d.amount, scale_of(col)*d[col], ls=ls, color=c, marker=mark, ms=4, label=n)
-    ax.set(xlabel=f"gone from this {table.attrs.get('by', 'layer')} alone (%)", ylabel=words_of(col))
+        ax.plot(100*d.amount, scale_of(col)*d[col], ls=ls, color=c, marker=mark, ms=4, label=_named(n, by))
+    ax.set(xlabel=f"gone from this {by} alone (%)", ylabel=words_of(col))
     add_legend(ax)
     return ax
 
@@ -303,10 +306,6 @@ def _write(ax, table, expected):
         ax.text(j, i-(.12 if expected is not None else 0), f'{v:.2f}', fontsize=8, **style)
         if expected is not None: ax.text(j, i+.25, f'({expected.iloc[i,j]:.2f})', fontsize=6.5, **style)
 
-def _square_axes(n):
-    w = max(3.5, min(.6*n,8))
-    return own_axes(None, (w, w*(.85 if n>12 else 1)))
-
 # %% ../nbs/41_pictures.ipynb #7d76eaa0
 def plot_overlap(
     table:pd.DataFrame, # What `overlap_table` gave
@@ -317,7 +316,8 @@ def plot_overlap(
     n = len(table)
     if expected is not None and expected.shape!=table.shape:
         raise ValueError(f"`expected` should have the shape of `table`, {table.shape}; got {expected.shape}")
-    ax = ax or _square_axes(n)
+    w = max(3.5, min(.6*n,8))
+    ax = ax or own_axes(None, (w, w*(.85 if n>12 else 1)))
     im = ax.imshow(table.to_numpy(float), cmap='Greys', vmin=0, vmax=1)
     long = max(len(str(o)) for o in table.columns)>3
     ax.set_xticks(range(n), table.columns, **(dict(rotation=45, ha='right', rotation_mode='anchor') if long else {}))

@@ -176,7 +176,7 @@ def plot_arms(
     df,k = _with_figures(renamed(df), col),scale_of(col, scale)
     check_seeds(df, ['arm','round'])
     means,seen = k*df.groupby(['arm','round'])[col].mean(),[]
-    far = .004*(means.max()-means.min())
+    far = .012*(means.max()-means.min())
     ax = new_axes(ax)
     for a,look in _arms(df).items():
         own = ['dense','ticket'] if a=='ticket' else [a]

@@ -7,7 +7,9 @@ __all__ = ['plot_speed']
 
 # %% ../nbs/41_speed.ipynb #ef1db92b
 import matplotlib.pyplot as plt
-import pandas as pd
+import numpy as np,pandas as pd
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator
 from .statistics import scale_of
 from .plots import add_legend,line_style,new_axes,words_of
 
@@ -30,6 +32,18 @@ def _checked(reports, cols):
             raise ValueError(f"the report {n!r} has no column {miss[0]!r}; it has {has}")
     return ts
 
+# %% ../nbs/41_speed.ipynb #39c9dcd8
+def _say_names(ax, ps, c):
+    "The name beside each point, on the side where no line leads"
+    at = ax.transData.transform(list(ps.values()))
+    to = np.diff(at, axis=0)
+    to /= np.maximum(np.linalg.norm(to, axis=1, keepdims=True), 1e-9)
+    off = np.pad(to, ((1,0),(0,0)))-np.pad(to, ((0,1),(0,0)))
+    halo = dict(path_effects=[withStroke(linewidth=3, foreground='white')], fontsize=8, color=c, ha='center', va='center')
+    for (n,p),o in zip(ps.items(), off):
+        o = o/np.linalg.norm(o) if np.linalg.norm(o)>.1 else np.array([0,1])
+        ax.annotate(n, p, o*(7+2.4*len(n), 10), textcoords='offset points', **halo)
+
 # %% ../nbs/41_speed.ipynb #9e0de4e7
 def plot_speed(
     reports, # What `deploy_report` gave, or several by name, such as `{round: report}`
@@ -40,14 +54,19 @@ def plot_speed(
     "A figure against latency: a line for each way to serve a net, a point for each net. Raises `ValueError` for no such column"
     cols,k = [f'ms_{rows}',col],scale_of(col)
     ts,i = _checked(reports, cols),0
-    ax = new_axes(ax)
+    ax,names = new_axes(ax),[]
     for way in dict.fromkeys(w for t in ts.values() for w in t.index.get_level_values('way')):
         if not (ps := _points(ts, way, cols)): continue
         (c,mark,ls),i = line_style(i),i+1
-        ax.plot([x for x,_ in ps.values()], [k*y for _,y in ps.values()], ls=ls, color=c, marker=mark, ms=5, label=way)
-        beside = dict(textcoords='offset points', xytext=(4,4), fontsize=8, color=c)
-        for n,(x,y) in ps.items(): ax.annotate(n, (x, k*y), **beside)
+        ps = {n:(x, k*y) for n,(x,y) in ps.items()}
+        ax.plot(*zip(*ps.values()), ls=ls, color=c, marker=mark, ms=5, label=way)
+        names.append((ps, c))
     ax.set_xscale('log')
+    ax.margins(.08)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1,2,5)))
+    ax.xaxis.set_major_formatter('{x:.3g}')
+    ax.minorticks_off()
     ax.set(xlabel=f"time for {rows} row{'s'*(rows>1)} (ms)", ylabel=words_of(col))
-    add_legend(ax)
+    add_legend(ax, 0).set_title('numbers are rounds'*any(isinstance(n, int) for n in ts))
+    for ps,c in names: _say_names(ax, ps, c)
     return ax

@@ -25,7 +25,8 @@ def plot_starts(
     if col not in table:
         raise ValueError(f"the table has no figure {col!r}; it has {', '.join(map(str, table.columns))}")
     ax,k = new_axes(ax),scale_of(col)
-    for _,x in table[~table.kept].groupby('seed'): ax.plot(x.epoch, k*x[col], color='#7f7f7f', lw=.9, marker='.', ms=4)
+    for i,(_,x) in enumerate(table[~table.kept].groupby('seed')):
+        ax.plot(x.epoch, k*x[col], color='#7f7f7f', lw=.9, marker='.', ms=4, label=None if i else 'given up')
     for i,(seed,x) in enumerate(table[table.kept].groupby('seed')):
         c,mark,ls = line_style(i)
         ax.plot(x.epoch, k*x[col], color=c, lw=2.2, ls=ls, marker=mark, ms=4, label=f'seed {seed}')

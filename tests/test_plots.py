@@ -427,7 +427,7 @@ def test_weights_draw_the_distributions(played, layer):
         assert values==pytest.approx(np.histogram(v, edges, density=True)[0])
         assert (values*np.diff(edges)).sum()==pytest.approx(1)
     assert texts(ax.get_legend().texts)==labels
-    assert ax.get_title()==f"{layer or 'all layers'}: {100*len(kept)/len(all_):.3g} % left"
+    assert ax.get_title()==f"{'layer '+layer[0] if layer else 'all layers'}: {100*len(kept)/len(all_):.3g} % left"
 
 def test_weights_of_rounds_and_states(played):
     t = played.lottery.ticket(2)
@@ -458,6 +458,7 @@ def test_moments_are_rows_and_zeros_have_no_colour():
     ax = plot_moments(seen)
     a = ax.images[0].get_array()
     assert np.ma.getmaskarray(a).tolist()==[[False,False,True,False],[True,False,True,True]], 'exactly 0, and only that'
+    assert not any(x%1 for x in plot_moments({'a':torch.ones(20)}).get_xticks()), 'no half a weight'
     assert a.filled(9).tolist()==[[1,-2,9,.5],[9,4,9,9]] and texts(ax.get_yticklabels())==['a','b']
     lo,hi = ax.images[0].get_clim()
     assert lo==-hi and hi==pytest.approx(np.quantile([1,2,.5,4], .9)), 'white is 0'
@@ -480,7 +481,7 @@ def test_show_with_curves(played):
     axs = played.lottery.show()
     r = played.lottery.rounds[-1]
     assert kinds(axs)==['accuracy (%)','validation loss','weights left in the layer (%)',
-                        f"0.weight: {left(r.masks['0.weight'])}"]
+                        f"layer 0: {left(r.masks['0.weight'])}"]
     assert axs[1].lines[1].get_ydata().tolist()==played.lottery.rounds[1].curve.valid_loss.tolist()
     assert (axs[3].images[0].get_array()==r.masks['0.weight'].sum(0).reshape(8,8).numpy()).all()
     fig = axs[0].figure
@@ -490,7 +491,7 @@ def test_show_with_curves(played):
     assert fig.get_suptitle()==f"round 2: {r['kept']} of {r['prunable']} weights left (25 %), {accs}"
     assert seen(played)==old
     others = kinds(played.lottery.show('es_iteration','2.weight'))[::3]
-    assert others==['early-stop iteration',f"2.weight: {left(r.masks['2.weight'])}"]
+    assert others==['early-stop iteration',f"layer 2: {left(r.masks['2.weight'])}"]
 
 def test_show_on_given_axes_and_its_errors(played):
     _,mine = plt.subplots(2, 2)
@@ -574,7 +575,7 @@ def test_plot_path_draws_the_figures():
     ax = plt.subplots()[1]
     assert plot_path({'x':p, 'y':Instability(.4, p)}, ax=ax) is ax
     assert ax.lines[0].get_ydata().tolist()==pytest.approx([10,60,30]) and ax.lines[1].get_ydata()[0]==pytest.approx(20)
-    assert [o.get_text() for o in ax.get_legend().texts]==['x: barrier 40 pp','y: barrier 40 pp']
+    assert [o.get_text() for o in ax.get_legend().texts]==['x: barrier 40 pp','y: barrier 40 pp','thin: mean of both ends']
     looks = [(o.get_color(),o.get_marker(),o.get_linestyle()) for o in (ax.lines[0],ax.lines[2])]
     assert all(a!=b for a,b in zip(*looks))
     assert plot_path(p, 'loss').lines[0].get_ydata().tolist()==[1,3,2]

@@ -1,8 +1,9 @@
 "The repo itself: its settings agree, and what is generated is up to date"
-import ast,builtins,importlib,json,os,re,shutil,subprocess,sys
+import ast,base64,builtins,importlib,io,json,os,re,shutil,subprocess,sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
+from PIL import Image
 from test_house import floors,lib,notebooks,root
 try: import tomllib
 except ImportError: import tomli as tomllib
@@ -210,3 +211,14 @@ def test_what_a_page_shows_stands_alone(f):
     used_later = ast.parse('def f(): return later')
     assert list(lacking([ast.parse('from math import *\nx = pi'), ast.parse('x+y')]))==['y'] and list(lacking([used_later]))==['later']
     assert not sorted({*lacking(shown(f))})
+
+@pytest.mark.parametrize('size,width,wide', [((1000,400),None,True), ((833,577),None,True), ((1777,1231),888,True),
+    ((600,400),None,False), ((1298,722),649,False)])
+def test_a_picture_that_a_phone_would_shrink_too_far_scrolls(size, width, wide, monkeypatch):
+    "Panels side by side, and a board of several rows; what counts is the width at which it is shown"
+    monkeypatch.syspath_prepend(str(root/'docs'))
+    from markup import ground
+    b = io.BytesIO()
+    Image.new('RGB', size, 'white').save(b, format='png')
+    o = dict(data={'image/png':base64.b64encode(b.getvalue()).decode()}, metadata={'image/png':{'width':width}} if width else {})
+    assert ground(o)=='fig-paper'+' fig-wide'*wide
