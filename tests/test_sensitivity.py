@@ -192,7 +192,8 @@ def test_wrong_values(kw, says):
 def test_picture():
     t = sensitivity(trained(), (.3,.6))
     ax = plot_sensitivity(t)
-    assert [l.get_label() for l in ax.lines]==list(dict.fromkeys(t.layer)) and ax.get_ylabel()=='accuracy (%)'
+    assert [l.get_label() for l in ax.lines]==[f"layer {n.removesuffix('.weight')}" for n in t.layer.unique()]
+    assert ax.get_ylabel()=='accuracy (%)'
     of_digits = {o:f'{i}.0' for i,o in enumerate(t.layer.unique())}
     assert plot_sensitivity(t.assign(layer=t.layer.map(of_digits))).lines[1].get_label()=='layer 1.0', 'and not a figure'
     xs,ys = ax.lines[0].get_data()
