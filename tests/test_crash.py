@@ -531,7 +531,12 @@ class Commands:
         return self.server.start('command', dict(args=args, log=str(self.tmp/log)))
     def end(self, p, log='log', **kw): return self.server.end(p, **kw),(self.tmp/log).read_text()
 
-def workers(p): return [o for o in alive(p[0]) if b'spawn_main' in Path(f'/proc/{o}/cmdline').read_bytes()]
+def command_of(pid):
+    "The command line of a process; nothing where it has ended since it was listed"
+    with contextlib.suppress(OSError): return Path(f'/proc/{pid}/cmdline').read_bytes()
+    return b''
+
+def workers(p): return [o for o in alive(p[0]) if b'spawn_main' in command_of(o)]
 
 def is_refused(run, p):
     "A second command is told that `p` is at work"
