@@ -14,16 +14,17 @@ from .core import my_rank,n_ranks
 
 # %% ../nbs/13_sigterm.ipynb #516e0008
 class Terminated(SystemExit):
-    "SIGTERM came while a net trained, and where it stood is on the disk"
+    "The process was asked to end while a net trained, and where it stood is on the disk"
     def __init__(self, epoch, i):
         super().__init__(128+signal.SIGTERM)
-        if my_rank()==0: print(f'SIGTERM: the training is on the disk, after iteration {i+1} of epoch {epoch+1}; the same call goes on',
+        if my_rank()==0: print(f'asked to end: the training is on the disk, after iteration {i+1} of epoch {epoch+1}; the same call goes on',
               file=sys.stderr)
 
 class _Noted:
     "What SIGTERM does while a training goes on"
     came = False
     def __call__(self, *_): self.came = True
+    def asked(self): return self.came
 
 def _before():
     "What SIGTERM does now, where that may be changed for a while"
@@ -31,6 +32,52 @@ def _before():
     old = signal.getsignal(signal.SIGTERM)
     return None if old==signal.SIG_IGN else old
 
+def _end(noted, old):
+    "SIGTERM does again what it did before, and comes again where it had come"
+    signal.signal(signal.SIGTERM, old)
+    if noted.came: signal.raise_signal(signal.SIGTERM)
+
+
+# %% ../nbs/13_sigterm.ipynb #n4399417
+def _dask_worker():
+    "The Dask worker whose task this thread plays; None elsewhere"
+    if 'distributed' not in sys.modules: return None
+    try: return sys.modules['distributed'].get_worker()
+    except ValueError: return None
+
+class _NotedInDask(_Noted):
+    "What a thread of a Dask worker is told: SIGTERM to its process, or that the worker is to close"
+    old = None    # what SIGTERM did before; None where nothing is noted
+    def __init__(self, worker): self.worker = worker
+    def asked(self): return self.came or self.old is not None and self.worker.status.name.startswith('clos')
+    def begin(self):
+        if (old := _before()) is None: return
+        self.old = old
+        signal.signal(signal.SIGTERM, self)
+    def end(self):
+        if self.old is not None: _end(self, self.old)
+
+_within = threading.local()    # in a thread of a Dask worker: what is told there, once for all that is nested
+
+def _in_main(worker, f):
+    "Call `f` where the worker's loop runs, and wait for it"
+    done = threading.Event()
+    worker.loop.add_callback(lambda: (f(), done.set()))
+    done.wait(10)
+
+@contextmanager
+def _noting_in(worker):
+    "As `_noting`, in a thread of a Dask worker"
+    if (noted := getattr(_within, 'noted', None)) is not None:
+        yield noted
+        return
+    _within.noted = noted = _NotedInDask(worker)
+    try:
+        _in_main(worker, noted.begin)
+        yield noted
+    finally:
+        del _within.noted
+        _in_main(worker, noted.end)
 
 # %% ../nbs/13_sigterm.ipynb #be5731af
 class _Asked:
@@ -55,15 +102,16 @@ def in_step(learn):
 @contextmanager
 def _noting():
     "Within this, SIGTERM is noted in the value; it comes again at the end, and does what it did before"
+    if (worker := _dask_worker()) is not None:
+        with _noting_in(worker) as noted: yield noted
+        return
     old = _before()
     if old is None or isinstance(old, _Noted):
         yield old or _Noted()
         return
     signal.signal(signal.SIGTERM, noted := _Noted())
     try: yield noted
-    finally:
-        signal.signal(signal.SIGTERM, old)
-        if noted.came: signal.raise_signal(signal.SIGTERM)
+    finally: _end(noted, old)
 
 @contextmanager
 def ending_well(on=True):
@@ -72,7 +120,7 @@ def ending_well(on=True):
     if not on:
         yield lambda holds=bool: False
         return
-    with _noting() as noted, closing(_Asked()) as one: yield lambda holds=bool: one(noted.came) and (n_ranks()==1 or not one(holds()))
+    with _noting() as noted, closing(_Asked()) as one: yield lambda holds=bool: one(noted.asked()) and (n_ranks()==1 or not one(holds()))
 
 # %% ../nbs/13_sigterm.ipynb #42f99e56
 @contextmanager

@@ -579,7 +579,7 @@ def test_lottery_run_ends_at_sigterm_with_its_workers_checkpoints(server, tmp_pa
     os.kill(p[0], signal.SIGTERM)
     r,log = run.end(p)
     assert r['error']=='SystemExit' and r['says']=='143', r
-    assert 'SIGTERM: the training is on the disk, after iteration' in log, log
+    assert 'asked to end: the training is on the disk, after iteration' in log, log
     assert until(lambda: not alive(p[0]), 30)
     assert 'mid' in read_checkpoint(at)['learn']
     r,log = run.end(run.start('--jobs', '2', *longer))

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 import pandas as pd,pytest
 from fastai_lottery import engines
+from fastai_lottery.checkpoints import read_checkpoint
 from fastai_lottery.engines import RayExecutor,dask_executor,executor_for
 from fastai_lottery.experiments import play_seed,results
 from fastai_lottery.presets import preset
@@ -141,6 +142,40 @@ def test_a_worker_of_dask_that_is_killed(cluster, alone, tmp_path):
     t.join()
     equal(alone, tmp_path/'run')
     ex._client.close()
+
+@pytest.fixture(scope='module')
+def long(tmp_path_factory):
+    "One seed, played long enough to be asked to end in the midst of an epoch"
+    d = tmp_path_factory.mktemp('long')
+    play_seed(preset('digits'), 0, d/'seed_00', rounds=1, epochs=20)
+    return d
+
+def ends_in_mid_epoch(client, d, how, seen):
+    "SIGTERM to the worker that plays a piece, or its retirement; what its checkpoint was then, and from which process"
+    pid,at = worker_of(d, 'lottery'),d/'seed_00'/'epoch.ckpt'
+    end = time.monotonic()+60
+    while not at.exists() and time.monotonic()<end: time.sleep(.01)
+    if how=='sigterm': os.kill(pid, signal.SIGTERM)
+    else: client.retire_workers([a for a,o in client.run(os.getpid).items() if o==pid])
+    while time.monotonic()<end:
+        with contextlib.suppress(OSError, ValueError):
+            if 'mid' in read_checkpoint(at)['learn']: return seen.append(pid)
+        time.sleep(.005)
+
+@pytest.mark.parametrize('how', ['sigterm','retired'])
+def test_a_worker_of_dask_that_is_asked_to_end_writes_a_checkpoint(how, long, tmp_path):
+    "After the iteration that it is in, though a piece is played in a thread; the other worker goes on from there, to the same bits"
+    distributed,seen = pytest.importorskip('distributed'),[]
+    kw = dict(n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50)
+    with env(**own), distributed.LocalCluster(**kw) as c, distributed.Client(c) as client:
+        t = threading.Thread(target=ends_in_mid_epoch, args=(client, tmp_path/'run', how, seen))
+        t.start()
+        for _ in play('digits', tmp_path/'run', replicates=1, executor=client.get_executor(), rounds=1, epochs=20): pass
+        t.join()
+    assert len(seen)==1, 'no checkpoint was written in mid-epoch'
+    equal(long, tmp_path/'run')
+    (log,) = files(tmp_path/'run', 'lottery')
+    assert log.count('begins')==2 and log.count('is over')==1, log
 
 def test_a_driver_of_dask_that_is_killed_and_started_again(cluster, alone, tmp_path):
     "Nothing twice, nothing lost: its old pieces play on, and the new driver waits for them"
