@@ -17,8 +17,8 @@ class Terminated(SystemExit):
     "The process was asked to end while a net trained, and where it stood is on the disk"
     def __init__(self, epoch, i):
         super().__init__(128+signal.SIGTERM)
-        if my_rank()==0: print(f'asked to end: the training is on the disk, after iteration {i+1} of epoch {epoch+1}; the same call goes on',
-              file=sys.stderr)
+        says = f'asked to end: the training is on the disk, after iteration {i+1} of epoch {epoch+1}; the same call goes on'
+        if my_rank()==0: print(says, file=sys.stderr)
 
 class _Noted:
     "What SIGTERM does while a training goes on"
@@ -57,6 +57,7 @@ class _NotedInDask(_Noted):
     def end(self):
         if self.old is not None: _end(self, self.old)
 
+# %% ../nbs/13_sigterm.ipynb #n1529111
 _within = threading.local()    # in a thread of a Dask worker: what is told there, once for all that is nested
 
 def _in_main(worker, f):
