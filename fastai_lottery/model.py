@@ -264,6 +264,11 @@ def within(self:Known, masks, held):
     return (masks,held) if self.tasks is None else self.tasks.within(self, masks, held)
 
 @patch
+def read_units(self:Known, units, alive):
+    "Units that the net reads where `alive` compete: those of finished tasks, too"
+    return alive if self.tasks is None else self.tasks.units_read(units, alive)
+
+@patch
 def holder(self:Known, ws):
     "What holds the weights `ws` under the masks that are on"
     return self.masks.holder(ws, self.held) if self.tasks is None else self.tasks.holder(self, ws)

@@ -281,7 +281,8 @@ def values(self:Known,
     "What pruned weights are held at under `new`: those that go now by `hold`, the others as before (1905.01067)"
     f,old,names = as_action(hold),self.held or {},list(new)
     if f is hold_zero and not old: return None
-    if new.units is not None: raise ValueError(f"units are pruned to 0, or they could not be taken out: leave out hold={hold!r}")
+    if new.units is not None and (f is not hold_zero or self.tasks is None):
+        raise ValueError(f"units are pruned to 0, or they could not be taken out: leave out hold={hold!r}")
     gen = generator(torch.initial_seed() if seed is None else seed, 'hold')
     go = {n:self.masks[n]&~m.to(self.masks[n].device) for n,m in new.items()}
     now = of_rank0(lambda: by_known(f, names, go, **self.known(names, needs(f), gen)))

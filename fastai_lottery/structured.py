@@ -156,7 +156,7 @@ def unit_sizes(self:Known, alive=None):
     "What would be left of the model; `{}` where single weights compete, the number of units where nothing can be taken out for them"
     units = self.masks.units if self.masks is not None else None
     if units is None: return {}
-    alive = units.alive(self.masks) if alive is None else alive
+    alive = self.read_units(units, units.alive(self.masks) if alive is None else alive)
     if self.units!='channels': return dict(units=alive.n_kept)
     if self._found is None or len(self._found)<3: self._found = unwrap(self.net()),units,self.inputs_now(1)
     return sizes_after(self.net(), units, alive, self._found[2])

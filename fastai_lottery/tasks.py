@@ -25,6 +25,7 @@ from .resets import load_,fresh
 from .callback import *
 from .callback import lottery_of
 from .analysis import put_,tensors_in
+from .freed import began,makes_channels,owned_units,renew_statistics_
 
 # %% ../nbs/28_tasks.ipynb #2e703d79
 class HoldAll(Hold):
@@ -104,6 +105,13 @@ def masks(self:Tasks,
     own = self.done[i].own
     return Masks({n:own[n].cpu() if self.in_head(n) else _in(self.done[:i+1], n, self.values[n]) for n in own})
 
+# %% ../nbs/28_tasks.ipynb #n4832790
+@patch
+def units_read(self:Tasks, units, alive):
+    "Units that the task in training reads: `alive`, which are its own, and those of finished tasks"
+    owned = owned_units(units, self)
+    return Masks({g:v|owned[g].to(v.device) if g in owned else v for g,v in alive.items()})
+
 # %% ../nbs/28_tasks.ipynb #81545c79
 @patch
 def report(self:Tasks)->pd.DataFrame: # A row a task: `own` weights, `reads`, `of` all that compete, own `share`
@@ -140,7 +148,7 @@ def within(self:Tasks, lot, masks, held):
         was = (held or {}).get(n, torch.zeros(m.shape)).cpu()
         return torch.where(self.taken(n), self.values[n], was.to(self.values[n])) if n in self.values else was
     free = {n:m&~self.taken(n) if n in self.values else m for n,m in masks.items()}
-    return Masks(free),{n:at(n, m) for n,m in masks.items()}
+    return Masks(free, masks.units),{n:at(n, m) for n,m in masks.items()}
 
 # %% ../nbs/28_tasks.ipynb #700194af
 def _others(tasks, m, masks):
@@ -179,10 +187,6 @@ def _check_free(lot, head):
     "Raise `ValueError` where this net cannot be shared, or has no room"
     if lot.masks is None:
         raise ValueError("there is nothing to freeze yet: train and prune first, as learn.fit_lottery(...) does")
-    if lot.masks.units is not None:
-        raise ValueError("tasks share single weights, and units compete here: let weights compete in all tasks, "
-                         "LotteryCallback(units='weights'); or keep this net for its task, as learn.shrink() makes it small, "
-                         "and train the next task in a net of its own")
     if lot.tasks is None and lot.held:
         raise ValueError("pruned weights are held at values other than 0, which this task reads, so that they are not "
                          "free: freeze_kept needs hold=None")
@@ -230,6 +234,7 @@ def _record(lot, tasks, name):
     "Write down a finished task: what it owns, and what it reads"
     m = unwrap(lot.learn.model)
     lot.hold()
+    renew_statistics_(lot, m)
     ts = {n:t.detach().cpu().clone() for n,t in tensors_in(m).items()}
     own = lot.masks.to('cpu')
     for n in own:
@@ -243,9 +248,10 @@ def _record(lot, tasks, name):
 # %% ../nbs/28_tasks.ipynb #97ac20f9
 def _free_start(lot, reset, seed):
     "Where the freed weights begin, by name; None for 0"
-    if reset is None: return None
+    if reset is None and not makes_channels(lot): return None
     if lot.w_k is None: raise ValueError(lot.why_nothing())
-    return lot.start(reset, lot.masks, lot.w_k, seed)
+    new = lot.start(reset or 'random_reinit', lot.masks, lot.w_k, seed)
+    return {**new, **began(lot)} if makes_channels(lot) else new
 
 @torch.no_grad()
 def _begin(lot, tasks, start, new):
@@ -266,12 +272,12 @@ def freeze_kept(self:Learner,
     name:str=None, # What the task that ends is called; 'task 1', 'task 2' ... by default
     head=None, # Module that each task has for itself, or its name; None where all share the whole net
     new:nn.Module=None, # The next task's head; by default a fresh draw of the same kind
-    reset=None, # Where freed weights begin: at 0, or by a reset such as `'random_reinit'`
+    reset=None, # Where freed weights begin: at 0 (channels: drawn anew), or by a reset such as `'random_reinit'`
     seed:int=0 # For what is drawn
 ):
     """End a task and begin the next (PackNet, 1711.05769). All that the net has read so far stays bit for bit, whatever
     trains it, and what was pruned is free for the next task, whose `learn.dls`, and loss where it is another, are yours to
-    set. Raises `ValueError` where nothing is free, where units compete, or for a name that there is"""
+    set. Raises `ValueError` where nothing is free, or for a name that there is"""
     lot = lottery_of(self)
     head = _head_name(lot, head)
     _check_free(lot, head)

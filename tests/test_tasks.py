@@ -258,17 +258,24 @@ class Halt(Callback):
     def after_epoch(self):
         if Halt.at==(len(self.lottery.rounds),self.epoch): raise KeyboardInterrupt
 
-def test_the_next_task_goes_on_after_a_kill(tmp_path):
+def two_of_units(name, seed):
+    set_seed(seed)
+    learn,head,x,was = in_units(name)
+    learn.freeze_kept('a', head=head)
+    return learn,x,was
+
+@pytest.mark.parametrize('begun', [two,two_of_units])
+def test_the_next_task_goes_on_after_a_kill(begun, tmp_path):
     def play(path, at, seed=0):
         Halt.at = at
-        learn,x,was = two('conv', seed)
+        learn,x,was = begun('conv', seed)
         with contextlib.suppress(KeyboardInterrupt):
             learn.fit_lottery(3, rounds=2, amount=.5, seed=0, path=path, cbs=Halt())
         return learn,x,was
     whole,x,was = play(tmp_path/'whole', None)
     for at in [(0,1),(1,1),(2,0),None]: learn,*_ = play(tmp_path/'killed', at)
     with pytest.raises(ValueError, match='tasks'): play(tmp_path/'killed', None, seed=1)
-    assert len(learn.lottery.rounds)==3
+    assert len(learn.lottery.rounds)==len(whole.lottery.rounds)>1
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in whole.model.state_dict().items())
     check(learn, x, was)
 
@@ -309,15 +316,108 @@ def test_a_finished_task_does_not_train():
     learn.switch_task()
     learn.fit(1)
 
-def test_held_values_and_units_are_refused():
+def test_held_values_are_refused():
     learn = learner(mlp)
     learn.fit(1)
     learn.prune(.5, hold='hold_init')
     with pytest.raises(ValueError, match='hold=None'): learn.freeze_kept('a')
-    pytest.importorskip('torch_pruning')
-    learn = learner(conv_bn, data(shape=(1,6,6)), cbs=LotteryCallback(units='channels'))
+
+# --- whole units
+
+class Residual(nn.Module):
+    "Channels that go together over a sum, a depthwise convolution, a norm of groups"
+    def __init__(self):
+        super().__init__()
+        self.first,self.norm = nn.Conv2d(1,8,3,padding=1),nn.BatchNorm2d(8)
+        self.deep,self.up = nn.Conv2d(8,8,3,padding=1,groups=8),nn.Conv2d(8,8,1)
+        self.wide,self.groups = nn.Conv2d(8,12,3),nn.GroupNorm(6, 12)
+        self.hidden,self.head = nn.Linear(12,10),nn.Linear(10,4)
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        x = (x+self.up(self.deep(x))).relu()
+        return self.head(self.hidden(self.groups(self.wide(x)).relu().mean((2,3))).relu())
+
+class Attention(nn.Module):
+    "Heads as units, as timm has them"
+    def __init__(self):
+        super().__init__()
+        self.num_heads,self.head_dim,self.attn_dim = 4,2,8
+        self.qkv,self.proj = nn.Linear(8,24),nn.Linear(8,8)
+    def forward(self, x):
+        q,k,v = self.qkv(x).unflatten(-1, (3,self.num_heads,self.head_dim)).permute(2,0,3,1,4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1,2).flatten(2))
+
+class Attentive(nn.Module):
+    "An attention in a residual branch, and neurons after it"
+    def __init__(self):
+        super().__init__()
+        self.embed,self.attention,self.norm = nn.Linear(8,8),Attention(),nn.LayerNorm(8)
+        self.hidden,self.head = nn.Linear(8,12),nn.Linear(12,4)
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head(self.hidden(self.norm(x+self.attention(x)).mean(1)).relu())
+
+with_units = dict(conv=(conv_bn,'7',dict(shape=(1,6,6)),'channels'), neurons=(mlp,'4',{},'channels'),
+                  norm=(drop_bn,'8',{},'channels'), residual=(Residual,'head',dict(shape=(1,6,6)),'channels'),
+                  heads=(Attentive,'head',steps,'channels'), rows=(mlp,'4',{},'rows'),
+                  kernels=(conv_bn,'7',dict(shape=(1,6,6)),'kernels'))
+
+def in_units(name):
+    "A Learner whose first task has been pruned by units, its data, and what it says"
+    net,head,kw,units = with_units[name]
+    if units=='channels': pytest.importorskip('torch_pruning')
+    learn = learner(net, data(**kw), lr=.02, cbs=LotteryCallback(units=units))
     learn.fit(1)
-    learn.prune(.3)
-    was = {k:v.clone() for k,v in learn.model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"units='weights'.*learn.shrink\(\)"): learn.freeze_kept('a')
-    assert learn.lottery.tasks is None and all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items())
+    learn.prune(.5)
+    learn.fit(1)
+    x = learn.dls.valid.one_batch()[0]
+    return learn,head,x,says(learn, x)
+
+@pytest.mark.parametrize('name', with_units)
+def test_units_of_the_first_task_stay_and_freed_ones_learn(name):
+    learn,head,x,was = in_units(name)
+    dead = ~learn.lottery.masks
+    learn.freeze_kept('a', head=head)
+    w0 = {n:w.detach().clone() for n,w in named_weights(learn.model).items()}
+    learn.fit_lottery(2, rounds=1, amount=.3, seed=0)
+    check(learn, x, was)
+    for n,w in named_weights(learn.model).items():
+        if n in dead and not learn.lottery.tasks.in_head(n):
+            own = learn.lottery.masks[n]
+            assert not (own&~dead[n]).any(), f'{n}: the next task owns what the first does'
+            assert not own.any() or (w.detach()!=w0[n])[own].any(), f'{n} does not learn'
+    now = says(learn, x)
+    learn.freeze_kept('b')
+    learn.fit(1)
+    learn.switch_task('b')
+    assert torch.equal(says(learn, x), now)
+    learn.switch_task('a')
+    assert torch.equal(says(learn, x), was)
+
+@pytest.mark.parametrize('name', [n for n,o in with_units.items() if o[3]=='channels'])
+def test_a_task_of_units_as_a_small_net(name):
+    "Each task alone shrinks to its own units and those of the tasks before, and the row of a round counts these"
+    learn,head,x,was = in_units(name)
+    one = learn.lottery.unit_row()
+    learn.freeze_kept('a', head=head)
+    learn.fit_lottery(1, rounds=1, amount=.5, seed=0)
+    row,ours = learn.lottery.rounds[-1].row,says(learn, x)
+    sizes = dict(a=one['params'], b=row['params'])
+    assert sizes['a']<sizes['b']<row['params_dense']
+    learn.freeze_kept('b')
+    for t,y in dict(a=was, b=ours).items():
+        learn.switch_task(t)
+        small = shrink(learn.model, None, x[:2]).eval()
+        torch.testing.assert_close(small(x), y, rtol=1e-4, atol=1e-5)
+        assert sum(p.numel() for p in small.parameters())<=sizes[t]
+
+def test_freed_channels_begin_as_new_ones():
+    learn,head,x,was = in_units('norm')
+    gone = ~learn.lottery.masks['0.weight'].any(1)
+    assert gone.any() and not gone.all()
+    learn.freeze_kept('a', head=head)
+    m,fixed = learn.model,learn.lottery.tasks.fixed
+    for t in (m[1].running_mean,fixed['1.running_mean']): assert not t[gone].any() and t[~gone].all()
+    for t in (m[1].running_var,fixed['1.running_var']): assert (t[gone]==1).all() and (t[~gone]!=1).all()
+    assert (m[1].weight[gone]==1).all() and m[0].weight[gone].abs().sum(1).all()
+    assert (m[0].bias[gone]==learn.lottery.tasks.values['0.bias'].new_tensor(0)).sum()<gone.sum()
