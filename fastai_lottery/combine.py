@@ -275,7 +275,8 @@ class Ensemble(nn.Module):
         self.of,self.axis = own if of is None else of,at if axis is None else axis
         if self.of not in ('softmax','sigmoid','outputs'):
             raise ValueError(f"`of` should be 'softmax', 'sigmoid' or 'outputs'; got {of!r}")
-        self.nets = nn.ModuleList(_members(nets, learn)).eval()
+        self.nets = nn.ModuleList(_members(nets, learn))
+        self.eval()
     def extra_repr(self): return f'mean of {self.of}'
     def forward(self, *args, **kwargs):
         outs = [tree_flatten(m(*args, **kwargs)) for m in self.nets]

@@ -189,7 +189,7 @@ def test_an_ensemble_holds_copies():
     e = Ensemble([m,l])
     was = e(x)
     assert m[0].weight.grad is not None and m.training
-    assert all(p.grad is None and not o.training for o in e.nets for p in o.parameters())
+    assert not e.training and all(p.grad is None and not o.training for o in e.nets for p in o.parameters())
     with torch.no_grad():
         for p in [*m.parameters(),*l.model.parameters()]: p.zero_()
     assert torch.equal(e(x), was)
