@@ -12,13 +12,14 @@ import nbdev.processors as procs
 from symbols import Defs,asked,data,full,lib,on_event,patched,shown,target
 from mentions import Lookup,linked
 
-sorts = 'function|class|bound method|built-in function'
-an_object = re.compile(r"<(?:"+sorts+r") '?((?:[\w.]|<\w+>)+)'?(?: at 0x\w+| of .*?)?>")
+sorts = 'function|class|bound method|built-in function|module'
+an_object = re.compile(r"<(?:"+sorts+r") '?((?:[\w.]|<\w+>)+)'?(?: at 0x\w+| of .*?| from .*?)?>")
 own_module = re.compile(r'\b(__main__|(?:'+re.escape(lib)+r'|fastai|fastcore)[\w.]*)\.(?=\w)')
 def tidy(o):
-    "Drop our own module names, and addresses, from the text of a signature"
+    "Drop our own module names, addresses and paths from the text of a signature"
     o = an_object.sub(lambda m: m[1].split('.')[-1].replace('<lambda>','lambda'), o)
     o = re.sub(r'\btorch\.nn\.modules\.\w+\.', 'nn.', re.sub(r'\btorch\.(?=Tensor\b)', '', o))
+    o = re.sub(r'\bcollections\.abc\.(?=\w)', '', o).replace('torch._C.', 'torch.')
     return own_module.sub('', o)
 
 def esc(o):

@@ -283,7 +283,8 @@ def compare_arms(
 def _pm(m, h, nd):
     "A mean ± half of its interval, with spaces that do not break"
     if m!=m: return ''
-    return f'{m:.{nd}f}\u00a0±\u00a0{h:.{nd}f}' if h==h else f'{m:.{nd}f}'
+    m = f'{round(m, nd)+0:.{nd}f}'    # no -0.00
+    return f'{m}\u00a0±\u00a0{h:.{nd}f}' if h==h else m
 
 def show_arms(
     df:pd.DataFrame, # What `results` gives

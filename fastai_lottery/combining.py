@@ -146,4 +146,4 @@ combining.append(replace(
 @claims_for('combining-mnist', 'combining-mnist-full')
 def _primary(f):
     what = 'an ensemble of four tickets of a quarter of the weights beats one dense net of as many weights and iterations'
-    return {'Primary': [f.beats(what, 'better', 'tickets',1, 'dense',0, col='test_accuracy')]}
+    return {'Four tickets against one net': [f.beats(what, 'better', 'tickets',1, 'dense',0, col='test_accuracy')]}
