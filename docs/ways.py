@@ -107,7 +107,8 @@ def told(p):
     "The line on top of a page: what it costs, its notebook, its source"
     cost = lines[stem(p)].cost if stem(p) in lines else ''
     up = '../'*docname(p).count('/')
-    parts = [f'Runs in {cost}' if cost[:1].isdigit() else cost[:1].upper()+cost[1:]]
+    said = f'Runs in {cost}' if cost[:1].isdigit() else cost[:1].upper()+cost[1:]
+    parts = [re.sub('`(.*?)`', r'<code class="literal">\1</code>', said)]
     parts += [f'<a href="{up}notebooks/{stem(p)}.ipynb" download>Notebook</a>']
     if url := source(p): parts.append(f'<a href="{url}">Source</a>')
     return f'<p class="told">{" · ".join(o for o in parts if o)}</p>'
