@@ -71,13 +71,15 @@ def cards(ps, titles, abouts):
     return '\n'.join([':::::{grid} 1 2 2 3',':gutter: 2',':class-container: ways','',
                       *[card(p, titles[p], abouts[p]) for p in ps],':::::'])
 
+def sentence(s): return s[0].upper()+s[1:]+'.'*(s[-1] not in '.?!')
+
 def contents(nbs, titles, abouts):
     "The page of all pages, as cards"
     parts = ['# All pages\n\n:::{div} lead\nGuides, papers and library, by what you want to do\n:::']
     for k,ps in members(nbs).items():
-        parts.append(f'## {k}\n\n{groups[k][0][0].upper()+groups[k][0][1:]}.\n\n{cards(ps, titles, abouts)}')
+        parts.append(f'## {k}\n\n{sentence(groups[k][0])}\n\n{cards(ps, titles, abouts)}')
     for k,ps in rooms(nbs).items():
-        parts.append(f'### {storeys[k][1]}\n\n{storeys[k][2][0].upper()+storeys[k][2][1:]}.\n\n{cards(ps, titles, abouts)}')
+        parts.append(f'### {storeys[k][1]}\n\n{sentence(storeys[k][2])}\n\n{cards(ps, titles, abouts)}')
     return '\n\n'.join(parts)+'\n'
 
 def storey_page(k, ps, titles, abouts, twice):
