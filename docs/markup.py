@@ -1,5 +1,6 @@
 "Quarto's syntax, in which notebooks are written, as MyST's, which Sphinx reads; figures and tables of stored outputs"
 import re
+from itertools import cycle
 from pathlib import Path
 from base64 import b64decode
 from io import BytesIO
@@ -69,9 +70,27 @@ def one_head(m):
     if len(cols)!=len(names) or any(a and b for a,b in zip(cols,names)): return m[0]
     return '<thead><tr>'+''.join(f'<th>{a or b}</th>' for a,b in zip(cols,names))+'</tr></thead>'
 
+_figure = re.compile(r'[-−+<>±≤≥(]?\s*\.?\d.*|n/?an?|none|[-–]?', re.I|re.S)
+_parts = re.compile(r'(.*<thead>\s*<tr[^>]*>)(.*?)(</tr>\s*</thead>\s*<tbody>)(.*?)(</tbody>.*)', re.S)
+def kind(cells):
+    "How a column is marked: words, which may be long, or nothing if there is a figure among its cells"
+    if any(map(_figure.fullmatch, cells)): return ''
+    return ' class="words long"' if max(map(len, cells))>24 else ' class="words"'
+
+def words(h):
+    "Columns of words, not of figures, marked: they begin at the left, and long ones break on a phone"
+    m = _parts.fullmatch(h)
+    if not m or '<tr' in m[2]: return h
+    rows = [re.findall('<td>(.*?)</td>', r, re.S) for r in m[4].split('<tr')[1:]]
+    if len({*map(len, rows)})!=1 or not rows[0] or m[4].count('<td')!=len(rows)*len(rows[0]): return h
+    kinds = [*map(kind, zip(*rows))]
+    ths,tds = iter(['']*(m[2].count('<th')-len(kinds))+kinds),cycle(kinds)
+    head = re.sub(r'<th\b', lambda _: '<th'+next(ths), m[2])
+    return m[1]+head+m[3]+re.sub('<td>', lambda _: f'<td{next(tds)}>', m[4])+m[5]
+
 def table(h):
     "A table with one head, whose intervals do not break over lines, marked where its rows are just numbered or verdicts"
-    h = papers_html(_head.sub(one_head, h))
+    h = words(papers_html(_head.sub(one_head, h)))
     if '<th>verdict</th>' in h: h = h.replace('class="dataframe"', 'class="dataframe verdicts"')
     h = re.sub(r'\([-\d.]+ to [-\d.]+\)|&lt; \.?\d|\d %', lambda m: m[0].replace(' ','\xa0'), h)
     rows = re.findall(r'<th[^>]*>(.*?)</th>', h.rpartition('<tbody')[2])
@@ -89,10 +108,15 @@ def image(outputs, d):
     if wh := pngs[0].get('metadata',{}).get('image/png'): res['width'] = f"{wh['width']}px"
     return dict(image=res)
 
-def tags_of(d, source, fold):
-    "MyST-NB's tags: what of a cell the page leaves out, or folds"
+def in_columns(outputs):
+    "Does a cell print text in columns, in lines that fit a page? On a phone those scroll, for broken they could not be read"
+    lines = [l for o in outputs for l in ''.join(o.get('text','')).splitlines()]
+    return sum(bool(re.search(r'\S {2,}\S', l)) for l in lines)>1 and max(map(len, lines))<=105
+
+def tags_of(d, source, fold, columns=False):
+    "MyST-NB's tags: what of a cell the page leaves out, or folds; and text in columns"
     silent = d.get('echo')=='false' or not source
-    has = {'remove-input':silent, 'remove-output':d.get('output')=='false', 'hide-input':fold}
+    has = {'remove-input':silent, 'remove-output':d.get('output')=='false', 'hide-input':fold, 'columns':columns}
     return [t for t,on in has.items() if on]+[d[k] for k in ('tag',) if k in d]
 
 def card_of(c):
@@ -114,5 +138,5 @@ def code(c):
     if 'fig-cap' in d: my['figure'] = dict(caption=d['fig-cap'])
     my.update(image(c.outputs, d))
     c.metadata.pop('execution',None)
-    c.metadata.update(tags=tags_of(d, c.source, fold), **({'mystnb':my} if my else {}))
+    c.metadata.update(tags=tags_of(d, c.source, fold, in_columns(c.outputs)), **({'mystnb':my} if my else {}))
     return c

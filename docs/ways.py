@@ -71,13 +71,15 @@ def cards(ps, titles, abouts):
     return '\n'.join([':::::{grid} 1 2 2 3',':gutter: 2',':class-container: ways','',
                       *[card(p, titles[p], abouts[p]) for p in ps],':::::'])
 
+def sentence(s): return s[0].upper()+s[1:]+'.'*(s[-1] not in '.?!')
+
 def contents(nbs, titles, abouts):
     "The page of all pages, as cards"
     parts = ['# All pages\n\n:::{div} lead\nGuides, papers and library, by what you want to do\n:::']
     for k,ps in members(nbs).items():
-        parts.append(f'## {k}\n\n{groups[k][0][0].upper()+groups[k][0][1:]}.\n\n{cards(ps, titles, abouts)}')
+        parts.append(f'## {k}\n\n{sentence(groups[k][0])}\n\n{cards(ps, titles, abouts)}')
     for k,ps in rooms(nbs).items():
-        parts.append(f'### {storeys[k][1]}\n\n{storeys[k][2][0].upper()+storeys[k][2][1:]}.\n\n{cards(ps, titles, abouts)}')
+        parts.append(f'### {storeys[k][1]}\n\n{sentence(storeys[k][2])}\n\n{cards(ps, titles, abouts)}')
     return '\n\n'.join(parts)+'\n'
 
 def storey_page(k, ps, titles, abouts, twice):
@@ -107,7 +109,8 @@ def told(p):
     "The line on top of a page: what it costs, its notebook, its source"
     cost = lines[stem(p)].cost if stem(p) in lines else ''
     up = '../'*docname(p).count('/')
-    parts = [f'Runs in {cost}' if cost[:1].isdigit() else cost[:1].upper()+cost[1:]]
+    said = f'Runs in {cost}' if cost[:1].isdigit() else cost[:1].upper()+cost[1:]
+    parts = [re.sub('`(.*?)`', r'<code class="literal">\1</code>', said)]
     parts += [f'<a href="{up}notebooks/{stem(p)}.ipynb" download>Notebook</a>']
     if url := source(p): parts.append(f'<a href="{url}">Source</a>')
     return f'<p class="told">{" · ".join(o for o in parts if o)}</p>'

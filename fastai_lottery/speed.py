@@ -33,16 +33,29 @@ def _checked(reports, cols):
     return ts
 
 # %% ../nbs/41_speed.ipynb #39c9dcd8
-def _say_names(ax, ps, c):
-    "The name beside each point, on the side where no line leads"
+_turns = [np.array([[np.cos(a),-np.sin(a)],[np.sin(a),np.cos(a)]]) for a in np.pi/4*np.array([0,1,-1,2,-2,3,-3,4])]
+def _free(xy, o, n, taken, dpi):
+    "Where a name of `n` letters prints over nothing: in direction `o` from its point, or as little turned as need be"
+    tries = [(r@o)*(7+2.4*n, 10) for r in _turns]
+    room = [min(np.linalg.norm(xy+t*dpi/72-q) for q in taken) for t in tries]
+    best = next((i for i,d in enumerate(room) if d>8.5*dpi/72), int(np.argmax(room)))
+    taken.append(xy+tries[best]*dpi/72)
+    return tries[best]
+
+def _say_all(ax, names):
+    taken = [xy for ps,_ in names for xy in ax.transData.transform(list(ps.values()))]
+    for ps,c in names: _say_names(ax, ps, c, taken)
+
+def _say_names(ax, ps, c, taken):
+    "The name beside each point, on the side where no line leads and nothing is `taken`"
     at = ax.transData.transform(list(ps.values()))
     to = np.diff(at, axis=0)
     to /= np.maximum(np.linalg.norm(to, axis=1, keepdims=True), 1e-9)
     off = np.pad(to, ((1,0),(0,0)))-np.pad(to, ((0,1),(0,0)))
     halo = dict(path_effects=[withStroke(linewidth=3, foreground='white')], fontsize=8, color=c, ha='center', va='center')
-    for (n,p),o in zip(ps.items(), off):
+    for (n,p),o,xy in zip(ps.items(), off, at):
         o = o/np.linalg.norm(o) if np.linalg.norm(o)>.1 else np.array([0,1])
-        ax.annotate(n, p, o*(7+2.4*len(n), 10), textcoords='offset points', **halo)
+        ax.annotate(n, p, _free(xy, o, len(n), taken, ax.figure.dpi), textcoords='offset points', **halo)
 
 # %% ../nbs/41_speed.ipynb #9e0de4e7
 def plot_speed(
@@ -68,5 +81,5 @@ def plot_speed(
     ax.minorticks_off()
     ax.set(xlabel=f"time for {rows} row{'s'*(rows>1)} (ms)", ylabel=words_of(col))
     add_legend(ax, 0).set_title('numbers are rounds'*any(isinstance(n, int) for n in ts))
-    for ps,c in names: _say_names(ax, ps, c)
+    _say_all(ax, names)
     return ax

@@ -222,3 +222,12 @@ def test_a_picture_that_a_phone_would_shrink_too_far_scrolls(size, width, wide, 
     Image.new('RGB', size, 'white').save(b, format='png')
     o = dict(data={'image/png':base64.b64encode(b.getvalue()).decode()}, metadata={'image/png':{'width':width}} if width else {})
     assert ground(o)=='fig-paper'+' fig-wide'*wide
+
+def test_columns_of_words_are_marked_and_printed_columns_keep_their_lines(monkeypatch):
+    "Words begin at the left, figures end at the right; what is printed in columns is not broken on a phone"
+    monkeypatch.syspath_prepend(str(root/'docs'))
+    from markup import in_columns,words
+    h = ('<table><thead><tr><th></th><th>arm</th><th>left</th></tr></thead><tbody><tr><th>0</th><td>ticket</td><td>.5</td></tr>'
+         '<tr><th>1</th><td>a random mask of as many weights</td><td>-</td></tr></tbody></table>')
+    assert words(h).count('class="words long"')==3 and '<td>.5</td>' in words(h) and words('<p>no table</p>')=='<p>no table</p>'
+    assert in_columns([dict(text='a   b\n1   2\n')]) and not in_columns([dict(text='a message\nof words\n')])
