@@ -91,7 +91,7 @@ def words(h):
 def table(h):
     "A table with one head, whose intervals do not break over lines, marked where its rows are just numbered or verdicts"
     h = words(papers_html(_head.sub(one_head, h)))
-    if '<th>verdict</th>' in h: h = h.replace('class="dataframe"', 'class="dataframe verdicts"')
+    if re.search('<th[^>]*>verdict</th>', h): h = h.replace('class="dataframe"', 'class="dataframe verdicts"')
     h = re.sub(r'\([-\d.]+ to [-\d.]+\)|&lt; \.?\d|\d %', lambda m: m[0].replace(' ','\xa0'), h)
     rows = re.findall(r'<th[^>]*>(.*?)</th>', h.rpartition('<tbody')[2])
     numbered = rows and all(re.fullmatch(r'\d+',r) for r in rows)
