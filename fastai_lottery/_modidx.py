@@ -2041,6 +2041,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_lottery.scopes._shares': ('scopes.html#_shares', 'fastai_lottery/scopes.py'),
                                        'fastai_lottery.scopes._shuffled': ('scopes.html#_shuffled', 'fastai_lottery/scopes.py'),
                                        'fastai_lottery.scopes._unsliced': ('scopes.html#_unsliced', 'fastai_lottery/scopes.py'),
+                                       'fastai_lottery.scopes.as_mask': ('scopes.html#as_mask', 'fastai_lottery/scopes.py'),
                                        'fastai_lottery.scopes.as_scope': ('scopes.html#as_scope', 'fastai_lottery/scopes.py'),
                                        'fastai_lottery.scopes.best_last': ('scopes.html#best_last', 'fastai_lottery/scopes.py'),
                                        'fastai_lottery.scopes.check_amount': ('scopes.html#check_amount', 'fastai_lottery/scopes.py'),

@@ -18,7 +18,7 @@ from .core import name_of,check_whole
 from .masks import *
 from .criteria import large_final
 from .units import *
-from .scopes import NothingMore,global_
+from .scopes import NothingMore,as_mask,global_
 from .resets import rewind,state,load_,base_state,check_pruned_by_torch
 from .resets import check_all_known
 from .tickets import *
@@ -320,7 +320,7 @@ def fit_ticket(self:Learner,
     ticket:Ticket, # A ticket of this model's architecture
     n_epoch:int, # Epochs
     reset=rewind, # Where survivors start: `rewind`, the control `random_reinit`, or any function (see `resets`)
-    mask=None, # Control on the mask: `shuffle_mask`, `random_mask` or any function `(masks, gen) -> Masks`
+    mask=None, # Control on the mask: `shuffle_mask`, `random_mask`, the name of one or any function `(masks, gen) -> Masks`
     hold=None, # Mask-0 action of `w_i`, `w_k`, `m`, `gen`, such as `hold_init`; by default the ticket's own
     fit=Learner.fit_one_cycle, # How to train
     seed:int=None, # The same data order as in the lottery of this seed
@@ -333,7 +333,7 @@ def fit_ticket(self:Learner,
 )->Round: # What it showed; the Learner holds the trained net, under its mask
     """Train `ticket`, or a control of it (1803.03635). Raises `ValueError` for another architecture, for a reset that needs what the
     ticket does not know, and for a folder of other settings; nothing is touched then"""
-    lot,reset = lottery_of(self),as_reset(reset)
+    lot,reset,mask = lottery_of(self),as_reset(reset),as_mask(mask)
     s = Settings(n_epoch, 0, reset=reset, hold=hold, fit=as_fit(fit), seed=seed, eval_every=eval_every, test_dl=test_dl, kwargs=kwargs,
                  same=tuple(L(same)))
     place = _check_ticket(self, ticket, s.training, reset)

@@ -333,3 +333,14 @@ def mask_of(
         return Masks({n:o[n].to(m[n].device) for n in m}, o.units)
     _mask_of.__name__ = f'mask_of({o.hash()})'
     return _mask_of
+
+# %% ../nbs/03_scopes.ipynb #n9479373
+named_controls = {f.__name__:f for f in (shuffle_mask,random_mask,erk_mask,inverse_mask)}
+
+def as_mask(o):
+    "The control on a mask that `o` is or names; None is none. Raises `ValueError` for anything else"
+    if o is None or callable(o): return o
+    if isinstance(o, str) and o in named_controls: return named_controls[o]
+    hint = ' For the mask of another ticket say mask_of(ticket)' if isinstance(getattr(o, 'masks', o), Masks) else ''
+    raise ValueError(f"{meant(o, named_controls)}`mask` should be a function (masks, gen) -> Masks or one of "
+                     f"{', '.join(named_controls)}; got {o!r}.{hint}")

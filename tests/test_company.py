@@ -16,6 +16,7 @@ from fastai.callback.schedule import ParamScheduler,SchedCos
 from fastai.callback.tracker import EarlyStoppingCallback,ReduceLROnPlateau,SaveModelCallback,TerminateOnNaNCallback
 from fastai.callback.training import BnFreeze,GradientAccumulation,GradientClip,ShortEpochCallback
 from fastai.learner import Learner,Recorder
+from fastai_lottery import scopes
 from fastai_lottery.callback import LotteryCallback
 from fastai_lottery.core import pick
 from fastai_lottery.presets import preset
@@ -350,7 +351,17 @@ def test_an_interrupt_keeps_what_there_is():
 
 # --- names mistyped
 
+def pruned():
+    "A Learner that has played no lottery, and its ticket"
+    learn = learner()
+    learn.fit(1)
+    learn.prune(.5)
+    return learn,learn.lottery.ticket()
+
+def asked(**kw): return (lambda learn,t: learn.fit_ticket(t, 1, seed=0, **kw))(*pruned())
+
 wrong = dict(criterion=(as_criterion,'larg_final','large_final'), reset=(as_reset,'rewnd','rewind'),
+             mask=(lambda o: asked(mask=o),'shufle_mask','shuffle_mask'),
              hold=(as_action,'hold_int','hold_init'), scope=(lambda o: as_scope(o, []),'globel','global'), preset=(preset,'digts','digits'),
              monitor=(lambda o: learner().fit_lottery(1, tol=.1, monitor=o),'acuracy','accuracy'))
 
@@ -364,6 +375,22 @@ def test_a_wrong_name_is_told_the_nearest_first(what):
 def test_a_name_like_no_other():
     with pytest.raises(ValueError, match='^`criterion` should be a function of'): as_criterion('zzzz')
     with pytest.raises(ValueError, match='should be a function'): pick(['large_final'], {'large_final':1}, 'criterion')
+
+@pytest.mark.parametrize('name', ['shuffle_mask','random_mask','erk_mask','inverse_mask'])
+def test_a_control_on_the_mask_by_name(name):
+    "The same training as by the function of that name"
+    learn,t = pruned()
+    a,b = (learn.fit_ticket(t, 1, seed=0, mask=o) for o in (name,getattr(scopes, name)))
+    assert a['mask']==b['mask']==name and a['mask_hash']==b['mask_hash'] and a['train_loss']==b['train_loss']
+
+@pytest.mark.parametrize('what', ['masks','ticket','zzzz',3])
+def test_what_is_no_control_on_the_mask(what):
+    "Another ticket's mask has a word of its own"
+    learn,t = pruned()
+    before = learn.lottery.masks.hash()
+    o = dict(masks=t.masks, ticket=t).get(what, what)
+    with pytest.raises(ValueError, match='^`mask` should be a function') as e: learn.fit_ticket(t, 1, mask=o)
+    assert ('mask_of(ticket)' in str(e.value))==(what in ('masks','ticket')) and learn.lottery.masks.hash()==before
 
 def test_a_typo_on_the_callback():
     lot = learner().lottery
