@@ -42,6 +42,16 @@ def inline(s, here):
     def row(o): return f'<p class="drawings">{_svgs.sub(svg, o)}</p>' if _svgs.match(o) else o
     return '\n\n'.join(map(row, s.split('\n\n')))
 
+_code = re.compile(r'^(?:`{3,}|~{3,}).*?^(?:`{3,}|~{3,})[ \t]*$|`[^`\n]*`', re.M|re.S)
+_apart = re.compile(r'(?<=\d)\s(?=%)|(?<=\d)\s(?=±\s?[\d.])|(?<=±)\s(?=[\d.])')
+def units(s):
+    "Text whose figures stay in one line with their unit, or with half of their interval; code as it is"
+    out,at = [],0
+    for m in _code.finditer(s):
+        out += [_apart.sub('\xa0', s[at:m.start()]),m[0]]
+        at = m.end()
+    return ''.join([*out,_apart.sub('\xa0', s[at:])])
+
 _nbl = re.compile(r'\]\(([^)\s]*?)([^/)\s]+\.ipynb)(#[^)]*)?\)')
 def markdown(s, here):
     "A markdown cell of a notebook in folder `here`"
@@ -52,7 +62,7 @@ def markdown(s, here):
     s = _nbl.sub(link, _call.sub(callout, s))
     m = re.search(r'^:{3,}\s*\{\.[^}]*\}', s, re.M)
     if m: raise ValueError(f'docs/markup.py has no translation of {m[0]}')
-    return papers(s)
+    return papers(units(s))
 
 def ground(o):
     """How a figure meets a dark page: drawn on nothing, on paper (shown inverted), or neither; and whether a phone is too narrow:
@@ -70,12 +80,12 @@ def one_head(m):
     if len(cols)!=len(names) or any(a and b for a,b in zip(cols,names)): return m[0]
     return '<thead><tr>'+''.join(f'<th>{a or b}</th>' for a,b in zip(cols,names))+'</tr></thead>'
 
-_figure = re.compile(r'[-−+<>±≤≥(]?\s*\.?\d.*|n/?an?|none|[-–]?', re.I|re.S)
+_figure = re.compile(r'(?!\d×\d)[-−+<>±≤≥(]?\s*\.?\d.*|n/?an?|none|[-–]?', re.I|re.S)
 _parts = re.compile(r'(.*<thead>\s*<tr[^>]*>)(.*?)(</tr>\s*</thead>\s*<tbody>)(.*?)(</tbody>.*)', re.S)
 def kind(cells):
     "How a column is marked: words, which may be long, or nothing if there is a figure among its cells"
-    if any(map(_figure.fullmatch, cells)): return ''
-    return ' class="words long"' if max(map(len, cells))>24 else ' class="words"'
+    if max(map(len, cells))>24 and any(len(o)>24 or not _figure.fullmatch(o) for o in cells): return ' class="words long"'
+    return '' if any(map(_figure.fullmatch, cells)) else ' class="words"'
 
 def words(h):
     "Columns of words, not of figures, marked: they begin at the left, and long ones break on a phone"
@@ -88,11 +98,15 @@ def words(h):
     head = re.sub(r'<th\b', lambda _: '<th'+next(ths), m[2])
     return m[1]+head+m[3]+re.sub('<td>', lambda _: f'<td{next(tds)}>', m[4])+m[5]
 
-def table(h):
+_one = re.compile(r'<table\b.*?</table>', re.S)
+def table(h): return _one.sub(lambda m: _table(m[0]), h) if _one.search(h) else _table(h)
+
+def _table(h):
     "A table with one head, whose intervals do not break over lines, marked where its rows are just numbered or verdicts"
     h = words(papers_html(_head.sub(one_head, h)))
     if re.search('<th[^>]*>verdict</th>', h): h = h.replace('class="dataframe"', 'class="dataframe verdicts"')
-    h = re.sub(r'\([-\d.]+ to [-\d.]+\)|&lt; \.?\d|\d %', lambda m: m[0].replace(' ','\xa0'), h)
+    h = re.sub(r'(?<=[>( ])-(?=\.?\d)', '−', h)
+    h = re.sub(r'\([−\d.]+ to [−\d.]+\)|&lt; \.?\d|\d (%|pp|×)|± [\d.]|\d ±', lambda m: m[0].replace(' ','\xa0'), h)
     rows = re.findall(r'<th[^>]*>(.*?)</th>', h.rpartition('<tbody')[2])
     numbered = rows and all(re.fullmatch(r'\d+',r) for r in rows)
     return h.replace('class="dataframe', 'class="dataframe numbered') if numbered else h
@@ -132,10 +146,11 @@ def code(c):
     if re.match(r'show_doc', c.source): return card_of(c)
     for o in c.outputs:
         if h := o.get('data',{}).get('text/html'): o['data']['text/html'] = table(''.join(h))
+        if h := o.get('data',{}).get('text/markdown'): o['data']['text/markdown'] = units(''.join(h))
     fold = d.get('code-fold','false') not in ('false','show')
     said = d.get('code-summary','Code')
     my = dict(code_prompt_show=said, code_prompt_hide=said) if fold else {}
-    if 'fig-cap' in d: my['figure'] = dict(caption=d['fig-cap'])
+    if 'fig-cap' in d: my['figure'] = dict(caption=units(d['fig-cap']))
     my.update(image(c.outputs, d))
     c.metadata.pop('execution',None)
     c.metadata.update(tags=tags_of(d, c.source, fold, in_columns(c.outputs)), **({'mystnb':my} if my else {}))

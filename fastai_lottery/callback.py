@@ -283,9 +283,8 @@ def hold(self:LotteryCallback):
 # %% ../nbs/11_callback.ipynb #636bd8eb
 @patch
 def after_opt_step(self:LotteryCallback, *args):
-    if not self.run: return
-    if self._hold is None: self.hold()
-    else: self._hold()
+    "Make pruned weights exactly 0 again, right after the optimizer's own step"
+    if self.run: (self.hold if self._hold is None else self._hold)()
 
 @patch
 def after_grad(self:LotteryCallback, w):
@@ -294,13 +293,14 @@ def after_grad(self:LotteryCallback, w):
 
 @patch
 def after_load(self:LotteryCallback, m, keys):
+    "Mask what `load_state_dict` has put in"
     if self.learn is not None and unwrap(self.learn.model) is m: self.hold()
 
 @patch
 def before_forward(self:LotteryCallback, m, args):
+    "Make sure that pruned weights are 0 before the net is asked, whoever wrote to them since"
     learn = self.learn
-    if self.paused or not self.run or learn is None: return
-    if m is not learn.model and m is not unwrap(learn.model): return
+    if self.paused or not self.run or learn is None or m is not learn.model and m is not unwrap(learn.model): return
     if self._hold is None: self.hold()
     else: self._hold.check(m.training)
     if self.looks_next and m.training: self.look_here(args)

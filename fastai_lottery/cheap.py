@@ -100,8 +100,10 @@ def with_costs(
     "What each training took, all that had to be trained before it included"
     own = df[df.arm.isin(['dense','ticket'])].sort_values(['seed','round'])
     its = own.assign(spent=own.groupby('seed').iterations.cumsum()).set_index(['seed','round'])
+    known = {} if 'spent' not in df else df.dropna(subset='spent').set_index(['seed','round','arm']).spent.to_dict()
     def spent(o):
-        if 'spent' in o and o.spent==o.spent: return o.spent
+        found = o.seed,o['round'],o.arm.removesuffix('_reinit')    # a recipe's control had its mask to find as well
+        if found in known: return known[found]
         if o.arm in ('shuffle','random') or o['round']==0: return o.iterations
         return its.spent[o.seed,0 if o.arm=='one_shot' else o['round']-1]+o.iterations
     res = df.assign(spent=df.apply(spent, axis=1))

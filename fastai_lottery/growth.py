@@ -237,10 +237,13 @@ def before_step(self:GrowthCallback):
     raise CancelStepException()
 
 @patch
-def after_cancel_step(self:GrowthCallback): self._off = True
+def after_cancel_step(self:GrowthCallback):
+    "Note that this step was skipped: it does not count"
+    self._off = True
 
 @patch
 def after_step(self:GrowthCallback):
+    "Count the step, a move as well"
     if self._on and self._due and not self._grew: _quiet_grads(self.learn.lottery)    # somebody skipped this step
     if self._grew or not self._off: self._n += 1
     self._open = self._due = self._grew = self._off = False
@@ -254,6 +257,7 @@ def _quiet_grads(lot):
 
 @patch
 def after_fit(self:GrowthCallback):
+    "End the moves of this training, and say so where it was too short for any"
     if not self._on: return
     lot,self._on = self.learn.lottery,False
     if lot.looking: _quiet_grads(lot)

@@ -196,6 +196,7 @@ def panels(ax, rows, cols, size):
     "A new figure and its axes, or None and those given"
     if ax is None:
         fig,axs = plt.subplots(rows, cols, figsize=size, layout='constrained')
+        fig.get_layout_engine().set(h_pad=.08)    # inches: a title keeps off the words above it
         return fig,Panels(list(axs.flat))
     axs = Panels(list(getattr(ax, 'flat', ax if isinstance(ax, (list,tuple,L)) else [ax])))
     if len(axs)!=rows*cols: raise ValueError(f"`ax` should be {rows*cols} axes for as many pictures; got {len(axs)}")

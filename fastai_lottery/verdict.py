@@ -87,10 +87,11 @@ _few = ', provisional'    # of fewer seeds than were declared
 def _so_far(v, n, declared): return v+_few*(3<=n<(declared or 0))
 
 # %% ../nbs/33_verdict.ipynb #fc3996a1
-def span(w):
+def span(w, unit=''):
     "A tolerance as text"
-    if w[1]==math.inf: return f'≥ {w[0]:g}'
-    return f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'
+    if w[1]==math.inf: said = f'≥ {w[0]:g}'
+    else: said = f'≤ {w[1]:g}' if w[0]==-math.inf else f'{w[0]:g} to {w[1]:g}'
+    return f'{said} {unit}'.strip()
 
 # %% ../nbs/33_verdict.ipynb #ba72ec37
 def _num(x): return f'{x:.2f}' if abs(x)<100 else f'{x:.0f}'
@@ -116,7 +117,7 @@ def verdicts(
     tests = [c.p for c in cs],[c.p_opposite for c in cs]
     def row(c, p, o, *times):
         ends = _within(c, _chance(c, p, o, *times))
-        return dict(claim=c.what, paper=c.paper, ours=_ours(c, *ends), tolerance=span(c.want), n=c.n, test=c.test,
+        return dict(claim=c.what, paper=c.paper, ours=_ours(c, *ends), tolerance=span(c.want, c.unit), n=c.n, test=c.test,
                     p=_p(p), verdict=_so_far(_verdict(c, p, o, ends), c.n, declared))
     return Shown([row(*o) for o in zip(cs, *map(_adjusted, tests), *map(_times, tests))])
 

@@ -32,6 +32,13 @@ def test_costs_by_hand():
     for a,n in want.items(): assert t.spent[a,2,9]==n and t.cost[a,2,9]==n/8000
     assert t.spent['dense',0,0]==800 and t.cost[chosen,0,14]==2500/(15*800)
 
+def test_a_control_of_a_recipe_costs_what_the_recipe_does():
+    "It trains the recipe's mask, which had to be found first; IMP's mask from new weights costs what IMP does"
+    more = [shown(a, s, k) for s in range(4) for k in (9,14) for a in (f'{chosen}_reinit','reinit')]
+    t = with_costs(pd.concat([table(), pd.DataFrame(more)], ignore_index=True)).set_index(['arm','seed','round'])
+    for k in (9,14):
+        assert t.cost[f'{chosen}_reinit',1,k]==t.cost[chosen,1,k]<.26 and t.cost['reinit',1,k]==1
+
 def test_the_choice_goes_by_validation_and_by_cost():
     df = table()
     more = [(s,k,*o) for s in range(4) for k in (9,14) for o in (('going_on_mean',.985,2000.),('going_on',.99,2400.))]
