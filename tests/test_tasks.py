@@ -4,6 +4,7 @@ import contextlib,pickle,pytest
 from fastai.callback.fp16 import AMPMode,MixedPrecision
 from nets import *
 from fastai_lottery.analysis import tensors_in
+from fastai_lottery.growth import GrowthCallback
 from fastai_lottery.shrink import shrink
 from fastai_lottery.tasks import *
 import fastai_lottery.deploy,fastai_lottery.gradual
@@ -362,11 +363,11 @@ with_units = dict(conv=(conv_bn,'7',dict(shape=(1,6,6)),'channels'), neurons=(ml
                   heads=(Attentive,'head',steps,'channels'), rows=(mlp,'4',{},'rows'),
                   kernels=(conv_bn,'7',dict(shape=(1,6,6)),'kernels'))
 
-def in_units(name):
+def in_units(name, **kwargs):
     "A Learner whose first task has been pruned by units, its data, and what it says"
     net,head,kw,units = with_units[name]
     if units=='channels': pytest.importorskip('torch_pruning')
-    learn = learner(net, data(**kw), lr=.02, cbs=LotteryCallback(units=units))
+    learn = learner(net, data(**kw), lr=.02, cbs=LotteryCallback(units=units), **kwargs)
     learn.fit(1)
     learn.prune(.5)
     learn.fit(1)
@@ -393,6 +394,27 @@ def test_units_of_the_first_task_stay_and_freed_ones_learn(name):
     assert torch.equal(says(learn, x), now)
     learn.switch_task('a')
     assert torch.equal(says(learn, x), was)
+
+@pytest.mark.parametrize('way', ways)
+def test_units_however_the_next_task_is_trained(way, tmp_path):
+    learn,head,x,was = in_units('norm', path=tmp_path)
+    learn.freeze_kept('a', head=head)
+    ways[way](learn)
+    check(learn, x, was)
+
+@pytest.mark.parametrize('kw', [dict(), dict(start='init', grow='random')], ids=['gradient','chance'])
+@pytest.mark.parametrize('name', ['conv','norm'])
+def test_connections_that_move_leave_the_first_task_alone(name, kw):
+    "Of single weights, and of channels, which are drawn anew"
+    if not kw: learn,head,x = first(dict(conv='conv', norm='dropout')[name])
+    else: learn,head,x,_ = in_units(name)
+    was = says(learn, x)
+    learn.freeze_kept('a', head=head)
+    learn.prune(.3)
+    learn.add_cb(GrowthCallback(density=.5, every=2, **kw))
+    learn.fit(2)
+    assert len(learn.growth.moves)==2
+    check(learn, x, was)
 
 @pytest.mark.parametrize('name', [n for n,o in with_units.items() if o[3]=='channels'])
 def test_a_task_of_units_as_a_small_net(name):
