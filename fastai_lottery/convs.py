@@ -162,7 +162,7 @@ convs.append(Preset(
     'birds-digits',
     about=_bird.format("A small conv net with batch norm on scikit-learn's 8×8 digits"),
     source='1909.11957, sections 3 and 4, on smaller images',
-    cost='5 trainings a seed; not measured; needs the extra `deploy`',
+    cost='about a minute a seed on one CPU core; needs the extra `deploy`',
     model=_small,
     settings=dict(_slimmed, n_epoch=20, lr=.05, eval_every=20),
     levels=(1,),

@@ -84,7 +84,7 @@ regrown.append(Preset(
     'moving-digits',
     about=_is.format("scikit-learn's 8×8 digits", 600, 44),
     source='1911.11134; 1707.04780; on smaller images',
-    cost='31 trainings of 600 iterations a seed, about a minute on one CPU core',
+    cost='31 trainings of 600 iterations a seed, about a minute and a half on one CPU core',
     settings=dict(n_epoch=30, eval_every=50, **_deep),
     levels=(7,14),
     replicates=8,
