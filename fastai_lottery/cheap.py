@@ -180,7 +180,7 @@ cheap.append(Preset(
     'cheap-conv-digits',
     about="Conv-2 with 16 channels on scikit-learn's 8×8 digits: searches without rewinds, untuned",
     source='1803.03635, section 3, on smaller images',
-    cost='about four minutes a seed on one CPU core',
+    cost='about two minutes a seed on one CPU core',
     data=on_digits['data'],
     model=partial(conv_net, 2, width=16, n_in=1, size=8),
     settings=dict(n_epoch=20, eval_every=50, lr=1.2e-3, **_conv),

@@ -94,7 +94,7 @@ def span(w, unit=''):
     return f'{said} {unit}'.strip()
 
 # %% ../nbs/33_verdict.ipynb #ba72ec37
-def _num(x): return f'{x:.2f}' if abs(x)<100 else f'{x:.0f}'
+def _num(x): return f'{round(x, 2)+0:.2f}' if abs(x)<100 else f'{x:.0f}'    # no -0.00
 
 def _end(x):
     "An end of an interval, never 0 where it is not"
