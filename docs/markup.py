@@ -83,8 +83,8 @@ def one_head(m):
 _figure = re.compile(r'(?!\d×\d)[-−+<>±≤≥(]?\s*\.?\d.*|n/?an?|none|[-–]?', re.I|re.S)
 _parts = re.compile(r'(.*<thead>\s*<tr[^>]*>)(.*?)(</tr>\s*</thead>\s*<tbody>)(.*?)(</tbody>.*)', re.S)
 def kind(cells):
-    "How a column is marked: words, which may be long, or nothing if there is a figure among its cells"
-    if max(map(len, cells))>24 and any(len(o)>24 or not _figure.fullmatch(o) for o in cells): return ' class="words long"'
+    "How a column is marked: long words, which may begin with a figure; words; or nothing if there is a figure among its cells"
+    if max(map(len, cells))>24: return ' class="words long"'
     return '' if any(map(_figure.fullmatch, cells)) else ' class="words"'
 
 def words(h):

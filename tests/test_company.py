@@ -358,7 +358,9 @@ def pruned():
     learn.prune(.5)
     return learn,learn.lottery.ticket()
 
-def asked(**kw): return (lambda learn,t: learn.fit_ticket(t, 1, seed=0, **kw))(*pruned())
+def asked(**kw):
+    learn,t = pruned()
+    return learn.fit_ticket(t, 1, seed=0, **kw)
 
 wrong = dict(criterion=(as_criterion,'larg_final','large_final'), reset=(as_reset,'rewnd','rewind'),
              mask=(lambda o: asked(mask=o),'shufle_mask','shuffle_mask'),

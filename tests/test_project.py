@@ -231,3 +231,14 @@ def test_columns_of_words_are_marked_and_printed_columns_keep_their_lines(monkey
          '<tr><th>1</th><td>a random mask of as many weights</td><td>-</td></tr></tbody></table>')
     assert words(h).count('class="words long"')==3 and '<td>.5</td>' in words(h) and words('<p>no table</p>')=='<p>no table</p>'
     assert in_columns([dict(text='a   b\n1   2\n')]) and not in_columns([dict(text='a message\nof words\n')])
+
+def test_figures_stay_with_their_unit(monkeypatch):
+    "In prose over line ends, in tables beside each other; code stays as it is, and hyphens before figures become minus signs"
+    monkeypatch.syspath_prepend(str(root/'docs'))
+    from markup import table,units
+    said = units('of 95\n% and .61\n± .21 `5 % ± 1`\n```sh\nat 5 % ± 1\n```\nat 5 %')
+    assert said=='of 95\xa0% and .61\xa0±\xa0.21 `5 % ± 1`\n```sh\nat 5 % ± 1\n```\nat 5\xa0%'
+    one = '<table class="dataframe"><thead><tr><th>a</th></tr></thead><tbody><tr><td>{}</td></tr></tbody></table>'
+    both = table(one.format('-.1 pp (-0.2 to 3)')+'<p>-1 and 2 %</p>'+one.format('8×8 digits'))
+    assert '<td>−.1\xa0pp (−0.2\xa0to\xa03)</td>' in both and '<p>-1 and 2 %</p>' in both
+    assert both.count('class="words"')==2, 'each table by itself: the second is of words, its head as well'
