@@ -1,5 +1,6 @@
 "What the callback costs a training step, beside fasterai's SparsifyCallback and torch.nn.utils.prune on the same net"
 from copy import deepcopy
+from unittest.mock import patch
 import torch.nn.utils.prune as tp
 from torch import nn
 from fastai.optimizer import Adam
@@ -7,6 +8,7 @@ from torchvision.models.resnet import BasicBlock,ResNet
 from fasterai.core.criteria import large_final
 from fasterai.core.schedule import one_shot
 from fasterai.sparse.sparsify_callback import SparsifyCallback
+import fastai_lottery.callback as lottery
 from fastai_lottery.all import fused_adam,lenet_300_100,LotteryCallback,prunable
 from common import images,interleave,learner,per_step,show,sized
 
@@ -47,6 +49,25 @@ def bench_lenet():
     dls = images(6000, (1,28,28))
     def make(cb): return learner(dls, lenet_300_100(), cbs=cb)
     compare('LeNet-300-100, batch 60, fused Adam: a training step', make, nn.Linear, 25)
+
+def midway(make, forget=lottery.forget_pruned_):
+    "A function that trains an epoch and returns ms a step, of a net that was pruned within its training, 1,500 steps ago"
+    l = make(LotteryCallback())
+    train = per_step(l)
+    def f():
+        with patch.object(lottery, 'forget_pruned_', forget): return train()
+    f()
+    l.prune(.5)
+    for _ in range(sized(15, 1)): f()
+    return f
+
+def bench_midway():
+    dls = images(6000, (1,28,28))
+    def make(cb): return learner(dls, lenet_300_100(), cbs=cb)
+    arms = {'dense':per_step(make(LotteryCallback())), 'pruned midway':midway(make),
+            'pruned midway, moments kept':midway(make, lambda *args: None)}
+    ms = interleave(arms, 25)
+    show('LeNet-300-100, batch 60, fused Adam: a training step after a prune within the training', ms, 'dense')
 
 def resnet18(): return ResNet(BasicBlock, [sized(2,1)]*4, num_classes=10)
 

@@ -19,6 +19,7 @@ from .masks import *
 from .masks import Watch
 from .model import *
 from .model import Known,check_alone,one_more,hypers_now
+from .moments import forget_pruned_
 from .criteria import large_final
 from .scopes import global_,check_lengths,lengths_of
 from .resets import state,load_,rewind,base_state,misfit,zeros_of,check_pruned_by_torch
@@ -33,8 +34,7 @@ from .signals import as_criterion,as_reset,as_action,outside_state,load_outside_
 class LotteryCallback(Verbs, Known, Callback):
     "Record the rewind point and keep pruned weights at zero after every step (1803.03635)"
     order = 80 # after all that moves weights, `SaveModelCallback` included
-    # views of weights, hooks and what else is of this process alone: not for pickles and copies
-    _stateattrs = ('_hold','_watch','_others','paused','_exports','_found','large')
+    _stateattrs = ('_hold','_watch','_others','paused','_exports','_found','large') # of this process alone: not for pickles and copies
     _hold = _watch = _found = None
     units,small,large = 'weights',None,None # What competes; of a net that was shrunk, its ticket, and what it was before
     _others = _exports = False
@@ -285,6 +285,7 @@ def hold(self:LotteryCallback):
 def after_opt_step(self:LotteryCallback, *args):
     "Make pruned weights exactly 0 again, right after the optimizer's own step"
     if self.run: (self.hold if self._hold is None else self._hold)()
+    forget_pruned_(self._hold if self.run else None, self.learn.opt)
 
 @patch
 def after_grad(self:LotteryCallback, w):
@@ -309,8 +310,7 @@ def before_forward(self:LotteryCallback, m, args):
 @patch
 def let_go(self:LotteryCallback, exports=False):
     "Take all hooks off; they come back with the next hold"
-    for o in (self._watch,self._hold):
-        if o is not None: o.off()
+    for o in filter(None, (self._watch,self._hold)): o.off()
     self._hold,self._exports = None,exports
 
 # %% ../nbs/11_callback.ipynb #ddb8c46b

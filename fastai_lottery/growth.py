@@ -17,7 +17,6 @@ from fastai.learner import Learner
 from .core import *
 from .core import check_fraction,check_whole,menu_of,name_of,pick
 from .masks import *
-from .masks import optimizers_in
 from .criteria import *
 from .lowest import Rows,counts,not_finite
 from .scopes import *
@@ -26,47 +25,10 @@ from .units import *
 from .resets import *
 from .resets import check_pruned_by_torch
 from .model import grads_of
+from .moments import fresh_moments_
 from .signals import as_criterion,as_reset
 from .callback import *
 from .callback import lottery_of
-
-# %% ../nbs/22_growth.ipynb #648d547f
-_copies = ('ax','z')    # of the weight: ASGD's mean, and the sequence of schedule-free optimizers
-
-def _group_of(opt, w):
-    def has(g): return any(p is w for p in g['params'])
-    return next(filter(has, getattr(opt, 'param_groups', ())), {})
-
-def _as_new(k, w, group):
-    "What an optimizer holds under the name `k` of a weight that it has never seen"
-    if k in _copies: return w.detach()
-    v = group.get('lr', 0.) if k=='step_size' else group.get('initial_accumulator_value', 0.) if k=='sum' else 0.
-    return torch.full_like(w, float(v))
-
-def _held_of(opt, w):
-    "What an optimizer holds of each element of `w`, by name"
-    own = vars(opt).get('state', {}).get(w, {})
-    return {k:v for k,v in own.items() if torch.is_tensor(v) and v.shape==w.shape}
-
-def _slow_of(opt):
-    "Weights and their slow copies in fastai's Lookahead"
-    pairs = zip(opt.param_lists, getattr(opt, 'slow_weights', None) or ())
-    return {id(p):s for ps,ss in pairs for p,s in zip(ps, ss)}
-
-# %% ../nbs/22_growth.ipynb #822fea40
-@torch.no_grad()
-def fresh_moments_(
-    opt, # An optimizer of fastai or torch, one around it, or None
-    ws:dict, # Weights by name
-    stays # Where an optimizer may go on with what it holds, bool tensors by name
-):
-    "Everywhere else, what the optimizer holds of a weight becomes what it would hold of a new one"
-    for o in [] if opt is None else optimizers_in(opt):
-        slow = _slow_of(o) if hasattr(o, 'param_lists') else {}
-        for n,w in ws.items():
-            on = stays[n].to(w.device)
-            for k,v in _held_of(o, w).items(): v.copy_(torch.where(on, v, _as_new(k, w, _group_of(o, w)).to(v)))
-            if id(w) in slow: slow[id(w)].copy_(torch.where(on, slow[id(w)], w.detach()))
 
 # %% ../nbs/22_growth.ipynb #32f04956
 def _drawn(lot, density, scope, gen):

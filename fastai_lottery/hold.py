@@ -47,7 +47,7 @@ _version = attrgetter('_version')
 class Hold:
     "`hold_` for every step: call it, as often as you like"
     fresh = False # Was it called, and has nothing been taken on trust since?
-    hooks = () # On gradients of the weights
+    stepped,hooks = False,() # Has the optimizer made a step with it? Hooks on gradients of the weights
     def __init__(self,
         weights, # Weights, changed in place at each call
         masks, # As many bool tensors, `True` where kept
