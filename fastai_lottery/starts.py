@@ -157,7 +157,7 @@ starts.append(OwnPreset(
     about='A small causal convolutional net on 20 time series (growth, waves, random walk), 40 starts each: how many '
           'generalise, which of initialisation and data order decides, what an early look tells',
     source='a run told in the fastai forum; successive halving 1502.07943',
-    cost='about 20 seconds a series on one CPU core',
+    cost='about a minute a series on one CPU core',
     data=_series,
     model=causal_net,
     settings=dict(n_epoch=32, rounds=0, lr_max=.02),
@@ -170,7 +170,7 @@ starts.append(OwnPreset(
 starts.append(replace(
     starts[-1], name='seeds-series-16',
     about='As seeds-series, with 12 series and 16 starts each',
-    cost='about 8 seconds a series on one CPU core',
+    cost='about 25 seconds a series on one CPU core',
     replicates=12,
     measures=dict(starts=partial(many_starts, n=16, cross=3, pairs=2))))
 
