@@ -6,7 +6,7 @@
 __all__ = ['fused_adam', 'Preset', 'play_seed', 'read_replicate', 'results', 'measured', 'stored']
 
 # %% ../nbs/33_experiments.ipynb #68e674d5
-import os,shutil,stat,time
+import inspect,os,re,shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass,field,replace
@@ -19,13 +19,13 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import OptimWrapper
 from .core import *
+from .core import name_of
 from .scopes import *
 from .resets import *
 from .files import *
 from .tickets import starts
-from .files import own_path,atomic_text,numbered
+from .files import own_path,atomic_text,numbered,plain_file,read_once
 from .tables import append_rows,count_rows,mark_of,read_rows,read_table,read_written
-from .files import plain_file
 from .tables import rows_of,short_hash
 from .callback import *
 from .identity import say
@@ -102,9 +102,25 @@ def learner(self:Preset,
         model = self.model()
     return Learner(dls, model, opt_func=self.opt_func, metrics=accuracy, cbs=LotteryCallback(**self.cb), **kwargs)
 
+# %% ../nbs/33_experiments.ipynb #n1420523
+_folders = re.compile(r'(round|side|seed)_\d+|pieces|found')    # of a replicate itself
+
+def check_preset(p):
+    "Raise `ValueError` where settings lack, or names of arms could not be told apart in tables and folders"
+    if lacks := [k for k in ('n_epoch','rounds') if k not in p.settings]:
+        raise ValueError(f"`settings` of {p.name!r} should have `n_epoch` and `rounds`, as for `fit_lottery`; {lacks[0]!r} is missing")
+    arms = [*p.controls, *p.lotteries]
+    if bad := [a for a in arms if not isinstance(a, str) or a in ('dense','ticket') or arms.count(a)>1]:
+        raise ValueError(f"{p.name!r} has a control or lottery called {bad[0]!r}: each should have a name of its own, and neither "
+                         "'dense' nor 'ticket', which are the arms of its own lottery")
+    if bad := [a for a in p.lotteries if not re.fullmatch(r'\w[\w.+-]*', a) or _folders.fullmatch(a)]:
+        raise ValueError(f"{p.name!r} has a lottery called {bad[0]!r}, which cannot be its folder: take letters, digits, '_', '-', '+', "
+                         "'.', and no name that a folder of a run has, such as 'round_01' or 'pieces'")
+
 # %% ../nbs/33_experiments.ipynb #0f1a5594
 def with_settings(p, rounds=None, epochs=None):
-    "The preset with another number of rounds or epochs"
+    "The preset with another number of rounds or epochs. Raises `ValueError` where it cannot be played"
+    check_preset(p)
     change = {k:v for k,v in dict(rounds=rounds, n_epoch=epochs).items() if v is not None}
     s = {**p.settings, **change}
     def cut(ks): return tuple(k for k in ks if k<=s['rounds']) or (s['rounds'],)*bool(s['rounds'] and ks)
@@ -131,9 +147,8 @@ def table_of(ps):
     return pd.DataFrame([row(p) for p in ps]).set_index('preset')
 
 # %% ../nbs/33_experiments.ipynb #ff13ec2e
-# settings of a lottery
-_not_of_tickets = ('rounds amount scope criterion to tol stop monitor lower higher hold '
-                   'pool comparable floor round_to').split()
+def _args(f): return {*inspect.signature(f).parameters}
+_not_of_tickets = _args(Learner.fit_lottery)-_args(Learner.fit_ticket)|{'hold'}    # a ticket has its own
 
 def play_main(p, learn, seed, out, data, kind=Run):
     "The lottery of a seed, and what its controls and measures are given"
@@ -213,6 +228,13 @@ def rows_in(f, marks=None, names=()):
     "Rows of the table `f`, none where it is not there, under the `names` of the controls"
     return rows_named(rows_of(read_rows(f, drop=(), marks=marks)), names) if f.exists() else []
 
+# %% ../nbs/33_experiments.ipynb #n6402445
+def check_level(rounds, k):
+    "Raise `ValueError` where a lottery ended before the round `k`"
+    if k<len(rounds): return
+    raise ValueError(f"the lottery ended with round {len(rounds)-1}, by `to`, `tol` or `stop`, so it has no round {k}, at which controls "
+                     "and measures are asked for: give levels that it reaches")
+
 def _play_table(f, fs, todo, play, rounds):
     "Play what the table `f` lacks: `todo` are numbers of `rounds` and names in `fs`, `play` gives the rows of one of them"
     marks = [mark_of(o.row) for o in rounds]
@@ -222,15 +244,29 @@ def _play_table(f, fs, todo, play, rounds):
     for k,a in todo:
         if (k,a) in have: continue
         new = waiting.get((k,a))
+        check_level(rounds, k)
         append_rows(f, rows, rows_made(a, k, play(fs[a], k), made_by(fs[a]), marks[k]) if new is None else new)
     count_rows(f, rows)    # a kill may have come before
 
 # %% ../nbs/33_experiments.ipynb #93029745
 def play_control(run, f, k, **kwargs):
     "The rows of a control at level `k`: one, of its training"
-    return [(run.fit(run.rounds[k].ticket, **f, **kwargs) if isinstance(f, dict) else f(run, k)).row]
+    r = run.fit(run.rounds[k].ticket, **f, **kwargs) if isinstance(f, dict) else f(run, k)
+    if hasattr(r, 'row'): return [r.row]
+    raise ValueError(f"the control {name_of(f)} should give a `Round`, as `run.fit(...)` does; it gave {r!r:.80}")
 
-def play_measure(run, f, k): return [o] if isinstance(o := f(run, k), dict) else o
+_of_tables = 'arm','round','seed','made','of','at','digest'    # columns that say which row it is
+
+def play_measure(run, f, k):
+    "The rows of a measure at level `k`"
+    o = f(run, k)
+    rows = [o] if isinstance(o, (dict,str)) or not hasattr(o, '__iter__') else list(o)
+    if bad := [r for r in rows if not isinstance(r, dict)]:
+        raise ValueError(f"the measure {name_of(f)} should give figures by name, a dict or a list of dicts; it gave {bad[0]!r:.80}")
+    if bad := [n for n in _of_tables if any(n in r for r in rows)]:
+        raise ValueError(f"the measure {name_of(f)} gives a figure called {bad[0]!r}, a name of the table's own, as "
+                         f"{', '.join(_of_tables)} are: call it otherwise")
+    return rows
 
 # %% ../nbs/33_experiments.ipynb #84d74d59
 def play_seed(
@@ -292,40 +328,6 @@ def read_replicate(
 )->pd.DataFrame: # One row a training that is finished
     "What a replicate showed so far. Raises `ValueError` where a table is damaged"
     return trainings_in(own_path(out, 'out'))
-
-# %% ../nbs/33_experiments.ipynb #7363f036
-_young = 2    # seconds: file systems tell times apart by less
-
-def _stat(e):
-    "What tells whether a file has changed; nothing of one that is gone"
-    for follow in (True,False):    # a link to nothing
-        with suppress(OSError): return e.stat(follow_symlinks=follow)
-
-def _looks(d, deep=2):
-    "What tells whether a file in the folder `d`, or in the folders in it, has changed; and when the last one did"
-    res,last = [],0
-    try:
-        with os.scandir(d) as es: es = [(e,_stat(e)) for e in es if not e.name.endswith('.lock')]
-    except FileNotFoundError: return [(str(d),)],time.time_ns()
-    for e,st in es:
-        if st is None: return [(e.path,)],time.time_ns()
-        res.append((e.path,st.st_ino,st.st_size,st.st_mtime_ns,st.st_ctime_ns))
-        more,late = _looks(e.path, deep-1) if deep and stat.S_ISDIR(st.st_mode) else ([],0)
-        res += more
-        last = max(last, late, st.st_mtime_ns, st.st_ctime_ns)
-    return sorted(res),last
-
-# %% ../nbs/33_experiments.ipynb #eb74a169
-_known = {}    # function and folder → how that looked, and what was read
-
-def read_once(read, d):
-    "What `read` finds in the folder `d`; read again only where something has changed"
-    now,(looks,last) = time.time_ns(),_looks(d)
-    key = read,str(d)
-    if key in _known and _known[key][0]==looks: return _known[key][1]
-    if len(_known)>10_000: _known.clear()
-    _known[key] = looks if now-last>_young*10**9 else None,read(d)
-    return _known[key][1]
 
 # %% ../nbs/33_experiments.ipynb #8d24b8de
 def _of_seeds(out, read, missing):

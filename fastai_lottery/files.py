@@ -6,7 +6,7 @@
 __all__ = ['atomic', 'save_tensors', 'load_tensors', 'locked']
 
 # %% ../nbs/06_files.ipynb #c0c30b2f
-import errno,json,os,re,tempfile
+import errno,json,os,re,stat,tempfile,time
 from contextlib import contextmanager,nullcontext,suppress
 from pathlib import Path
 import torch
@@ -167,6 +167,40 @@ def numbered(d, what):
     "Folders `what`_NN in `d` by their number"
     named = {o:re.fullmatch(rf'{what}_(\d+)', o.name) for o in sorted(Path(d).glob(f'{what}_*'))}
     return {int(m[1]):o for o,m in named.items() if m and o.is_dir() and len(m[1])<10}
+
+# %% ../nbs/06_files.ipynb #7363f036
+_young = 2    # seconds: file systems tell times apart by less
+
+def _stat(e):
+    "What tells whether a file has changed; nothing of one that is gone"
+    for follow in (True,False):    # a link to nothing
+        with suppress(OSError): return e.stat(follow_symlinks=follow)
+
+def _looks(d, deep=2):
+    "What tells whether a file in the folder `d`, or in the folders in it, has changed; and when the last one did"
+    res,last = [],0
+    try:
+        with os.scandir(d) as es: es = [(e,_stat(e)) for e in es if not e.name.endswith('.lock')]
+    except FileNotFoundError: return [(str(d),)],time.time_ns()
+    for e,st in es:
+        if st is None: return [(e.path,)],time.time_ns()
+        res.append((e.path,st.st_ino,st.st_size,st.st_mtime_ns,st.st_ctime_ns))
+        more,late = _looks(e.path, deep-1) if deep and stat.S_ISDIR(st.st_mode) else ([],0)
+        res += more
+        last = max(last, late, st.st_mtime_ns, st.st_ctime_ns)
+    return sorted(res),last
+
+# %% ../nbs/06_files.ipynb #eb74a169
+_known = {}    # function and folder → how that looked, and what was read
+
+def read_once(read, d):
+    "What `read` finds in the folder `d`; read again only where something has changed"
+    now,(looks,last) = time.time_ns(),_looks(d)
+    key = read,str(d)
+    if key in _known and _known[key][0]==looks: return _known[key][1]
+    if len(_known)>10_000: _known.clear()
+    _known[key] = looks if now-last>_young*10**9 else None,read(d)
+    return _known[key][1]
 
 # %% ../nbs/06_files.ipynb #510043d1
 _mine = set()    # (process, lock): a child that was forked holds nothing

@@ -53,6 +53,8 @@ def sparse_start(self:Learner,
     lot,gen = lottery_of(self),generator(torch.initial_seed() if seed is None else seed, 'start')
     check_pruned_by_torch(self.model)
     lot.remember()
+    if not round(density*(n := lot.masks.counted.numel)):
+        raise ValueError(f"`density`={density!r} of the {n} that compete keeps none: take {1/n:.2g} or more")
     if lot.masks.n_kept<lot.masks.numel:
         raise ValueError(f"the net is pruned already, to density {lot.masks.density:.4g}: "
                          "learn.unprune() takes the masks off")
@@ -86,12 +88,15 @@ def moved(
     drop:dict, # Score by name: of those kept the lowest go
     grow:dict, # Score by name: of all others, those that went among them, the highest come
     share:float, # Share of those kept that goes
-    least=None # Fewest that stay through, by name
+    least=None, # Fewest that stay through, by name
+    closed=None # Where nothing may come, bool tensors by name
 )->Masks: # As many in each tensor
     "`old` with a share of each tensor in other places"
-    have,least = counts(old),least or {}
+    have,least,closed = counts(old),least or {},closed or {}
     kept = _without(drop, old, {n:max(0, min(round(share*h), h-least.get(n, 0))) for n,h in have.items()})
-    return kept|_without(grow, ~kept, {n:m.numel()-have[n] for n,m in old.items()})
+    free = Masks({n:m&~closed[n].to(m.device) if n in closed else m for n,m in (~kept).items()})
+    stay,open_ = counts(kept),counts(free)
+    return kept|_without(grow, free, {n:open_[n]-(have[n]-stay[n]) for n in old})
 
 # %% ../nbs/22_growth.ipynb #8ee0645c
 _own = ('hg','r')    # gradients that need passes of their own
@@ -251,9 +256,10 @@ def next_masks(lot, drop, grow, share, gen):
     old,units,lengths = _movable(lot, 'g' in needs(drop)+needs(grow)),lot.masks.units,lengths_of(lot.net())
     if not old: return lot.masks
     d,g = (_scores(lot, f, gen) for f in (drop,grow))
-    if units is not None: return units.masks({**units.alive(lot.masks), **moved(old, d, g, share)})
+    closed = None if lot.tasks is None else lot.tasks.closed(lot.masks)
+    if units is not None: return units.masks({**units.alive(lot.masks), **moved(old, d, g, share, closed=closed)})
     least = {n:len(slices(m, lengths[n])) for n,m in old.items() if n in lengths}
-    return Masks({**lot.masks, **moved(old, best_last(d, old, lengths), g, share, least)})
+    return Masks({**lot.masks, **moved(old, best_last(d, old, lengths), g, share, least, closed)})
 
 # %% ../nbs/22_growth.ipynb #ab3bfc41
 @torch.no_grad()

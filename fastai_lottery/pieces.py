@@ -21,7 +21,7 @@ from .files import locked
 from .tables import append_rows,mark_of,read_json,short_hash
 from .arms import *
 from .experiments import *
-from .experiments import play_control,play_lottery,play_main,play_measure,rows_in,rows_made
+from .experiments import check_level,play_control,play_lottery,play_main,play_measure,rows_in,rows_made
 from .experiments import share_rounds,shares_dense,take_tensors,with_settings
 from .presets import *
 
@@ -50,7 +50,7 @@ def pieces_of(p, seed):
     return [Piece(seed, i, *o) for i,o in enumerate(named)]
 
 # %% ../nbs/38_pieces.ipynb #5752cc1b
-_decides = 'to','tol','stop','cbs'
+_decides = 'to','tol','stop','cbs','search','sides'
 
 def rounds_for(p, o):
     "How many rounds of the seed's lottery must be over before the piece may begin; infinitely many: all"
@@ -115,6 +115,7 @@ def _play_beside(p, o, out, d, data, device, made):
     "Rows of the control or measure `o`, which stay in its folder `d`"
     if rows := rows_in(f := d/tables[o.kind]): return rows    # by a worker that somebody else had asked
     run = _run_for(p, o, out, d, data, device)
+    check_level(run.rounds, o.k)
     with run.learn.no_bar(), run.learn.no_logging():
         new = play_control(run, p.controls[o.name], o.k) if o.kind=='control' else play_measure(run, p.measures[o.name], o.k)
     rows = rows_made(o.name, o.k, new, made, mark_of(run.rounds[o.k].row))

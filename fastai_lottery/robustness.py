@@ -9,7 +9,7 @@ __all__ = ['corruptions', 'add_noise', 'add_blur', 'less_contrast', 'shift_by', 
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
-import pandas as pd,torch
+import numpy as np,pandas as pd,torch
 from fastai.learner import Learner
 from fastai.metrics import Metric
 from fastcore.foundation import L
@@ -153,6 +153,15 @@ def _as_corruptions(o):
                          f"function of images in [0, 1] and a strength; got {n!r}: {f!r}")
     return res
 
+def _as_strengths(o, fs):
+    "Strengths as a list. Raises `ValueError` where a corruption of ours has no such strength"
+    res = list(o) if isinstance(o, (list,tuple,range,L,np.ndarray)) else [o]
+    ours = [n for n,f in fs.items() if f is corruptions.get(n)]
+    bad = [s for s in res if isinstance(s, bool) or not isinstance(s, (int,np.integer)) or not 1<=s<=5]
+    if not (ours and bad): return res
+    raise ValueError(f"`strengths` of {ours[0]!r} should be whole numbers from 1 to 5; got {bad[0]!r}. Clean data are looked at anyway, "
+                     "and a function of your own may take any strength")
+
 def _as_dls(learn, dl):
     "Loaders by name: the validation set and, where there is one, the test set"
     if isinstance(dl, Mapping): return dict(dl)
@@ -202,7 +211,7 @@ def robustness(
     learn:Learner, # Its data, loss, metrics and model; all as before afterwards
     rounds=None, # Rounds of its lottery, or their numbers: their trained nets; by default the net as it is
     corruptions=None, # Names, or a dict of name → function of images in [0, 1] and a strength; all four by default
-    strengths=(1,2,3,4,5), # Strengths of each corruption; they are handed to the functions
+    strengths=(1,2,3,4,5), # Strengths of each corruption, from 1 to 5; functions of your own may take others
     dl=None, # A loader, or a dict of them by name; by default `valid` and, where there is a third loader, `test`
     span=None, # Lowest and highest pixel as the model sees them, numbers or one a channel; those of the data by default
     seed:int=0 # Of what corruptions draw: the same for all nets
@@ -210,6 +219,7 @@ def robustness(
     """Loss, metrics and calibration on clean and on corrupted images, of data to choose by and of data held out until the end
     (after 1903.12261). Raises `ValueError` for data that are no images, unknown corruptions, and rounds whose net was not kept"""
     fs,dls = _as_corruptions(corruptions),_as_dls(learn, dl)
+    strengths = _as_strengths(strengths, fs)
     span,rows = _span_of(learn, dls.values(), span) if fs else None,[]
     with _with_ece(learn), _nets(learn, rounds) as nets:
         for r,put in nets.items():

@@ -6,7 +6,7 @@
 __all__ = ['Starts', 'seeds_lottery']
 
 # %% ../nbs/39_seeds.ipynb #07b5a94e
-import json,multiprocessing,os,pickle,secrets,tempfile,threading,time,traceback
+import inspect,json,multiprocessing,os,pickle,secrets,shutil,tempfile,threading,time,traceback
 from collections import Counter,deque
 from concurrent.futures import BrokenExecutor,CancelledError,FIRST_COMPLETED
 from concurrent.futures import wait as wait_for
@@ -20,6 +20,7 @@ from fastai.learner import Learner
 from .core import *
 from .core import check_whole,name_of
 from .resets import state
+from .units import PerUnit
 from .files import *
 from .files import atomic_text,locked,own_path
 from .tables import read_json,short_hash
@@ -78,7 +79,8 @@ def start_folder(root, i): return Path(root)/f'start_{i:03d}'
 def _history(learn, n):
     "What the Recorder has of the first `n` epochs, a dict an epoch"
     names = ['train_loss', *figure_names(learn)]
-    return [{'epoch':e+1, **{k:float(v) for k,v in zip(names, vs)}} for e,vs in enumerate(learn.recorder.values[:n])]
+    vs = vars(learn.recorder).get('values', [])    # none where nothing was left to train
+    return [{'epoch':e+1, **{k:float(v) for k,v in zip(names, o)}} for e,o in enumerate(vs[:n])]
 
 # %% ../nbs/39_seeds.ipynb #bdbd5054
 def play_start(how, i, d, stop):
@@ -92,13 +94,22 @@ def play_start(how, i, d, stop):
     learn.remove_cb(rungs)
     return learn
 
+# %% ../nbs/39_seeds.ipynb #n2368550
 def climb(how, i, d, stop):
     "Rows of start `i` up to `stop` epochs, and its density there. A loss that is not finite ends it"
     if (f := d/f'epoch_{stop:03d}.json').exists(): return read_json(f)
     t = time.perf_counter()
-    try: learn = play_start(how, i, d, stop)
+    try:
+        learn = play_start(how, i, d, stop)
+        if not _history(learn, stop):    # a kill came between the end and its note
+            shutil.rmtree(d)
+            learn = play_start(how, i, d, stop)
     except FloatingPointError as e: return dict(rows=[], density=float('nan'), lost=str(e))
-    res = dict(rows=_history(learn, stop), density=learn.lottery.density, seconds=time.perf_counter()-t)
+    rows = _history(learn, stop)
+    if len(rows)<stop:
+        raise ValueError(f"start {i} ended after {len(rows)} of {stop} epochs, and starts are compared at the same epochs: take off what "
+                         "ends a fit, such as EarlyStoppingCallback")
+    res = dict(rows=rows, density=learn.lottery.density, seconds=time.perf_counter()-t)
     if stop==how.n_epoch: res['end'] = {k:v for k,v in learn.lottery.rounds[0].row.items() if k.startswith('test_')}
     atomic_text(f, json.dumps(res))
     return res
@@ -253,6 +264,10 @@ def _finished(how, i, root, stays):
 # %% ../nbs/39_seeds.ipynb #a33ea683
 def _as_prune(prune, rungs):
     "Arguments of `prune`, None for none"
+    if isinstance(prune, dict):
+        args = [o for f in (Learner.prune,PerUnit) for o in inspect.signature(f).parameters if o not in ('self','per')]
+        if bad := [k for k in prune if k not in args]:
+            raise ValueError(f"`prune` holds {bad[0]!r}, which learn.prune does not take: it takes {', '.join(args)}")
     if prune is None or isinstance(prune, dict): return prune
     if isinstance(prune, bool) or not isinstance(prune, (int,float)) or not 0<prune<1:
         raise ValueError("`prune` should be the fraction of the weights left that goes at each rung, between 0 and 1, "
@@ -331,7 +346,7 @@ def seeds_lottery(
     Without rungs all of them are trained to the end. Raises `ValueError` for wrong settings, for a folder of other
     starts, and where no start stays finite"""
     check_not_imported()
-    rungs,ex = tuple(rungs),_where(executor, jobs)
+    rungs,ex = tuple(L(rungs)),_where(executor, jobs)
     _check_counts(n, keep, n_epoch, rungs)
     p = own_experiment(make_learner, n_epoch, (), {}, n, 'seeds', rounds=0, fit=as_fit(fit), **kwargs)
     how,decides,table = Climb(p, rungs, _as_prune(prune, rungs)),_decides(p, monitor),Table()

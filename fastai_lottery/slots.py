@@ -13,6 +13,7 @@ from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+import cloudpickle
 from fastcore.basics import patch
 from .sigterm import ending_workers
 from .catalogue import loading
@@ -134,6 +135,14 @@ def kill(self:Slots):
     for o in procs:
         o.join(max(0, end-time.monotonic()))
         o.kill()
+
+# %% ../nbs/38_slots.ipynb #n9800990
+def packed(p):
+    "The experiment `p` as it travels, with the functions that a notebook or script holds. Raises `TypeError` for what cannot"
+    try: return cloudpickle.dumps(p)
+    except Exception as e:
+        raise TypeError(f"{p.name!r} holds something that cannot travel to another process, {type(e).__name__}: {e}. Make it where it is "
+                        "used, as within `make_learner`, or have this process play: `compare` without `jobs` and `executor`") from e
 
 # %% ../nbs/38_slots.ipynb #bd9885f7
 class Here(Executor):

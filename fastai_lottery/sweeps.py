@@ -12,11 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass,field
 from functools import partial
 from pathlib import Path
-import cloudpickle,pandas as pd
+import pandas as pd
 from fastcore.basics import patch
 from .files import *
 from .files import own_path,atomic_text,locked
 from .tables import append_rows,count_rows,read_json,rows_of,short_hash
+from .core import check_whole
 from .channels import need_deploy
 from .identity import say
 from .labels import rounds_table
@@ -25,7 +26,7 @@ from .experiments import *
 from .experiments import check_made,made_by,marks_of,n_trainings,of_pieces,rows_in,with_settings
 from .presets import *
 from .pieces import goes_after,job_of,pieces_of,rounds_for,tables,versions,work
-from .slots import Here,NoGuard,check_not_imported,check_of,check_script,cores,limit_of,of_ours,of_yours
+from .slots import Here,NoGuard,check_not_imported,check_of,check_script,cores,limit_of,of_ours,of_yours,packed
 
 # %% ../nbs/38_sweeps.ipynb #a809ef06
 def read_about(
@@ -165,8 +166,7 @@ class Progress(tuple):
         return self
 
 # %% ../nbs/38_sweeps.ipynb #84be8e20
-# how often a piece is handed out; seconds until one that is busy is asked for again, and until a cluster is asked what it has
-_tries,_pause,_ask = 3,2,10
+_tries,_pause,_ask = 3,2,10    # how often a piece is handed out; seconds until a busy one, and a cluster, are asked again
 
 class Driver:
     "Hands out pieces, and takes what comes back"
@@ -199,6 +199,7 @@ def hand_out(self:Driver):
         self.n += 1    # no two calls are the same: Dask would answer the second with what came of the first
         try: f = self.ex.submit(work, dict(self.job(o), nr=self.n))
         except RuntimeError as e: raise _broke(e) from e
+        if not hasattr(f, 'add_done_callback'): raise TypeError(f"`executor`'s `submit` should give a Future; it gave {f!r:.80}")
         self.running[f] = o
         f.add_done_callback(self.events.put)
 
@@ -246,6 +247,7 @@ def back(self:Driver, f):
     o = self.running.pop(f)
     try: v = f.result()
     except BaseException as e: return self.lost(o, e)
+    if not isinstance(v, dict): return self.lost(o, TypeError(f"the executor gave {v!r:.60} for what the piece gave"))
     if 'unfit' in v: raise RuntimeError(v['unfit'])
     if 'busy' in v: return self.later.append((time.monotonic()+_pause,o))
     if 'error' not in v: return self.took(o, v['ok'])
@@ -321,13 +323,13 @@ def _play(p, out, n, jobs, job, executor, about):
 def _check_at_least(**kw):
     "Each is a number and the least that it may be"
     for k,(v,low) in kw.items():
-        if v<low: raise ValueError(f"`{k}` should be at least {low}; got {v}")
+        check_whole(k, v, low)
         if v>10**5: raise ValueError(f"`{k}` should be at most 100,000; got {v:,}")
 
 def _asked(p, n, jobs, data, executor, check):
     "Raise `ValueError` for wrong settings, and `ImportError` for what is missing, before anything starts"
     if jobs is not None and executor is not None: raise ValueError("`jobs` is for processes of our own; an `executor` has its own number")
-    if executor is not None and not hasattr(executor, 'submit'):
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, 'submit')):
         raise ValueError(f"`executor` should be one of concurrent.futures, with a `submit`; got {executor!r:.80}")
     s = p.settings
     _check_at_least(replicates=(n,1), jobs=(1 if jobs is None else jobs,1), rounds=(s['rounds'],0), epochs=(s['n_epoch'],1))
@@ -341,7 +343,7 @@ def _job(sent, made, out, more, o, **kw): return job_of(sent, o, out, made=made.
 
 def _sent(name, p, executor):
     "How a worker learns of the preset `p`: by its `name`, or whole, with the functions that a notebook or script holds"
-    return name if isinstance(name, str) else p if isinstance(executor, Here) else cloudpickle.dumps(p)
+    return name if isinstance(name, str) else p if isinstance(executor, Here) else packed(p)
 
 # %% ../nbs/38_sweeps.ipynb #a978808d
 def play(

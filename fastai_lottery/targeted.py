@@ -149,9 +149,20 @@ def before_fit(self:TargetedDropout):
         raise ValueError("a Learner takes one TargetedDropout: give all settings to one, with a criterion or scope "
                          "of your own")
     self.after_fit()
+
+@patch
+def before_train(self:TargetedDropout):
+    "From here on the Learner's step is ours, until the epoch's training is over"
+    self.leave()
     self.inner = self.learn._do_one_batch
     self.learn._do_one_batch = self.one_batch
 
+@patch
+def after_train(self:TargetedDropout):
+    "The Learner's step is its own again"
+    self.leave()
+
+# %% ../nbs/29_targeted.ipynb #n1166354
 @patch
 def after_fit(self:TargetedDropout):
     "Nothing is away any more"
@@ -163,6 +174,13 @@ def leave(self:TargetedDropout):
     "The Learner's step is its own again"
     self.inner = None
     if vars(self.learn).get('_do_one_batch')==self.one_batch: del self.learn._do_one_batch
+
+# %% ../nbs/29_targeted.ipynb #n2839360
+def _set_learn(self, new):
+    "A callback that is taken off, after an error that ended a fit, leaves nothing on its Learner"
+    if (old := self.__dict__.get('learn')) is not None and new is not old: self.leave()
+    self.__dict__['learn'] = new
+TargetedDropout.learn = property(lambda self: self.__dict__.get('learn'), _set_learn)
 
 # %% ../nbs/29_targeted.ipynb #2c075a31
 @patch

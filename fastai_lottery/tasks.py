@@ -89,6 +89,13 @@ def taken(self:Tasks, n):
     "Where finished tasks own the weight `n`"
     return _in(self.done, n, self.values[n])
 
+# %% ../nbs/28_tasks.ipynb #n0301623
+@patch
+def closed(self:Tasks, masks):
+    "Where finished tasks stand: of what counts in `masks`, weights or units"
+    if masks.units is not None: return owned_units(masks.units, self)
+    return {n:self.taken(n) for n in masks if n in self.values}
+
 @patch
 def index(self:Tasks, name):
     "Number of a finished task. Raises `ValueError` for a name that there is not"

@@ -9,6 +9,7 @@ __all__ = []
 from collections.abc import Callable
 from dataclasses import dataclass,replace
 from fastcore.foundation import L
+from fastai.callback.tracker import SaveModelCallback
 from .core import *
 from .core import check_whole
 from .masks import *
@@ -63,6 +64,16 @@ def prunes_before(s, r):
     return leg is None or not leg.tightens
 
 # %% ../nbs/16_turns.ipynb #763c5fb2
+def _check_kept_best(learn, s, legs, n):
+    "Raise `ValueError` where a callback puts back the best model of a training in which nothing may be validated"
+    keeps = [cb for cb in [*learn.cbs, *L(s.kwargs.get('cbs'))] if isinstance(cb, SaveModelCallback) and not cb.every_epoch]
+    short = [(r,k) for r,o in legs if (k := Searching(s.fit, s.n_epoch, s.kwargs, leg=o).steps(learn))<n or o.around and not o.tightens]
+    if not keeps or not short: return
+    r,k = short[0]
+    raise ValueError(f"{type(keeps[0]).__name__} puts back the best model of each training, by what is validated at the end of an epoch, "
+                     f"{n} iterations; the search's training of round {r} has {k} and may end before. Make the search's trainings an "
+                     "epoch long at least, or take the callback off: the last training is reported at its early stop with `eval_every`")
+
 def check_search(learn, lot, s):
     "Can the search know its last round, and do its trainings get to the rewind point? Raises `ValueError`"
     if s.search is None: return
@@ -74,6 +85,7 @@ def check_search(learn, lot, s):
     legs = [(r,o) for r in range(s.expected(10**6)) if (o := s.search(r)) is not None]
     steps = [Searching(s.fit, s.n_epoch, s.kwargs, leg=o).steps(learn) for r,o in legs if o.back or r==0]
     n = iterations_an_epoch(learn)
+    _check_kept_best(learn, s, legs, n)
     if not steps or (k := lot.rewind_to.step(n, n*s.n_epoch))<min(steps): return
     raise ValueError(f"the rewind point {str(lot.rewind_to)!r} is iteration {k}, and the search has trainings of {min(steps)}: "
                      "make them longer, or rewind to an earlier point")

@@ -473,3 +473,8 @@ def test_a_ticket_whose_connections_move_in_a_folder(tmp_path):
     again,_,q = go()
     assert r.masks!=t.masks and r.masks==learn.lottery.masks and r['kept']==t.masks.n_kept
     assert q.masks==r.masks==again.lottery.masks and bits(learn.model)==bits(again.model)
+
+def test_a_density_that_keeps_nothing_is_told_by_its_name():
+    learn = learner(mlp)
+    with pytest.raises(ValueError, match='`density`=0.0001 of the 288 that compete keeps none'): learn.sparse_start(.0001)
+    with pytest.raises(ValueError, match='`density`'): learner(mlp, cbs=[LotteryCallback(),GrowthCallback(.0001, every=1)]).fit(1)

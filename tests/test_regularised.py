@@ -10,6 +10,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import AvgMetric
 from fastai.optimizer import SGD,Adam,RAdam
 from fastai.torch_core import set_seed
 from fastai.callback.training import GradientAccumulation
@@ -278,3 +279,23 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     ids=['p','amount','wd','norm','criterion','every'])
 def test_what_is_wrong_is_said(make, says):
     with pytest.raises(ValueError, match=says): make()
+
+class Boom(Callback):
+    order = 99
+    def after_batch(self): boom()
+
+def boom(*args): raise KeyError('boom')
+
+@pytest.mark.parametrize('cb', [TargetedDropout, DecayToPrune])
+@pytest.mark.parametrize('where', ['metric','callback'])
+def test_nothing_is_left_after_an_error_elsewhere(cb, where):
+    "A metric, or another callback in the midst of training, ends the fit with an error; then the callback is taken off"
+    learn,more = learner(),[Boom()] if where=='callback' else []
+    if where=='metric': learn.metrics = [AvgMetric(boom)]
+    learn.add_cbs([one := cb(), *more])
+    with pytest.raises(KeyError), learn.no_bar(): learn.fit(1)
+    learn.remove_cbs([one, *more])
+    assert '_do_one_batch' not in vars(learn)
+    learn.metrics = []
+    with learn.no_bar(): learn.fit(1)
+    assert '_do_one_batch' not in vars(learn)

@@ -131,3 +131,19 @@ def test_a_mask_of_each_half(tmp_path):
     play_seed(preset('halves-tiny'), 0, tmp_path/'seed_0', device='cpu')
     df = measured(tmp_path)
     assert list(df['mask'])==['own half','other half','random'] and df.density.nunique()==1
+
+@pytest.mark.parametrize('strengths', [(0,1),(6,),6,(1.5,),(True,),'3'])
+def test_a_strength_that_there_is_not(strengths):
+    with pytest.raises(ValueError, match='`strengths` of .* from 1 to 5'):
+        robustness(learner(), corruptions=['contrast'], strengths=strengths)
+
+def test_one_strength_and_those_of_a_function_of_ones_own():
+    learn = learner()
+    df = robustness(learn, corruptions='contrast', strengths=3)
+    assert df.strength.tolist().count(3)==len(df)/2
+    seen = []
+    def dim(x, s):
+        seen.append(s)
+        return x*s
+    robustness(learn, corruptions=dict(dim=dim), strengths=(0,.5))
+    assert {*seen}=={0,.5}

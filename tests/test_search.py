@@ -267,3 +267,35 @@ def test_ended_by_sigterm_it_goes_on_at_the_next_iteration(kind, name, server, w
         at = t+1
     same(d, tmp_path, end, server.good(folder=tmp_path, **kw))
     assert [o for p in batches(tmp_path) for o in p]==done
+
+# --- what is told before anything trains
+
+@pytest.mark.parametrize('bad', [-1., 0., 0, True, 'x', None, math.nan, math.inf])
+def test_a_length_that_is_none(bad):
+    with pytest.raises(ValueError, match='`length` should be a length'): Leg(bad)
+@pytest.mark.parametrize('bad', [-1., 0., True, 'x', math.nan, math.inf])
+def test_a_rate_that_is_none(bad):
+    with pytest.raises(ValueError, match='`lr` should be a rate above 0'): Leg(.3, lr=bad)
+    with pytest.raises(ValueError, match='`lr` should be a rate above 0'): going_on(lr=bad)
+@pytest.mark.parametrize('bad', ['x', None, True, 0., 1.5])
+def test_a_share_that_is_none(bad):
+    with pytest.raises(ValueError, match='`below`'): early_bird(below=bad)
+def test_what_a_function_gives_is_told_with_its_round():
+    with pytest.raises(ValueError, match="`search=<lambda> of round 0` should be a length.*'a'"): play(search=lambda r: 'a')
+
+@pytest.mark.parametrize('search', [.1, early_bird(.9, 2, every=2), going_on(1., .1), gradual(.2)], ids=str)
+def test_a_best_model_of_which_nothing_is_validated_is_refused(search):
+    "fastai's callback would load the model of another training, or fail in the midst"
+    learn = learner(drop_bn, cbs=[LotteryCallback(), SaveModelCallback(fname='short')])
+    with pytest.raises(ValueError, match='SaveModelCallback puts back the best model.*4 iterations'):
+        learn.fit_lottery(3, search=search, to=.5)
+    assert not learn.lottery.rounds
+def test_a_search_of_whole_epochs_goes_with_it(tmp_path):
+    learn = learner(drop_bn, cbs=[LotteryCallback(), SaveModelCallback(fname='long')], path=tmp_path)
+    assert col(play(learn=learn, search=.5)[1], 'iterations')==[6,6,6,12]
+
+@pytest.mark.parametrize('length,n', [(1.5,24),(2.,32),(1.25,20),(.5,8),(40,40)])
+def test_frozen_epochs_are_lengthened_too(length, n):
+    "`fine_tune` of three epochs has a frozen one before them: 16 iterations"
+    rs = play(fit=Learner.fine_tune, search=length, rounds=1)[1]
+    assert col(rs, 'iterations')==[n,16]

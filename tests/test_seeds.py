@@ -5,6 +5,7 @@ from functools import partial
 import pandas as pd,pytest,torch
 from torch import nn
 from fastai.callback.core import Callback
+from fastai.callback.tracker import EarlyStoppingCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -221,3 +222,24 @@ def test_an_error_of_the_users_comes_with_its_trace():
 def test_what_is_wrong_is_said(kw, says):
     args = {**{k:v for k,v in how.items() if k!='lr_max'}, **kw}
     with pytest.raises(ValueError, match=says): seeds_lottery(make, **args)
+
+def test_a_fit_that_ends_early_is_told():
+    "Starts are compared at the same epochs"
+    def early(seed):
+        learn = make(seed)
+        learn.add_cb(EarlyStoppingCallback(min_delta=10, patience=1))
+        return learn
+    with pytest.raises(ValueError, match='start 0 ended after 2 of 3 epochs.*EarlyStoppingCallback'):
+        seeds_lottery(early, n=2, keep=1, n_epoch=4, rungs=(3,))
+
+def test_a_kill_between_the_end_of_a_start_and_its_note(tmp_path):
+    "What that start showed is played again, to the same bits"
+    want = seeds_lottery(make, **how, path=tmp_path/'a')
+    for f in (tmp_path/'a').rglob('epoch_004.json'): f.unlink()
+    same(seeds_lottery(make, **how, path=tmp_path/'a'), want)
+
+def test_settings_of_the_prune_and_the_rungs_are_told_before_any_training():
+    def never(seed): raise AssertionError('a Learner was made')
+    with pytest.raises(ValueError, match="`prune` holds 'amout'.*amount, criterion, scope"):
+        seeds_lottery(never, n=2, keep=1, n_epoch=2, rungs=(1,), prune=dict(amout=.5))
+    assert seeds_lottery(make, n=2, keep=1, n_epoch=2, rungs=1, prune=dict(amount=.5, pool='sum')).tickets[0].masks.density<.6

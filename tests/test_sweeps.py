@@ -342,3 +342,76 @@ def test_a_backend_by_its_name(capsys, tmp_path):
     for args,says in ((['--backend','rai'], 'did you mean'), (['--address','a:1'], 'are for --backend ray or dask')):
         assert main(['run', 'digits', '--out', str(tmp_path/'x'), *args])==1
         assert says in capsys.readouterr().err.lower() and not (tmp_path/'x').exists()
+
+# --- experiments of one's own: what they may hold is told before anything is written
+
+def go(p, out, **kw): return [*play(p, out, executor=Here(), **kw)]
+
+@pytest.mark.parametrize('more', [dict(search=.5), dict(search=.5, sides=[1]), dict(keep='all'), dict(start=None)])
+def test_settings_of_a_lottery_are_none_of_its_controls(more, tmp_path):
+    "Whatever `fit_lottery` takes and `fit_ticket` does not"
+    p = replace(small, settings={**small.settings, 'rounds':2, **more}, levels=(1,2), replicates=1)
+    go(p, tmp_path/'a')
+    df = results(tmp_path/'a')
+    assert {(a,k) for a,k in zip(df.arm, df['round'])} >= {('reinit',1),('reinit',2),('ticket',2)}
+    alone = play_seed(p, 0, tmp_path/'b')
+    assert df[df.arm=='reinit'].mask_hash.tolist()==alone[alone.arm=='reinit'].mask_hash.tolist()
+    assert df[df.arm=='reinit'].test_loss.tolist()==alone[alone.arm=='reinit'].test_loss.tolist()
+
+@pytest.mark.parametrize('gives,says', [(dict(a=1., round=0),"figure called 'round'"), (dict(seed=1),"figure called 'seed'"),
+                                        ([dict(arm=1)],"figure called 'arm'"), (dict(of=1),"figure called 'of'"),
+                                        (1.5,'figures by name.*1.5'), ('x','figures by name'), ([1],'figures by name')])
+def test_a_measure_that_no_table_can_hold(gives, says, tmp_path):
+    p = replace(small, measures=dict(m=lambda run,k: gives), controls={}, replicates=1)
+    with pytest.raises(ValueError, match=says): go(p, tmp_path/'a')
+    assert not (tmp_path/'a'/'seed_00'/'measures.csv').exists()
+    with pytest.raises(ValueError, match=says): play_seed(p, 0, tmp_path/'b')
+
+def test_a_control_that_is_no_round(tmp_path):
+    p = replace(small, controls=dict(c=lambda run,k: dict(a=1)), replicates=1)
+    with pytest.raises(ValueError, match=r'should give a `Round`.*\{.a.: 1\}'): go(p, tmp_path/'a')
+
+@pytest.mark.parametrize('change,says', [
+    (dict(lotteries={'1/3':dict(amount=1/3)}),"'1/3', which cannot be its folder"), (dict(lotteries=dict(pieces={})),"'pieces'"),
+    (dict(lotteries=dict(round_01={})),"'round_01'"), (dict(lotteries={'..':{}}),"'..'"),
+    (dict(lotteries=dict(reinit={})),"'reinit'.*of its own"),
+    (dict(controls=dict(ticket=dict(reset='keep'))),"'ticket'.*of its own"), (dict(controls={3:dict(reset='keep')}),'called 3'),
+    (dict(settings=dict(n_epoch=1)),"'rounds' is missing"), (dict(settings=dict(rounds=1)),"'n_epoch' is missing")])
+def test_names_and_settings_that_cannot_be_told_apart_or_lack(change, says, tmp_path):
+    p = replace(small, **change)
+    with pytest.raises(ValueError, match=says): play(p, tmp_path/'a', executor=Here())
+    with pytest.raises(ValueError, match=says): play_seed(p, 0, tmp_path/'a')
+    assert not (tmp_path/'a').exists()
+
+def test_a_level_that_the_lottery_did_not_reach(tmp_path):
+    p = replace(small, settings={**small.settings, 'rounds':4, 'to':.5}, levels=(1,4), replicates=1)
+    for f in (lambda: go(p, tmp_path/'a'), lambda: play_seed(p, 0, tmp_path/'b')):
+        with pytest.raises(ValueError, match='ended with round 2, by `to`.*no round 4'): f()
+    assert ('reinit',1) in {(a,k) for a,k in zip(*[results(tmp_path/'a')[c] for c in ('arm','round')])}
+
+@pytest.mark.parametrize('kw', [dict(replicates=2.5), dict(replicates='3'), dict(replicates=[1]), dict(replicates=0), dict(rounds=1.5),
+                                dict(epochs=1.5), dict(epochs='2')])
+def test_numbers_that_are_not_whole(kw, tmp_path):
+    with pytest.raises(ValueError, match=f'`{[*kw][0]}` should be a whole number of at least'): go(small, tmp_path/'a', **kw)
+    assert not (tmp_path/'a').exists()
+@pytest.mark.parametrize('jobs', [1.5, math.nan, '2', 0])
+def test_jobs_that_are_no_number(jobs, tmp_path):
+    with pytest.raises(ValueError, match='`jobs` should be a whole number of at least 1'): play(small, tmp_path/'a', jobs=jobs)
+
+class Odd(Executor):
+    def __init__(self, gives): self.gives = gives
+    def submit(self, fn, *args): return self.gives
+def given(v):
+    f = Future()
+    f.set_result(v)
+    return f
+@pytest.mark.parametrize('ex,kind,says', [(ThreadPoolExecutor,ValueError,'one of concurrent.futures'),
+                                          (Odd({}),TypeError,'should give a Future'),
+                                          (Odd(given(None)),RuntimeError,'gave None for what the piece gave')])
+def test_executors_that_are_none(ex, kind, says, tmp_path):
+    with pytest.raises(kind, match=says): [*play(replace(small, replicates=1), tmp_path/'a', executor=ex)]
+
+def test_what_cannot_travel_is_told(tmp_path):
+    p = replace(small, controls=dict(c=partial(once, threading.Lock())))
+    with pytest.raises(TypeError, match="'lab' holds something that cannot travel.*lock"):
+        play(p, tmp_path/'a', executor=ThreadPoolExecutor(1))

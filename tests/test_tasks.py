@@ -443,3 +443,31 @@ def test_freed_channels_begin_as_new_ones():
     for t in (m[1].running_var,fixed['1.running_var']): assert (t[gone]==1).all() and (t[~gone]!=1).all()
     assert (m[1].weight[gone]==1).all() and m[0].weight[gone].abs().sum(1).all()
     assert (m[0].bias[gone]==learn.lottery.tasks.values['0.bias'].new_tensor(0)).sum()<gone.sum()
+
+@pytest.mark.parametrize('grow', ['gradient','random'])
+@pytest.mark.parametrize('name', ['dropout','conv','attention'])
+def test_connections_of_the_next_task_move_where_nobody_stands(name, grow):
+    "As many in each tensor at each move, and the finished task as it was"
+    learn,x,was = two(name)
+    learn.fit(1)
+    learn.prune(.5, scope='local')
+    def counts(): return {n:int(m.sum()) for n,m in learn.lottery.masks.items()}
+    before = counts()
+    learn.fit(2, cbs=(g := GrowthCallback(every=2, fraction=.5, until=1., grow=grow)))
+    assert counts()==before and g.table.came.sum()>0
+    own = learn.lottery.tasks.closed(learn.lottery.masks)
+    assert own and not any((learn.lottery.masks[n]&m).any() for n,m in own.items())
+    check(learn, x, was)
+
+def test_whole_units_of_the_next_task_move_where_nobody_stands():
+    learn = learner(conv_bn, data((1,6,6)), cbs=LotteryCallback(units='channels'), lr=.02)
+    learn.fit(1)
+    learn.prune(.4)
+    learn.freeze_kept('a', head='7')
+    learn.fit(1)
+    learn.prune(.3)
+    lot = learn.lottery
+    before = {g:int(m.sum()) for g,m in lot.masks.counted.items()}
+    learn.fit(3, cbs=GrowthCallback(every=2, fraction=.8, until=1., grow='random', start='init'))
+    assert {g:int(m.sum()) for g,m in lot.masks.counted.items()}==before
+    for g,m in lot.tasks.closed(lot.masks).items(): assert not (m&lot.masks.counted[g]).any()
