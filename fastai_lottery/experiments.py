@@ -6,7 +6,7 @@
 __all__ = ['fused_adam', 'Preset', 'play_seed', 'read_replicate', 'results', 'measured', 'stored']
 
 # %% ../nbs/33_experiments.ipynb #68e674d5
-import inspect,os,re,shutil
+import inspect,os,re,shutil,warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass,field,replace
@@ -229,11 +229,13 @@ def rows_in(f, marks=None, names=()):
     return rows_named(rows_of(read_rows(f, drop=(), marks=marks)), names) if f.exists() else []
 
 # %% ../nbs/33_experiments.ipynb #n6402445
-def check_level(rounds, k):
-    "Raise `ValueError` where a lottery ended before the round `k`"
-    if k<len(rounds): return
-    raise ValueError(f"the lottery ended with round {len(rounds)-1}, by `to`, `tol` or `stop`, so it has no round {k}, at which controls "
-                     "and measures are asked for: give levels that it reaches")
+class LevelWarning(UserWarning): "A lottery ended before a round at which controls or measures were asked for"
+
+def warn_of_level(what, k):
+    "No rows, and why"
+    warnings.warn(f"{what}: its lottery ended before round {k}, by `to`, `tol` or `stop`, so it is left out there", LevelWarning,
+                  stacklevel=3)
+    return []
 
 def _play_table(f, fs, todo, play, rounds):
     "Play what the table `f` lacks: `todo` are numbers of `rounds` and names in `fs`, `play` gives the rows of one of them"
@@ -243,8 +245,10 @@ def _play_table(f, fs, todo, play, rounds):
     check_made(f, [*rows, *sum(waiting.values(), [])], fs)
     for k,a in todo:
         if (k,a) in have: continue
+        if k>=len(rounds):
+            warn_of_level(a, k)
+            continue
         new = waiting.get((k,a))
-        check_level(rounds, k)
         append_rows(f, rows, rows_made(a, k, play(fs[a], k), made_by(fs[a]), marks[k]) if new is None else new)
     count_rows(f, rows)    # a kill may have come before
 

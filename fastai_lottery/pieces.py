@@ -21,7 +21,7 @@ from .files import locked
 from .tables import append_rows,mark_of,read_json,short_hash
 from .arms import *
 from .experiments import *
-from .experiments import check_level,play_control,play_lottery,play_main,play_measure,rows_in,rows_made
+from .experiments import play_control,play_lottery,play_main,play_measure,rows_in,rows_made
 from .experiments import share_rounds,shares_dense,take_tensors,with_settings
 from .presets import *
 
@@ -115,7 +115,7 @@ def _play_beside(p, o, out, d, data, device, made):
     "Rows of the control or measure `o`, which stay in its folder `d`"
     if rows := rows_in(f := d/tables[o.kind]): return rows    # by a worker that somebody else had asked
     run = _run_for(p, o, out, d, data, device)
-    check_level(run.rounds, o.k)
+    if o.k>=len(run.rounds): return []    # the lottery ended before
     with run.learn.no_bar(), run.learn.no_logging():
         new = play_control(run, p.controls[o.name], o.k) if o.kind=='control' else play_measure(run, p.measures[o.name], o.k)
     rows = rows_made(o.name, o.k, new, made, mark_of(run.rounds[o.k].row))

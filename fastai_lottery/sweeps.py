@@ -23,7 +23,7 @@ from .identity import say
 from .labels import rounds_table
 from .writes import check_own
 from .experiments import *
-from .experiments import check_made,made_by,marks_of,n_trainings,of_pieces,rows_in,with_settings
+from .experiments import check_made,made_by,marks_of,n_trainings,of_pieces,rows_in,warn_of_level,with_settings
 from .presets import *
 from .pieces import goes_after,job_of,pieces_of,rounds_for,tables,versions,work
 from .slots import Here,NoGuard,check_not_imported,check_of,check_script,cores,limit_of,of_ours,of_yours,packed
@@ -235,7 +235,7 @@ def took(self:Driver, o, res):
         self.tell(s.news_of(o.name))
         s.over.add(o.name)
     else:
-        s.found[o.kind][o.k,o.name] = res
+        s.found[o.kind][o.k,o.name] = res or warn_of_level(f'seed {o.seed}, {o.name}', o.k)
         if o.kind=='control': self.tell(s.controls_of(res))
     self.put(s)
     s.ends(self.checked)

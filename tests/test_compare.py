@@ -208,3 +208,10 @@ def test_play_takes_a_preset_of_a_notebook_and_goes_on(tmp_path):
     same(results(tmp_path/'a'), results(tmp_path/'b'))
     df = results(tmp_path/'a').set_index(['seed','arm'])
     assert (df.valid_loss[:,'own']==df.valid_loss[:,'ticket']).all()
+
+def test_a_search_and_a_density_that_ends_it():
+    "Controls of a lottery that searches; a level beyond its end is left out with a word"
+    with pytest.warns(UserWarning, match='ended before round 4, by `to`'):
+        df = compare(make, 2, seeds=1, levels=(1,4), to=.5, amount=.4, search=.5)
+    assert [*zip(df.arm, df['round'])].count(('reinit',1))==1 and df['round'].max()==2
+    assert df[df.arm=='ticket'].whole.tolist()==[False,True]
