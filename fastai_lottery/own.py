@@ -70,7 +70,7 @@ def own_experiment(
     n_epoch:int, # Epochs of each training
     levels:tuple=(4,6,8), # Rounds whose tickets get controls
     controls:dict=None, # Name → arguments of `fit_ticket`, or a function `(run, k)` that gives a `Round`; see `compare`
-    seeds=3, # How many seeds, from 0, or a `range` of them
+    seeds=3, # How many seeds, from 0, or a `range` of them; `results` numbers them from 0
     name:str='own', # What the experiment is called
     **kwargs # Settings of `fit_lottery` (`amount`, `criterion`, …), `LotteryCallback` (`rewind_to`, …) and `fit`
 )->Preset: # For `play`, `play_seed`
