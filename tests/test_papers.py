@@ -136,8 +136,9 @@ def test_verdicts_in_step_with_figures(p, i, c):
     assert stored_rows(c)==want_rows(names, only), f'{p.name} is older than the figures: run it and store its outputs'
 
 thread = root/'nbs'/'papers'/'99_the_thread.ipynb'
-@pytest.mark.parametrize('n', ('moving-digits seeds-digits seeds-series combining-mnist regularised-digits halves-digits halves-mnist '
-                               'forum-digits inits-vgg-digits inits-resnet-digits cheap-mnist-4k-confirm').split())
+told = ('moving-digits seeds-digits seeds-mnist seeds-series combining-mnist regularised-digits halves-digits halves-mnist '
+        'forum-digits inits-vgg-digits inits-resnet-digits cheap-mnist-4k-confirm lm-gpt').split()
+@pytest.mark.parametrize('n', told)
 def test_thread_in_step_with_figures(n):
     "Interval and seeds of the comparison that each of these declares stand in the thread's answers"
     o = check_claims(n, read(n), read(f'{n}-measures')).iloc[0]
