@@ -589,7 +589,7 @@ def test_lottery_run_ends_at_sigterm_with_its_workers_checkpoints(server, tmp_pa
 
 def test_jobs_0(tmp_path, capsys):
     assert main(['run','digits','--jobs','0','--out',str(tmp_path/'x')])==1
-    assert '`jobs` should be at least 1; got 0' in capsys.readouterr().err and not (tmp_path/'x').exists()
+    assert '`jobs` should be a whole number of at least 1; got 0' in capsys.readouterr().err and not (tmp_path/'x').exists()
 
 def test_second_replicate_on_one_path(server, tmp_path):
     kw = dict(folder=tmp_path/'x', rounds=1, epochs=40)
