@@ -13,7 +13,7 @@ from concurrent.futures import wait as wait_for
 from contextlib import ExitStack,contextmanager,nullcontext
 from dataclasses import dataclass,field
 from pathlib import Path
-import cloudpickle,numpy as np,pandas as pd,torch
+import numpy as np,pandas as pd,torch
 from fastcore.foundation import L
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
@@ -38,7 +38,7 @@ from .arms import third
 from .own import *
 from .own import OwnPreset
 from .pieces import Unfit,carried,check_worker,versions
-from .slots import Here,NoGuard,check_not_imported,check_of,check_script,cores,limit_of,of_ours,of_yours
+from .slots import Here,NoGuard,check_not_imported,check_of,check_script,cores,limit_of,of_ours,of_yours,packed
 from .compare import with_bar
 
 # %% ../nbs/39_seeds.ipynb #9564da60
@@ -310,7 +310,7 @@ def _hands(how, root, executor, jobs):
     here,ours,running = isinstance(executor, Here),executor is None,{}
     token = None if ours or here else secrets.token_hex(8)
     threads = max(1, cores()//jobs) if ours else None
-    sent = how if here else cloudpickle.dumps(how)
+    sent = how if here else packed(how, 'seeds_lottery')
     job = dict(how=sent, root=str(root), token=token, versions=versions(), data=None, threads=threads)
     if token: atomic_text(root/'.driver', token)
     try:
@@ -321,7 +321,7 @@ def _where(executor, jobs):
     "The executor, None for processes of ours"
     if executor is not None and jobs is not None:
         raise ValueError("`jobs` is for processes of our own; an `executor` has its own number")
-    if executor is not None and not hasattr(executor, 'submit'):
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, 'submit')):
         raise ValueError(f"`executor` should be one of concurrent.futures, with a `submit`; got {executor!r:.80}")
     if jobs is None: return executor or Here()
     check_whole('jobs', jobs, 1)

@@ -137,12 +137,12 @@ def kill(self:Slots):
         o.kill()
 
 # %% ../nbs/38_slots.ipynb #n9800990
-def packed(p):
-    "The experiment `p` as it travels, with the functions that a notebook or script holds. Raises `TypeError` for what cannot"
-    try: return cloudpickle.dumps(p)
+def packed(o, name):
+    "The experiment `o` as it travels, with the functions that a notebook or script holds. Raises `TypeError` for what cannot"
+    try: return cloudpickle.dumps(o)
     except Exception as e:
-        raise TypeError(f"{p.name!r} holds something that cannot travel to another process, {type(e).__name__}: {e}. Make it where it is "
-                        "used, as within `make_learner`, or have this process play: `compare` without `jobs` and `executor`") from e
+        raise TypeError(f"{name!r} holds something that cannot travel to another process, {type(e).__name__}: {e}. Make it where it is "
+                        "used, as within `make_learner`, or have this process play, without `jobs` and `executor`") from e
 
 # %% ../nbs/38_slots.ipynb #bd9885f7
 class Here(Executor):

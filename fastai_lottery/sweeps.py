@@ -235,7 +235,7 @@ def took(self:Driver, o, res):
         self.tell(s.news_of(o.name))
         s.over.add(o.name)
     else:
-        s.found[o.kind][o.k,o.name] = res or warn_of_level(f'seed {o.seed}, {o.name}', o.k)
+        s.found[o.kind][o.k,o.name] = res if o.k<s.rounds.get('', 0) else warn_of_level(f'seed {o.seed}, {o.name}', o.k)
         if o.kind=='control': self.tell(s.controls_of(res))
     self.put(s)
     s.ends(self.checked)
@@ -343,7 +343,7 @@ def _job(sent, made, out, more, o, **kw): return job_of(sent, o, out, made=made.
 
 def _sent(name, p, executor):
     "How a worker learns of the preset `p`: by its `name`, or whole, with the functions that a notebook or script holds"
-    return name if isinstance(name, str) else p if isinstance(executor, Here) else packed(p)
+    return name if isinstance(name, str) else p if isinstance(executor, Here) else packed(p, p.name)
 
 # %% ../nbs/38_sweeps.ipynb #a978808d
 def play(

@@ -243,3 +243,12 @@ def test_settings_of_the_prune_and_the_rungs_are_told_before_any_training():
     with pytest.raises(ValueError, match="`prune` holds 'amout'.*amount, criterion, scope"):
         seeds_lottery(never, n=2, keep=1, n_epoch=2, rungs=(1,), prune=dict(amout=.5))
     assert seeds_lottery(make, n=2, keep=1, n_epoch=2, rungs=1, prune=dict(amount=.5, pool='sum')).tickets[0].masks.density<.6
+
+def test_what_cannot_travel_and_an_executors_class_are_told():
+    lock = threading.Lock()
+    with pytest.raises(TypeError, match="'seeds_lottery' holds something that cannot travel.*lock"):
+        seeds_lottery(lambda seed: lock and make(seed), **how, executor=Travels())
+    with pytest.raises(ValueError, match='one of concurrent.futures'): seeds_lottery(make, **how, executor=Counts)
+
+class Travels:
+    def submit(self, *args): raise AssertionError('a job was sent')

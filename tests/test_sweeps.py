@@ -417,3 +417,7 @@ def test_what_cannot_travel_is_told(tmp_path):
     p = replace(small, controls=dict(c=partial(once, threading.Lock())))
     with pytest.raises(TypeError, match="'lab' holds something that cannot travel.*lock"):
         play(p, tmp_path/'a', executor=ThreadPoolExecutor(1))
+
+def test_a_measure_that_gives_nothing_is_no_level_beyond_the_end(tmp_path, recwarn):
+    go(replace(small, measures=dict(m=lambda run,k: []), controls={}, replicates=1), tmp_path/'a')
+    assert not [w for w in recwarn if issubclass(w.category, LevelWarning)]
