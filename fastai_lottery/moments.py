@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../nbs/02_moments.ipynb #n1141491
 import torch
+from fastcore.basics import noop
 from .masks import optimizers_in
 
 # %% ../nbs/02_moments.ipynb #n1305139
@@ -37,15 +38,16 @@ def _slow_of(opt):
 def fresh_moments_(
     opt, # An optimizer of fastai or torch, one around it, or None
     ws:dict, # Weights by name
-    stays # Where an optimizer may go on with what it holds, bool tensors by name
+    stays, # Where an optimizer may go on with what it holds, bool tensors by name
+    here=noop # Of a tensor that is spread over processes, the rows that lie in this one
 ):
     "Everywhere else, what the optimizer holds of a weight becomes what it would hold of a new one"
     for o in [] if opt is None else optimizers_in(opt):
         slow = _slow_of(o) if hasattr(o, 'param_lists') else {}
         for n,w in ws.items():
-            gone = ~stays[n].to(w.device)
-            for k,v in _held_of(o, w).items(): _renew_(k, v, w, gone, _group_of(o, w))
-            if id(w) in slow: slow[id(w)].copy_(torch.where(gone, w.detach(), slow[id(w)]))
+            gone = ~here(stays[n]).to(w.device)
+            for k,v in _held_of(o, w).items(): _renew_(k, here(v), here(w), gone, _group_of(o, w))
+            if id(w) in slow: _renew_('z', here(slow[id(w)]), here(w), gone, {})
 
 # %% ../nbs/02_moments.ipynb #n2374623
 def forget_pruned_(

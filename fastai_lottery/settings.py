@@ -171,13 +171,18 @@ def most(self:Settings):
     return 5 if self.to is None and self.tol is None and self.stop is None else None
 
 @patch
+def leg(self:Settings, r):
+    "The `Leg` of round `r` of a search; None for the last, of which it is not asked, and where there is no search"
+    return None if self.search is None or r==self.most() else self.search(r)
+
+@patch
 def goes_on(self:Settings, rounds):
     "Is there another round to play after `rounds`?"
     if not rounds: return True
     most = self.most()
     if self.search is not None:
         if not is_whole(rounds[-1]): return True
-        if len(rounds)>1 and self.search(len(rounds)-1) is None: return False
+        if len(rounds)>1 and self.leg(len(rounds)-1) is None: return False
     if most is not None and len(rounds)>most: return False
     return not (is_met(self, rounds[-1]) or _is_worse(self, rounds) or self.stop is not None and self.stop(rounds))
 

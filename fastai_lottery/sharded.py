@@ -18,6 +18,7 @@ from .hold import *
 from .masks import *
 from .masks import Hook,on_model
 from .model import hypers_now
+from .moments import fresh_moments_
 from .criteria import large_final
 from .scopes import as_scope,global_,make_masks,lengths_of
 from .resets import base_state,rewind,state
@@ -65,8 +66,11 @@ def follow(self:Shards,
 
 @patch
 def after_opt_step(self:Shards, *args):
-    "Pruned weights are 0 again"
+    "Pruned weights are 0 again, and after the first step under new masks the optimizer forgets them"
     self.hold()
+    if self.holder.stepped: return
+    self.holder.stepped = True
+    fresh_moments_(self.opt, self.ws, self.masks, here)
 
 @patch
 def after_load(self:Shards, m, keys):
@@ -199,7 +203,7 @@ class ShardedLottery(Callback):
 @patch
 def after_step(self:ShardedLottery):
     "Pruned weights are 0 again"
-    self.shards.hold()
+    self.shards.after_opt_step()
 
 @patch
 def prune(self:ShardedLottery, *args, **kwargs):

@@ -30,11 +30,11 @@ def _as_row(lot, r):
 
 def leg_of(s, lot, r):
     "The `Leg` of round `r` of a search, whose masks are on; None for the last round, and where there is no search"
-    leg = None if s.search is None else s.search(r)
+    leg = s.leg(r)
     if leg is None or leg.tightens: return leg
     # nothing more could go
     stays = r>0 and s.amount>0 and len(lot.rounds)==r and lot.rounds[-1].masks.n_kept==lot.masks.n_kept
-    return None if r==s.most() or stays or is_met(s, _as_row(lot, r)) else leg
+    return None if stays or is_met(s, _as_row(lot, r)) else leg
 
 # %% ../nbs/16_turns.ipynb #d5de64f2
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def turn_of(learn, s, r):
 def prunes_before(s, r):
     "Does a prune come before round `r`? Not where the search tightens masks by itself, or has done so"
     if s.search is None: return True
-    leg = s.search(r) or s.search(r-1)    # of the last round, the one before
+    leg = s.leg(r) or s.leg(r-1)    # of the last round, the one before
     return leg is None or not leg.tightens
 
 # %% ../nbs/16_turns.ipynb #763c5fb2
@@ -74,6 +74,17 @@ def _check_kept_best(learn, s, legs, n):
                      f"{n} iterations; the search's training of round {r} has {k} and may end before. Make the search's trainings an "
                      "epoch long at least, or take the callback off: the last training is reported at its early stop with `eval_every`")
 
+# %% ../nbs/16_turns.ipynb #n3110988
+def _check_last(s, legs):
+    "Raise `ValueError` where a search, of these legs, has its last training before the round that `rounds` or `to` says"
+    if None not in legs[1:] or s.rounds is None and s.to is None: return
+    last = legs.index(None, 1)
+    if legs[last-1] is not None and legs[last-1].tightens: return
+    asked = f'rounds={s.rounds}' if s.rounds is not None else f'to={s.to!r}'
+    raise ValueError(f"the search says by None that round {last} is its last training, and {asked} asks for round {len(legs)}: give a "
+                     f"length or a Leg there, Leg() for a whole training, or `rounds={last}`")
+
+# %% ../nbs/16_turns.ipynb #n4811239
 def check_search(learn, lot, s):
     "Can the search know its last round, and do its trainings get to the rewind point? Raises `ValueError`"
     if s.search is None: return
@@ -82,7 +93,9 @@ def check_search(learn, lot, s):
             raise ValueError(f"`search` and `{k}` do not go together: which training is the last, and thus a whole one, has to be "
                              f"known when it begins, and `{k}` is asked after it. Give `rounds` or `to`")
     if s.search.check is not None: s.search.check(learn, lot, s)
-    legs = [(r,o) for r in range(s.expected(10**6)) if (o := s.search(r)) is not None]
+    legs = [s.leg(r) for r in range(s.expected(10**6))]
+    _check_last(s, legs)
+    legs = [(r,o) for r,o in enumerate(legs) if o is not None]
     steps = [Searching(s.fit, s.n_epoch, s.kwargs, leg=o).steps(learn) for r,o in legs if o.back or r==0]
     n = iterations_an_epoch(learn)
     _check_kept_best(learn, s, legs, n)

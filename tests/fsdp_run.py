@@ -193,6 +193,33 @@ def on_learner(name, to, d):
 for k in opts: cases[f'learner_{k}'] = partial(on_learner, k, 'init')
 cases['learner_late'] = partial(on_learner, 'fastai', '3it')
 
+def held(opt, w):
+    "What an optimizer of fastai, or torch's inside one, holds of each element of `w`, this process's rows"
+    inner = opt.opt if isinstance(opt, OptimWrapper) else opt
+    return [here(v) for v in inner.state[w].values() if torch.is_tensor(v) and v.shape==w.shape]
+
+@case
+def forgotten(d):
+    "After a prune without a rewind, how many weights' moments are not 0, over all processes: of those that are gone, and of the others"
+    res = {}
+    for name,f in opts.items():
+        s = net()
+        dl = list(zip(*data(10+dist.get_rank(), 30)))
+        dls = DataLoaders.from_dsets(dl, dl[:8], bs=8, num_workers=0, device='cpu')
+        learn = Learner(dls, s, loss_func=nn.functional.mse_loss, opt_func=f, lr=.05, cbs=ShardedLottery())
+        fully_shard(s)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(1)
+            learn.sharded_lottery.prune(.5)
+            learn.fit(1)
+        lot,n = learn.sharded_lottery.shards,[0,0]
+        for w,m in zip(lot.ws.values(), lot.masks.values()):
+            for v in held(learn.opt, w):
+                for k in (0,1): n[k] += int((v[here(m)==bool(k)]!=0).sum())
+        dist.all_reduce(n := torch.tensor(n))
+        res[name] = n.tolist()
+    return res
+
 # --- what is drawn, and what is refused
 
 resets = 'rewind keep permute reshuffle constant reshuffle_keep_sign constant_keep_sign noisy rewind_or_zero'.split()

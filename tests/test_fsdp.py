@@ -70,6 +70,12 @@ def test_zeros_hold(ran, opt):
     o = same(ran, 'clipped')[opt]
     assert o['zeros']==o['gone']>0
 
+@pytest.mark.parametrize('name', opts)
+def test_moments_of_what_is_gone_are_forgotten(ran, name):
+    "Without a rewind"
+    gone,kept = same(ran, 'forgotten')[name]
+    assert gone==0<kept
+
 def test_a_state_that_is_loaded_is_pruned(ran):
     zeros,gone = same(ran, 'loaded')
     assert zeros==gone>0

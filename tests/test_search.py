@@ -172,6 +172,24 @@ def test_gradual_as_a_search_is_fit_gradual():
 def test_gradual_says_what_it_needs(kw, says):
     with pytest.raises(ValueError, match=says): play(search=gradual(), **kw)
 
+@pytest.mark.parametrize('kw,says', [
+    (dict(rounds=3, search=lambda r: .5 if r<2 else None), 'by None that round 2 is its last training, and rounds=3 asks for round 3'),
+    (dict(rounds=None, to=.2, search=lambda r: .5 if r<1 else None), 'round 1 is its last training, and to=0.2 asks for round 4'),
+    (dict(rounds=2, to=.3, search=gradual()), 'round 1 is the last; got rounds=2'),
+    (dict(rounds=0, to=.3, search=gradual()), 'round 1 is the last; got rounds=0'),
+    (dict(rounds=1, to=.3, search=gradual(dense=True)), 'round 2 is the last; got rounds=1')])
+def test_a_search_that_ends_elsewhere_than_asked_is_told(kw, says):
+    with pytest.raises(ValueError, match=says): play(**kw)
+
+@pytest.mark.parametrize('n,kw', [
+    (3, dict(rounds=None, search=lambda r: .5 if r<2 else None)),    # nothing else says when
+    (3, dict(rounds=2, search=lambda r: .5 if r<2 else None)),
+    (3, dict(rounds=2, search=lambda r: [.5,.5][r])),                # asked for no round beyond
+    (2, dict(rounds=1, to=.3, search=gradual())),
+    (3, dict(rounds=2, to=.3, search=gradual(dense=True)))])
+def test_a_search_that_ends_where_asked(n, kw):
+    assert len(play(**kw)[1])==n
+
 # --- the running mean
 
 def test_the_mean_by_hand():
