@@ -311,7 +311,7 @@ def _check_search(last, learn, lot, s):
     if s.to is None: raise ValueError("search=gradual() needs the density that its masks tighten to: fit_lottery(to=...)")
     if s.rounds not in (None, last):
         raise ValueError(f"search=gradual() finds its mask within one training, so that round {last} is the last; got rounds={s.rounds}: "
-                         "leave it out")
+                         f"leave it out, or rounds={last}")
     _check_goal(lot, s)
     _check_words(lot, s)
 
