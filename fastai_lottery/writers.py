@@ -136,13 +136,15 @@ def bert_tiny(
     layers:int=2, # Blocks
     heads:int=4, # Heads of each attention
     context:int=128, # Longest text
+    each:bool=False, # A class for each character? Else one for the text
     **kwargs # Passed to `BertConfig`
-)->Logits: # `.model` is a `BertForSequenceClassification`
+)->Logits: # `.model` is a `BertForSequenceClassification`, or a `BertForTokenClassification`
     "A small BERT from a configuration (1810.04805). Raises `ImportError` without the extra `text`"
     t = _transformers()
     config = dict(vocab_size=n_vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
                   intermediate_size=2*width, max_position_embeddings=context, num_labels=n_out, pad_token_id=0)
-    return Logits(t.BertForSequenceClassification(t.BertConfig(**config, **kwargs)), pad=0, init=drawn_anew)
+    kind = t.BertForTokenClassification if each else t.BertForSequenceClassification
+    return Logits(kind(t.BertConfig(**{**config, **kwargs})), pad=0, init=drawn_anew)
 
 # %% ../nbs/31_writers.ipynb #a2c10040
 @torch.no_grad()
