@@ -6,12 +6,13 @@
 __all__ = ['claim_difference', 'claim_ratio', 'claim_match', 'claim_value', 'compare_arms', 'show_arms']
 
 # %% ../nbs/34_claims.ipynb #7f1204a0
-import math,re
+import math,re,warnings
 import numpy as np,pandas as pd
 from fastcore.basics import patch
 from scipy import stats
 from .statistics import *
 from .statistics import Shown,check_seeds,is_lower,lower_of,pairs,quiet_test,scale_of
+from .searches import whole_rows
 from .arms import best_by_valid
 from .experiments import renamed
 from .verdict import *
@@ -154,6 +155,7 @@ class Figures:
     "What the seeds of a preset showed, as claims ask for it"
     def __init__(self, df=None, measures=None):
         self.df,self.measures = [None if o is None else renamed(o) for o in (df, measures)]
+        if df is not None: self.df = whole_of(self.df)
     def of(self, arm, k, col):
         "A figure of an arm at round `k`, by seed"
         if self.df is None: return pd.Series(dtype=float)
@@ -232,6 +234,21 @@ def have_figures(groups):
     res = {g:[c for c in cs if c is not None and c.n] for g,cs in groups.items()}
     return {g:cs for g,cs in res.items() if cs}
 
+# %% ../nbs/34_claims.ipynb #n2555116
+class SearchWarning(UserWarning): "Figures that a table lacks, since they are of a search"
+
+def whole_of(df):
+    "Rows of whole trainings in the table `df`. Says where a dense net, or the ticket of a level that has others, is none"
+    own = whole_rows(df)
+    if len(own)==len(df): return own
+    out = df.drop(own.index)
+    levels = {*own[~own.arm.isin(['dense','ticket'])]['round']} & {*out[out.arm=='ticket']['round']}-{*own[own.arm=='ticket']['round']}
+    ks = ', '.join(f'{int(k)}' for k in sorted(levels))
+    says = ['of the dense net (`dense=True` in the search trains it whole)']*('dense' in {*out.arm}-{*own.arm})
+    says += [f'of the ticket of round {ks} (sides=({ks},) trains it whole)']*bool(ks)
+    if says: warnings.warn(f"a training of a search is no result and left out: {' and '.join(says)}", SearchWarning, stacklevel=3)
+    return own
+
 # %% ../nbs/34_claims.ipynb #0b088eca
 def _arms(df):
     "The arms in `df`: dense, ticket and the usual controls first"
@@ -270,7 +287,7 @@ def compare_arms(
 )->pd.DataFrame: # One row a level: means, half widths, paired differences and p-values, adjusted by Holm over the levels
     """Ticket against the other arms, paired by seed (two-sided paired t-tests; t intervals of 95 %; for a match with dense see
     `claim_match`). Raises `ValueError` where a level of an arm has several rows of one seed"""
-    df = renamed(df)
+    df = whole_of(renamed(df))
     figures,arms = _by_round(df, col),_arms(df)
     dens = df[df.arm=='ticket'].groupby('round').density.mean()
     others = df[~df.arm.isin(['dense','ticket'])]['round']
@@ -294,7 +311,7 @@ def show_arms(
 )->pd.DataFrame: # One row a level, of text; its `to_latex()` needs the package booktabs
     """Means ± half of their 95 % interval over seeds, and the ticket's difference to its controls
     (* p < .05, paired t, Holm over the levels; three seeds or more)"""
-    t,arms,scale = compare_arms(df, col),_arms(renamed(df)),scale_of(col, scale)
+    t,arms,scale = compare_arms(df, col),_arms(whole_rows(renamed(df))),scale_of(col, scale)
     if not len(t): return t
     def pm(o, c): return _pm(scale*o[c], scale*o[f'{c}_half'], nd)
     def star(o, a): return ' *' if o[f'p_{a}']<.05 and o[f'n_{a}']>2 else ''

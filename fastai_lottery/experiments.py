@@ -29,7 +29,7 @@ from .tables import append_rows,count_rows,mark_of,read_rows,read_table,read_wri
 from .tables import rows_of,short_hash
 from .callback import *
 from .identity import say
-from .labels import checked_rounds,round_cols,round_weights,rounds_table
+from .labels import checked_rounds,with_sides,round_cols,round_weights,rounds_table
 from .writes import check_own
 from .rounds import *
 from .arms import *
@@ -296,7 +296,7 @@ def play_seed(
 # %% ../nbs/33_experiments.ipynb #c41efbe7
 def _arm_rounds(d, ticket, df=None):
     "The rounds in folder `d`, whose `rounds_table` may be given, with their arm"
-    df = checked_rounds(d, df)
+    df = with_sides(d, checked_rounds(d, df))
     if len(df): df.insert(0, 'arm', ['dense' if r==0 else ticket for r in df['round']])
     return df
 

@@ -107,6 +107,18 @@ def _label_of(t, init):
     if isinstance(of := meta.get('of'), dict) and init() is not None: check_of(t, of, dict(init=init()))
     return meta
 
+# %% ../nbs/16_labels.ipynb #n0785980
+def with_sides(d, df):
+    "The table `df` of the rounds in the folder `d`, with the figures of tickets that were trained whole beside a search"
+    sides = {k:t.iloc[0] for k,o in numbered(d, 'side').items() if len(t := rounds_table(o)) and k<len(df)}
+    if not sides or 'whole' not in df: return df
+    df = df.copy()
+    for k,own in sides.items():
+        df.loc[k,'spent'] += own.iterations-df.loc[k,'iterations']
+        for c in df.columns.intersection(own.index): df.loc[k,c] = own[c]
+        df.loc[k,'whole'] = True
+    return df
+
 # %% ../nbs/16_labels.ipynb #1a783659
 def check_weights(d, row, label):
     "Are the trained weights in `d`, whose label is given, those of the round that showed `row`?"

@@ -23,7 +23,7 @@ from .searches import whole_rows
 from .settings import monitor_of
 from .rounds import *
 from .experiments import renamed
-from .claims import label_of
+from .claims import label_of,whole_of
 
 # %% ../nbs/40_plots.ipynb #e68ec167
 _colors = '#0072B2 #D55E00 #7f7f7f #009E73 #CC79A7 #C98A00 #3A9AD9 #000000 #6A3D9A #8C5A2B #B0125B'.split()
@@ -173,7 +173,7 @@ def plot_arms(
 ): # The axes
     """A figure against weights remaining: mean over seeds, 95 % band, one line for each arm (as figures 4 and 5 of 1803.03635).
     Raises `ValueError` where `df` has no such figures, or several rows of one seed for a point"""
-    df,k = _with_figures(renamed(df), col),scale_of(col, scale)
+    df,k = _with_figures(whole_of(renamed(df)), col),scale_of(col, scale)
     check_seeds(df, ['arm','round'])
     means,seen = k*df.groupby(['arm','round'])[col].mean(),[]
     far = .012*(means.max()-means.min())
@@ -281,7 +281,7 @@ def plot_cost(
 ): # The axes
     """A figure against the iterations that it took, in percent of the whole lottery's; a line is the dense net's.
     Raises `ValueError` where `df` has no such figures, or several rows of one seed for a point"""
-    df,f = _with_figures(renamed(df), col),scale_of(col)
+    df,f = _with_figures(whole_of(renamed(df)), col),scale_of(col)
     if 'cost' not in df: raise ValueError("the table has no column 'cost': with_costs(results(...)) gives one")
     check_seeds(df, ['arm','round'])
     ax,seen = new_axes(ax),[]

@@ -242,7 +242,7 @@ def is_whole(o):
 
 def whole_rows(df):
     "Rows of a report that are whole trainings: all of them where there was no search"
-    return df[df['whole'].map(lambda o: o!=o or bool(o))] if 'whole' in df else df
+    return df[df['whole'].map(lambda o: o is None or o!=o or bool(o))] if 'whole' in df else df
 
 def spent_on(rounds, n):
     "Iterations of all `rounds` and of one more training of `n`"

@@ -1,6 +1,7 @@
 "A function of the seed that gives a Learner, and all that is compared with its tickets: here, in processes, resumed"
-import shutil,threading
+import shutil,threading,warnings
 from functools import partial
+import matplotlib.pyplot as plt
 import pandas as pd,pytest,torch
 from torch import nn
 from fastai.callback.core import Callback
@@ -10,7 +11,7 @@ from fastai.metrics import accuracy
 from fastai.optimizer import SGD
 from fastai_lottery.arms import one_shot
 from fastai_lottery.callback import LotteryCallback
-from fastai_lottery.claims import compare_arms,show_arms
+from fastai_lottery.claims import Figures,SearchWarning,compare_arms,show_arms
 from fastai_lottery.compare import compare
 from fastai_lottery.data import TensorDL,TensorDS
 from fastai_lottery.experiments import Preset,play_seed,results
@@ -19,6 +20,7 @@ from fastai_lottery.plots import plot_arms
 from fastai_lottery.resets import random_reinit
 from fastai_lottery.rounds import *
 from fastai_lottery.scopes import random_mask,shuffle_mask
+from fastai_lottery.searches import shorter
 from fastai_lottery.slots import Here
 from fastai_lottery.sweeps import play
 
@@ -215,3 +217,55 @@ def test_a_search_and_a_density_that_ends_it():
         df = compare(make, 2, seeds=1, levels=(1,4), to=.5, amount=.4, search=.5)
     assert [*zip(df.arm, df['round'])].count(('reinit',1))==1 and df['round'].max()==2
     assert df[df.arm=='ticket'].whole.tolist()==[False,True]
+
+# --- trainings of a search are no results
+
+@pytest.fixture(scope='module')
+def searched(tmp_path_factory):
+    "Two seeds of a lottery whose first three trainings are of half the length; by `kw`"
+    done = {}
+    def play(**kw):
+        k = repr(sorted(kw.items()))
+        if k not in done:
+            search = shorter(.5, dense=kw.pop('dense', False))
+            done[k] = compare(make, 2, seeds=2, levels=(1,3), rounds=3, amount=.4, search=search, lr_max=.02, **kw)
+        return done[k]
+    return play
+
+def quiet_table(f, *args):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', SearchWarning)
+        return f(*args)
+
+def test_a_training_of_a_search_is_no_result(searched):
+    "Neither as the dense net nor as the ticket of a level; tables, pictures and claims say so"
+    df = searched()
+    assert not df[df.arm=='dense'].whole.any() and sorted(df[df.arm=='ticket'].whole)==[False]*4+[True]*2
+    says = r"of the dense net .*`dense=True`.* and of the ticket of round 1 \(sides=\(1,\) trains"
+    for f in (show_arms,compare_arms):
+        with pytest.warns(SearchWarning, match=says): t = f(df, 'accuracy')
+        assert len(t)==1 and 'dense' not in t
+    with pytest.warns(SearchWarning, match=says): ax = plot_arms(df, 'accuracy')
+    lines = {o.get_label():len(o.get_xdata()) for o in ax.lines}
+    assert 'dense' not in lines and 'dense' not in [o.get_text() for o in ax.get_legend().get_texts()]
+    plt.close('all')
+    with pytest.warns(SearchWarning, match=says): f = Figures(df)
+    assert not len(f.of('dense', 0, 'accuracy')) and not len(f.of('ticket', 1, 'accuracy')) and len(f.of('ticket', 3, 'accuracy'))==2
+
+def test_what_is_trained_whole_beside_a_search_is_one(searched):
+    df = searched(dense=True, sides=(1,))
+    t = quiet_table(compare_arms, df, 'accuracy')
+    assert list(t['round'])==[1,3] and t.dense.notna().all()
+    of = df[df.arm.isin(['dense','ticket'])&(df.seed==0)].set_index('round')
+    assert list(of.iterations)==[8,8,4,8] and list(of.spent)==[8,16,16,24] and list(of.whole)==[True,True,False,True]
+    alone = learner_of(make, 0)    # the same ticket, trained by itself
+    with alone.no_bar(), alone.no_logging():
+        r = alone.fit_lottery(2, rounds=3, amount=.4, search=shorter(.5, dense=True), lr_max=.02, seed=0)[1]
+        want = alone.fit_ticket(r.ticket, 2, lr_max=.02, seed=0)
+    assert of.valid_loss[1]==want['valid_loss']!=r['valid_loss'] and of.mask_hash[1]==r['mask_hash']
+    assert t.ticket[0]==pytest.approx(df[(df.arm=='ticket')&(df['round']==1)].accuracy.mean())
+
+def test_tables_without_a_search_are_as_they_were(plain):
+    df = plain[0] if isinstance(plain, tuple) else plain
+    assert 'whole' not in df
+    assert quiet_table(compare_arms, df, 'accuracy').equals(quiet_table(compare_arms, df.assign(whole=None), 'accuracy'))

@@ -12,7 +12,7 @@ import fastai_lottery.texts as texts
 from fastai_lottery.attention import attentions_in,plot_survival,survival,uniform,uniform_heads
 from fastai_lottery.callback import LotteryCallback
 from fastai_lottery.core import generator,named_weights,prunable
-from fastai_lottery.language import language,reads
+from fastai_lottery.language import counts,language,reads
 from fastai_lottery.masks import Masks
 from fastai_lottery.resets import fresh,state
 from fastai_lottery.rounds import *
@@ -215,6 +215,54 @@ def test_an_encoder_takes_its_ticket_along():
     other = Ticket(Masks(dict(a=torch.ones(2,2).bool())), dict(a=torch.ones(2,2)))
     with pytest.raises(ValueError, match="encoder at '0.'"): encoder_ticket(other)
 
+# --- where words end
+
+words = 'the quality of mercy is not strained\nit droppeth as the gentle rain from heaven '
+
+def test_a_text_without_its_spaces_has_all_else():
+    "Each window, and the spaces put back where the targets say"
+    dls = spaces_dls(words*40, context=16, bs=4, val_bs=1000, seed=0, device='cpu')
+    for dl,part in zip(dls.loaders, np.split(np.array([*words*40]), [int(o*len(words)*40) for o in (.9,.95)])):
+        ds,text = dl.dataset,''.join(part).replace('\n', ' ')
+        back = ''.join(letters[i-2]+' '*int(k) for i,k in zip(ds.x.flatten(), ds.y.flatten()))
+        assert text.lstrip().startswith(back) and len(text)-len(back)<2*16
+        assert ds.x.shape==ds.y.shape and ds.x.shape[1]==16 and int(ds.x.min())>1
+
+@pytest.mark.parametrize('n', [0,1,2])
+def test_counting_of_neighbours_by_hand(n):
+    "In plain Python; where a group is new, the shorter one speaks"
+    g = torch.Generator().manual_seed(1)
+    text = ''.join('ab c'[i] for i in torch.randint(4, (600,), generator=g))
+    dls = spaces_dls(text, context=4, bs=1, val_bs=1000, parts=(.3,.6), seed=0, device='cpu')
+    (x,y),(tx,ty) = (map(lambda t: t.flatten().tolist(), (dl.dataset.x, dl.dataset.y)) for dl in (dls.loaders[0], dls.loaders[2]))
+    def around(x, i, k): return tuple(x[j] if 0<=j<len(x) else 0 for j in range(i-k, i+k+1))
+    def says(i):
+        for k in range(n, -1, -1):
+            seen = [y[j] for j in range(len(x)) if around(x, j, k)==around(tx, i, k)]
+            if seen: return int(2*sum(seen)>len(seen))
+        return 0
+    right = [says(i)==ty[i] for i in range(len(tx))]
+    assert neighbours(dls)['test'][n]==pytest.approx(np.mean(right))
+
+def test_a_text_that_is_too_short_for_spaces_is_told():
+    with pytest.raises(ValueError, match="'valid' has 6 characters, and needs 17"):
+        spaces_dls(words*3, context=16, bs=1, parts=(.9,.93))
+    with pytest.raises(ValueError, match="'train' has 0 characters"): spaces_dls('')
+    with pytest.raises(ValueError, match="`context` should be a whole number"): spaces_dls(words, context=0)
+
+@extra
+def test_bert_puts_spaces_back():
+    "A class for each letter, and more of them right than letters alone tell"
+    pytest.importorskip('transformers', reason="needs transformers: pip install 'fastai_lottery[text]'")
+    from fastai.metrics import accuracy
+    dls = spaces_dls(words*60, context=16, bs=8, seed=0, device='cpu')
+    set_seed(0)
+    m = bert_tiny(n_out=2, width=32, context=16, each=True, initializer_range=.1, hidden_dropout_prob=0., attention_probs_dropout_prob=0.)
+    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=LotteryCallback(exclude='*position_embeddings'))
+    rs = quiet(learn, lambda: learn.fit_lottery(3, rounds=1, amount=.5, lr_max=1e-2, seed=0))
+    assert m(dls.one_batch()[0]).shape==(8,16,2)
+    for r in rs: assert r['accuracy']>neighbours(dls, 0)['valid'][0]+.02
+
 # --- experiments
 
 def test_nothing_is_claimed_of_nets_that_know_less_than_three_letters():
@@ -223,6 +271,14 @@ def test_nothing_is_claimed_of_nets_that_know_less_than_three_letters():
     df = pd.DataFrame([dict(arm='dense', round=0, seed=s, es_test_loss=2.) for s in range(3)])
     def ms(bits): return pd.DataFrame([dict(arm='counting', round=0, seed=s, model='trigram', test_bits=bits) for s in range(3)])
     assert reads(Figures(df, ms(2.9))) and not reads(Figures(df, ms(2.8))) and not reads(Figures(df, ms(2.9)[:2]))
+
+def test_nothing_is_claimed_of_a_bert_that_knows_less_than_three_letters():
+    import pandas as pd
+    from fastai_lottery.claims import Figures
+    def of(acc): return pd.DataFrame([dict(arm='dense', round=0, seed=s, es_test_accuracy=acc-.01*s) for s in range(3)])
+    ms = pd.DataFrame([dict(arm='counting', round=0, seed=s, model=m, test=t) for s in range(3)
+                       for m,t in (('1 each side',.93),('2 each side',.97))])
+    assert counts(Figures(of(.96), ms)) and not counts(Figures(of(.94), ms)) and not counts(Figures(of(.96), ms[ms.seed<2]))
 
 def test_nets_are_of_the_size_that_is_said():
     nets = {o.name:o.model for o in language}
