@@ -137,7 +137,8 @@ def test_verdicts_in_step_with_figures(p, i, c):
 
 thread = root/'nbs'/'papers'/'99_the_thread.ipynb'
 told = ('moving-digits seeds-digits seeds-mnist seeds-series combining-mnist regularised-digits halves-digits halves-mnist '
-        'forum-digits inits-vgg-digits inits-resnet-digits cheap-mnist-4k-confirm lm-gpt regularised-mnist').split()
+        'forum-digits inits-vgg-digits inits-resnet-digits cheap-mnist-4k-confirm lm-gpt '
+        'regularised-mnist').split()
 @pytest.mark.parametrize('n', told)
 def test_thread_in_step_with_figures(n):
     "Interval and seeds of the comparison that each of these declares stand in the thread's answers"
@@ -217,7 +218,7 @@ def starts(r):
 def best_of(r):
     def one(what, **kw): return dict(what=what, accuracy=r(), test_accuracy=r(), iterations=84, **kw)
     return [*(one('start', init=i, first=2) for i in range(3)), *(one(w) for w in ('best','long','ensemble'))]
-def counting(r): return [dict(model='trigram', valid_bits=9+r(), test_bits=9+r())]
+def counting(r): return [dict(model='trigram', valid_bits=9+r(), test_bits=9+r()), dict(model='1 each side', valid=.5, test=.5)]
 def parts(r): return [dict(layer=0, part='q', kept=1, total=2, density=r())]
 def heads(r):
     return [dict(mask=m, layer=l, head='all', loss=r(), rise_bits=r()) for m in ('dense','ticket','reinit','shuffle') for l in (0,'all')]
