@@ -87,10 +87,14 @@ language.append(Preset(
     cb=dict(exclude='pos')))
 
 # %% ../nbs/35_language.ipynb #a2c30013
+def _in_each_seed(a, b, how):
+    "Is `a` less (`'lt'`) or more (`'gt'`) than `b` in each of its seeds?"
+    return len(a)>0 and set(a.index)<=set(b.index) and bool(getattr(a, how)(b[a.index]).all())
+
 def reads(f):
     "Does the dense net of each seed beat the trigram model of the same split?"
     dense,three = f.of('dense', 0, 'es_test_loss')*loss_bits,f.measure('test_bits', arm='counting', model='trigram')
-    return len(dense)>0 and set(dense.index)<=set(three.index) and bool((dense<three[dense.index]).all())
+    return _in_each_seed(dense, three, 'lt')
 
 @claims_for('lm-gpt')
 def _primary(f):
@@ -166,7 +170,7 @@ language.append(Preset(
 def counts(f):
     "Does the dense net of each seed beat counting of a letter with one to each side?"
     dense,three = f.of('dense', 0, 'es_test_accuracy'),f.measure('test', arm='counting', model='1 each side')
-    return len(dense)>0 and set(dense.index)<=set(three.index) and bool((dense>three[dense.index]).all())
+    return _in_each_seed(dense, three, 'gt')
 
 @claims_for('bert-tiny')
 def _primary_bert(f):
