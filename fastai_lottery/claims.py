@@ -240,11 +240,13 @@ class SearchWarning(UserWarning): "Figures that a table lacks, since they are of
 def whole_of(df):
     "Rows of whole trainings in the table `df`. Says where a dense net, or the ticket of a level that has others, is none"
     own = whole_rows(df)
-    if len(own)==len(df): return own
+    if len(own)==len(df) or not {'arm','round'}<={*df}: return own
+    df = df.reset_index(drop=True)    # tables put together may have a label twice
+    own = whole_rows(df)
     out = df.drop(own.index)
     levels = {*own[~own.arm.isin(['dense','ticket'])]['round']} & {*out[out.arm=='ticket']['round']}-{*own[own.arm=='ticket']['round']}
     ks = ', '.join(f'{int(k)}' for k in sorted(levels))
-    says = ['of the dense net (`dense=True` in the search trains it whole)']*('dense' in {*out.arm}-{*own.arm})
+    says = ['of the dense net (`dense=True` in the search, or `going_on(1.)`, trains it whole)']*('dense' in {*out.arm}-{*own.arm})
     says += [f'of the ticket of round {ks} (sides=({ks},) trains it whole)']*bool(ks)
     if says: warnings.warn(f"a training of a search is no result and left out: {' and '.join(says)}", SearchWarning, stacklevel=3)
     return own

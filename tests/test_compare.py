@@ -265,6 +265,14 @@ def test_what_is_trained_whole_beside_a_search_is_one(searched):
     assert of.valid_loss[1]==want['valid_loss']!=r['valid_loss'] and of.mask_hash[1]==r['mask_hash']
     assert t.ticket[0]==pytest.approx(df[(df.arm=='ticket')&(df['round']==1)].accuracy.mean())
 
+def test_tables_of_searches_put_together(searched):
+    "Labels of rows may come twice; and a table without arms is told as ever"
+    df = searched()
+    both = pd.concat([df, df.assign(seed=df.seed+2)])
+    with pytest.warns(SearchWarning, match='of round 1 '): t = compare_arms(both, 'accuracy')
+    assert list(t['round'])==[3] and t.n[0]==4
+    with pytest.raises(ValueError, match="no column 'arm'"): compare_arms(df.drop(columns='arm'), 'accuracy')
+
 def test_tables_without_a_search_are_as_they_were(plain):
     df = plain[0] if isinstance(plain, tuple) else plain
     assert 'whole' not in df
