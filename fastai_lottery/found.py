@@ -22,13 +22,13 @@ def found(
     run:Run, # A played lottery
     k:int, # Round that it is compared with
     name:str=None, # Folder within that of the run; without one it is kept nowhere
-    **kwargs # Settings of `fit_lottery` that are not the run's, such as `search`, `amount` and `scope`; `rounds` is `k`, but of `gradual()`
+    **kwargs # Settings of `fit_lottery` that are not the run's, such as `search`, `amount`; `rounds` is `k`, where the search has no `last`
 )->Round: # The last training of the other lottery, as one of round `k`, with `whole` and `spent`
     "Play another lottery from the start of `run`, and give its last round"
     learn,folder = another(run),run.learn.lottery.run_folder
     path = None if name is None or folder is None else folder/'found'/f'{name}_{k:02d}'
     own = as_search(kwargs.get('search'))
-    asked = {**run.settings, 'rounds':None if own is not None and own.name=='gradual' else k, **kwargs}
+    asked = {**run.settings, 'rounds':k if own is None or own.last is None else None, **kwargs}
     with beside(run.learn), learn.no_bar(), learn.no_logging():
         r = learn.fit_lottery(**asked, seed=run.seed, test_dl=run.learn.dls[2], path=path)[-1]
     row = dict(r.row, round=k)

@@ -296,7 +296,7 @@ def gradual(
     leg = Leg(length, around=partial(_within, f, start, end, every), tightens=True)
     def legs(r): return Leg() if dense and r==0 else leg if r==int(dense) else None
     args = dict(length=length, schedule=schedule, start=start, end=end, every=every, dense=dense)
-    return Search('gradual', args, legs, partial(_check_search, 1+dense))
+    return Search('gradual', args, legs, _check_search, last=1+dense)
 
 # %% ../nbs/27_gradual.ipynb #d305938c
 @contextmanager
@@ -307,7 +307,8 @@ def _within(f, start, end, every, learn, s, n):
     went = tighten(learn, s, 1., pace.last)
     _tell_end(learn.lottery, s, went, learn.watch.n-learn.train_iter, pace.last)    # of fits that are over
 
-def _check_search(last, learn, lot, s):
+def _check_search(learn, lot, s):
+    last = s.search.last
     if s.to is None: raise ValueError("search=gradual() needs the density that its masks tighten to: fit_lottery(to=...)")
     if s.rounds not in (None, last):
         raise ValueError(f"search=gradual() finds its mask within one training, so that round {last} is the last; got rounds={s.rounds}: "

@@ -154,7 +154,7 @@ language.append(Preset(
     about='A small BERT from a configuration puts the spaces back into tiny Shakespeare, to 50, 25 and 12.5 % of its '
           'weights',
     source='2007.12223 (there BERT-base, pretrained)',
-    cost=_seed.format(8)+'; needs the extra `text`',
+    cost=_seed.format(13)+'; needs the extra `text`',
     data=no_spaces,
     model=partial(bert_tiny, n_out=2, context=64, each=True, initializer_range=.1, hidden_dropout_prob=0.,
                   attention_probs_dropout_prob=0.),

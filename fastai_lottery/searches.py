@@ -68,6 +68,7 @@ class Search:
     args:dict # Its arguments
     leg:Callable=field(repr=False) # Round → `Leg`, or None after the last training of the search
     check:Callable=field(default=None, repr=False) # `(learn, lot, s)`: raise `ValueError` for what would go wrong later
+    last:int=field(default=None, repr=False) # Its last round, where it comes to the lottery's `to` by then; else the lottery says it
     def __call__(self, r): return self.leg(r)
 
 def shorter(

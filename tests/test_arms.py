@@ -10,6 +10,8 @@ from fastai_lottery.labels import weights_in
 from fastai_lottery.sizes import *
 from fastai_lottery.statistics import *
 from fastai_lottery.presets import *
+from fastai_lottery.found import found
+from fastai_lottery.gradual import gradual
 from fastai_lottery.lenets import lenet_prunes
 from fastai_lottery.experiments import *
 from fastai_lottery.supermask import *
@@ -337,3 +339,11 @@ def test_one_shot_of_a_lottery_of_units_goes_by_units(tmp_path):
     with pytest.raises(ValueError, match='units compete here'): heuristic_supermasks(run, 1, prunes=2)
     by = {r['mask']:r['density'] for r in heuristic_supermasks(run, 1, criteria=['large_final'])}
     assert by['large_final']==by['ticket']==by['shuffle']
+
+@pytest.mark.parametrize('dense', [False,True])
+def test_a_search_that_knows_its_last_round_is_found_whatever_its_name(dense, tmp_path):
+    "Not `gradual` alone comes to the density within rounds of its own"
+    run = played(tmp_path, p=tiny)
+    to,own = run.rounds[2]['density'],gradual(.5, dense=dense)
+    want,got = (found(run, 2, search=o, to=to, amount=.5) for o in (own, replace(own, name='mine')))
+    assert (got['round'],got['whole'],got['mask_hash'])==(2,True,want['mask_hash']) and got['density']==pytest.approx(to, abs=1e-3)

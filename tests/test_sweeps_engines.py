@@ -48,7 +48,7 @@ def silent():
 
 def worker_of(d, kind):
     "The process that plays a piece of this kind, once it has begun"
-    end = time.monotonic()+60
+    end = time.monotonic()+180
     while time.monotonic()<end:
         for s in files(d, kind):
             if 'begins' in s: return int(s.split('begins in process ')[-1].split(' ')[0])
@@ -65,6 +65,32 @@ def driver_dies(d, backend, address):
     finally:
         p.kill()
         p.wait()
+
+@pytest.fixture(scope='module')
+def long(tmp_path_factory):
+    "One seed, played long enough to be asked to end in the midst of an epoch"
+    d = tmp_path_factory.mktemp('long')
+    play_seed(preset('digits'), 0, d/'seed_00', rounds=1, epochs=20)
+    return d
+
+def ends_in_mid_epoch(d, seen, client=None):
+    "SIGTERM to the worker that plays a piece, or its retirement by Dask's `client`; from which process its checkpoint then is"
+    pid,at = worker_of(d, 'lottery'),d/'seed_00'/'epoch.ckpt'
+    end = time.monotonic()+180
+    while not at.exists() and time.monotonic()<end: time.sleep(.01)
+    if client is None: os.kill(pid, signal.SIGTERM)
+    else: client.retire_workers([a for a,o in client.run(os.getpid).items() if o==pid])
+    while time.monotonic()<end:
+        with contextlib.suppress(OSError, ValueError):
+            if 'mid' in read_checkpoint(at)['learn']: return seen.append(pid)
+        time.sleep(.005)
+
+def goes_on_elsewhere(long, d, seen):
+    "A checkpoint was written in mid-epoch, and a second worker went on from it to the same bits"
+    assert len(seen)==1, 'no checkpoint was written in mid-epoch'
+    equal(long, d)
+    (log,) = files(d, 'lottery')
+    assert log.count('begins')==2 and log.count('is over')==1, log
 
 # --- Ray
 
@@ -96,6 +122,14 @@ def test_a_driver_of_ray_that_is_killed_and_started_again(two_nodes, alone, tmp_
     driver_dies(tmp_path/'run', 'ray', two_nodes.address)
     for _ in play('digits', tmp_path/'run', replicates=2, executor=RayExecutor(), **few): pass
     equal(alone, tmp_path/'run')
+
+def test_a_worker_of_ray_that_is_asked_to_end_writes_a_checkpoint(two_nodes, long, tmp_path):
+    "After the iteration that it is in; another worker goes on from there, to the same bits"
+    t = threading.Thread(target=ends_in_mid_epoch, args=(tmp_path/'run', seen := []))
+    t.start()
+    for _ in play('digits', tmp_path/'run', replicates=1, executor=RayExecutor(), rounds=1, epochs=20): pass
+    t.join()
+    goes_on_elsewhere(long, tmp_path/'run', seen)
 
 def test_a_worker_and_a_node_of_ray_that_go_away(two_nodes, alone, tmp_path):
     "A piece goes on elsewhere"
@@ -143,39 +177,26 @@ def test_a_worker_of_dask_that_is_killed(cluster, alone, tmp_path):
     equal(alone, tmp_path/'run')
     ex._client.close()
 
-@pytest.fixture(scope='module')
-def long(tmp_path_factory):
-    "One seed, played long enough to be asked to end in the midst of an epoch"
-    d = tmp_path_factory.mktemp('long')
-    play_seed(preset('digits'), 0, d/'seed_00', rounds=1, epochs=20)
-    return d
-
-def ends_in_mid_epoch(client, d, how, seen):
-    "SIGTERM to the worker that plays a piece, or its retirement; what its checkpoint was then, and from which process"
-    pid,at = worker_of(d, 'lottery'),d/'seed_00'/'epoch.ckpt'
-    end = time.monotonic()+60
-    while not at.exists() and time.monotonic()<end: time.sleep(.01)
-    if how=='sigterm': os.kill(pid, signal.SIGTERM)
-    else: client.retire_workers([a for a,o in client.run(os.getpid).items() if o==pid])
-    while time.monotonic()<end:
-        with contextlib.suppress(OSError, ValueError):
-            if 'mid' in read_checkpoint(at)['learn']: return seen.append(pid)
-        time.sleep(.005)
-
 @pytest.mark.parametrize('how', ['sigterm','retired'])
 def test_a_worker_of_dask_that_is_asked_to_end_writes_a_checkpoint(how, long, tmp_path):
     "After the iteration that it is in, though a piece is played in a thread; the other worker goes on from there, to the same bits"
     distributed,seen = pytest.importorskip('distributed'),[]
     kw = dict(n_workers=2, threads_per_worker=2, dashboard_address=None, silence_logs=50)
     with env(**own), distributed.LocalCluster(**kw) as c, distributed.Client(c) as client:
-        t = threading.Thread(target=ends_in_mid_epoch, args=(client, tmp_path/'run', how, seen))
+        t = threading.Thread(target=ends_in_mid_epoch, args=(tmp_path/'run', seen, client if how=='retired' else None))
         t.start()
         for _ in play('digits', tmp_path/'run', replicates=1, executor=client.get_executor(), rounds=1, epochs=20): pass
         t.join()
-    assert len(seen)==1, 'no checkpoint was written in mid-epoch'
-    equal(long, tmp_path/'run')
-    (log,) = files(tmp_path/'run', 'lottery')
-    assert log.count('begins')==2 and log.count('is over')==1, log
+    goes_on_elsewhere(long, tmp_path/'run', seen)
+
+def test_a_dask_cluster_within_this_process(alone, tmp_path):
+    "Its workers are threads of the driver's process: they take turns"
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, processes=False, dashboard_address=None,
+                                  silence_logs=50) as c, distributed.Client(c) as client:
+        for _ in play('digits', tmp_path/'run', replicates=2, executor=client.get_executor(), **few): pass
+    equal(alone, tmp_path/'run')
+    assert {s.split('begins in process ')[-1].split(' ')[0] for s in files(tmp_path/'run', '')}=={str(os.getpid())}
 
 def test_a_driver_of_dask_that_is_killed_and_started_again(cluster, alone, tmp_path):
     "Nothing twice, nothing lost: its old pieces play on, and the new driver waits for them"
