@@ -8,7 +8,6 @@ __all__ = ['third', 'Run', 'masks_like', 'one_shot', 'unmasked', 'beside', 'sear
 
 # %% ../nbs/32_arms.ipynb #ed97ca29
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass,field,replace
 from functools import partial,reduce
 from itertools import combinations
@@ -24,6 +23,7 @@ from .lowest import *
 from .scopes import *
 from .tallies import tally
 from .resets import state,load_
+from .channels import net_copy
 from .tickets import *
 from .callback import *
 from .signals import outside_state,load_outside_
@@ -140,7 +140,7 @@ def _like(l, dls, model, cb):
 def another(run):
     "A Learner like that of the run, at its initial weights, with a lottery of its own"
     learn,lot = run.learn,run.learn.lottery
-    m = deepcopy(unwrap(learn.model))
+    m = net_copy(unwrap(learn.model))
     load_(m, lot.w_i)
     cb = LotteryCallback(str(lot.rewind_to), lot.include, lot.exclude, lot.types, lot.bias, lot.frozen, lot.init,
                          units=lot.units)
@@ -344,7 +344,7 @@ def best_by_valid(
 # %% ../nbs/32_arms.ipynb #af786040
 def _learn_masks(run, n_epoch, lr, bs, **kwargs):
     "A model with trained supermasks over the run's initial weights"
-    model,l = load_(deepcopy(run.learn.model), run.learn.lottery.w_i),run.learn
+    model,l = load_(net_copy(run.learn.model), run.learn.lottery.w_i),run.learn
     dls = l.dls if bs is None else DataLoaders(l.dls.train.new(bs=bs), l.dls.valid)
     l = Learner(dls, add_supermask(model, seed=run.seed, **kwargs), loss_func=l.loss_func,
                 opt_func=partial(SGD, mom=.9, wd=0.), metrics=list(l.metrics))

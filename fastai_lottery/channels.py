@@ -67,6 +67,25 @@ def width(m, side):
     if isinstance(m, nn.GroupNorm): return m.num_channels
     return m.num_parameters if isinstance(m, nn.PReLU) else m.embedding_dim
 
+# %% ../nbs/08_channels.ipynb #n6838660
+class _Made(TorchFunctionMode):
+    "Within this, `deepcopy` copies what was computed, too, without its graph"
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        if f is not torch.Tensor.__deepcopy__ or args[0].is_leaf: return f(*args, **(kwargs or {}))
+        t,memo = args
+        return memo.setdefault(id(t), t.detach().clone())
+
+def net_copy(m):
+    "A copy of the module `m`; also where something keeps what a forward pass has made, as `WeightDropout` and a U-Net's hooks do"
+    with _Made(): return deepcopy(m)
+
+def copy_of(model):
+    "A copy of `model` without its wrappers"
+    m = unwrap(model)
+    if any(isinstance(o, torch.jit.ScriptModule) for o in m.modules()):
+        raise ValueError("the model is scripted, so its layers cannot be changed: take the one that it was made of")
+    return net_copy(m)
+
 # %% ../nbs/08_channels.ipynb #c1dd30b2
 def need_deploy(what):
     "Torch-Pruning, or the error that says which extra brings it"
@@ -74,14 +93,6 @@ def need_deploy(what):
     except ImportError as e:
         raise ImportError(f"{what} needs Torch-Pruning: pip install 'fastai_lottery[deploy]'") from e
     return torch_pruning
-
-def copy_of(model):
-    "A copy of `model` without its wrappers; also where a layer keeps what it makes in a forward pass, as `WeightDropout` does"
-    m = unwrap(model)
-    if any(isinstance(o, torch.jit.ScriptModule) for o in m.modules()):
-        raise ValueError("the model is scripted, so its layers cannot be changed: take the one that it was made of")
-    made = [t for o in m.modules() for t in vars(o).values() if torch.is_tensor(t) and not t.is_leaf]
-    return deepcopy(m, {id(t):t.detach().clone() for t in made})
 
 def outputs(o): return [t for t in tree_leaves(o) if torch.is_tensor(t) and t.is_floating_point()]
 

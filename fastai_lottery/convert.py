@@ -8,7 +8,6 @@ __all__ = []
 # %% ../nbs/24_convert.ipynb #04800bb5
 import importlib,inspect,io,json,logging,math,re,tempfile,warnings
 from contextlib import contextmanager,redirect_stdout
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -20,6 +19,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from .core import *
 from .core import name_of
+from .channels import net_copy
 from .statistics import unique
 from .signals import train_batches
 from .looks import Bystander,has_valid
@@ -112,14 +112,9 @@ def input_names(model, args):
     return unique([n for p,a in zip(ps, args) for n in _leaf_names(a, p)])
 
 # %% ../nbs/24_convert.ipynb #783d713b
-def _computed(m):
-    "Tensors that modules hold and that were computed"
-    return [t for o in m.modules() for t in tensors(list(vars(o).values())) if t.grad_fn is not None]
-
 def copied(model):
     "A copy of a model without its wrappers, in float32, on the CPU and in evaluation mode"
-    m = unwrap(model)
-    return deepcopy(m, {id(t):t.detach().clone() for t in _computed(m)}).cpu().float().eval()
+    return net_copy(unwrap(model)).cpu().float().eval()
 
 class Net(nn.Module):
     "A model with flat tensors as inputs and outputs, a normalisation before it and an activation behind it"

@@ -6,7 +6,6 @@
 __all__ = ['one_shot_units', 'inherited', 'fine_tuned', 'relr', 'rewound', 'from_scratch', 'epochs_for', 'scratch_e', 'scratch_b']
 
 # %% ../nbs/32_retrained.ipynb #66c04984
-from copy import deepcopy
 from dataclasses import replace
 import torch
 from fastai.learner import Learner
@@ -14,6 +13,7 @@ from .core import *
 from .masks import *
 from .units import *
 from .resets import state,load_,fresh
+from .channels import net_copy
 from .removal import *
 from .signals import as_criterion
 from .tickets import *
@@ -110,7 +110,7 @@ def from_scratch(
     "A fresh draw of the small architecture, which follows from the run's seed and the ticket's round"
     units,lot = _units(run),run.learn.lottery
     alive = units.alive(ticket.masks)
-    model = load_(deepcopy(unwrap(run.learn.model)), run.rounds[0].start)
+    model = load_(net_copy(unwrap(run.learn.model)), run.rounds[0].start)
     small = without(model, units, alive)
     gen = generator(run.seed, 'scratch', ticket.meta.get('round', 0))
     new = fresh(small, gen, lot.init, state(small), units.scored)

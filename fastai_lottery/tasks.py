@@ -7,7 +7,6 @@ __all__ = ['Task', 'Tasks']
 
 # %% ../nbs/28_tasks.ipynb #63bc1d4b
 from dataclasses import dataclass,field
-from copy import deepcopy
 from functools import partial
 import pandas as pd
 import torch
@@ -20,7 +19,7 @@ from .core import names_of
 from .hold import *
 from .masks import *
 from .digests import digest_of
-from .channels import Norm
+from .channels import Norm,net_copy
 from .resets import load_,fresh
 from .callback import *
 from .callback import lottery_of
@@ -225,7 +224,7 @@ def _put_head(m, tasks, head):
 
 def _new_head(old, new, gen):
     "The module that takes the head's place: `new`, or a fresh draw of the same kind"
-    if new is None: new = load_(m := deepcopy(old), fresh(m, gen))
+    if new is None: new = load_(m := net_copy(old), fresh(m, gen))
     for p in new.parameters(): p.grad = None
     at = next(old.parameters(), None)
     return (new if at is None else new.to(at.device)).train(old.training)
