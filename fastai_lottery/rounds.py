@@ -49,7 +49,8 @@ def prune_once(learn, s, r):
     "Take the worst of the weights that are left, before round `r`. False where that is as far down as it goes"
     lot = learn.lottery
     if not prunes_before(s, r): return True
-    if r==1 and not plays_one_fit(s.fit): _warn_frozen(learn, lot)    # a way to fit may freeze and unfreeze, as `fine_tune` does
+    if r==1 and not plays_one_fit(s.fit): lot.tell_cold()    # a way to fit may freeze and unfreeze, as `fine_tune` does
+    if r==1: lot.tell_frozen()
     if s.takes_all(lot.masks.counted.n_kept): return _at_bottom(s, lot, f'a prune of amount={s.amount:g} would leave no weight')
     if s.seed is not None: seed_all(learn, s.seed_for('before', r))    # a gradient may draw, in dropout say
     try: new = new_masks(learn, s.amount, s.criterion, s.scope, s.seed_for('prune', r), s.least(lot.masks.counted.numel, lot), s.per)
@@ -58,6 +59,7 @@ def prune_once(learn, s, r):
     lot.pruned_to(new, lot.values(new, s.hold, s.seed_for('hold', r)))
     return True
 
+# %% ../nbs/19_rounds.ipynb #n8558762
 def play_rounds(learn, s, run):
     "Iterative magnitude pruning with rewinding (1803.03635, 1903.01611)"
     for r in run.to_play():
@@ -159,14 +161,6 @@ def start_at(learn, lot, ticket):
     lot.fresh_opt()
 
 # %% ../nbs/19_rounds.ipynb #205218be
-def _warn_frozen(learn, lot):
-    "Say so where most prunable weights are frozen and will not be pruned"
-    ws = named_weights(learn.model, lot.masks)
-    cold = sum(p.numel() for p in ws.values() if not p.requires_grad)/lot.masks.numel
-    if cold<=.5 or lot.frozen: return
-    warnings.warn(f"{cold:.0%} of the prunable weights are frozen and stay as they are: learn.unfreeze() first, "
-                  "or LotteryCallback(frozen=True)", stacklevel=5)
-
 def _begin(learn, lot, start, folder, cbs):
     "Where the lottery begins: anew, at a ticket, or after the rounds that there are"
     if folder: folder.begin(lot)
@@ -203,7 +197,7 @@ def play(learn, s, path, start):
         folder = None if path is None else Folder(path, learn, s, es)
         lot.run_folder = folder and folder.path
         _begin(learn, lot, start, folder, L(s.kwargs.get('cbs')))
-        if plays_one_fit(s.fit): _warn_frozen(learn, lot)
+        if plays_one_fit(s.fit): lot.tell_cold()
         lot.tell_left_out()
         run = Journal(learn, s, folder)
         es.callback(run.live.end)

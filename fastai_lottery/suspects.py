@@ -40,3 +40,24 @@ def look_here(self:Known, x):
     try: says = self.odd(x)
     except Exception as e: says = f"what pruned weights do could not be checked on a batch: {type(e).__name__}: {str(e)[:200]}"
     if says: warnings.warn(says, stacklevel=3)
+
+# %% ../nbs/11_suspects.ipynb #n8400983
+@patch
+def tell_cold(self:Known):
+    "Warn where most of what competes is frozen and will not be pruned"
+    cold = sum(w.numel() for w in named_weights(self.net(), self.masks).values() if not w.requires_grad)/self.masks.numel
+    if cold<=.5 or self.frozen: return
+    warnings.warn(f"{cold:.0%} of the prunable weights are frozen and stay as they are: learn.unfreeze() first, "
+                  "or LotteryCallback(frozen=True)", stacklevel=5)
+
+@patch
+def tell_frozen(self:Known):
+    "Warn of weights that have trained and are frozen now, so that a prune leaves them out"
+    if self.frozen: return
+    began,ws = self.w_k or self.w_i,named_weights(self.net(), self.masks.scored)
+    def trained(n, w): return bool((w.detach()!=began[n].to(w.device))[self.masks[n].to(w.device)].any())
+    out = {n:w.numel() for n,w in ws.items() if not w.requires_grad and trained(n, w)}
+    if not out: return
+    named,share = f"{', '.join([*out][:8])}{f' and {len(out)-8} more' if len(out)>8 else ''}",sum(out.values())/self.masks.numel
+    warnings.warn(f"frozen at the time of the prune, so left out, though they have trained: {named} ({share:.0%} of what competes). "
+                  "A callback that freezes layers in turn, a GAN's say, does so: LotteryCallback(frozen=True) prunes them", stacklevel=4)

@@ -87,3 +87,46 @@ def made_of(kind): return made(kind) if kind in with_chance else learner(**kinds
 @pytest.mark.parametrize('kind', [*with_chance, 'torchs', 'no_valid'])
 def test_looking_changes_nothing(kind, tmp_path):
     assert play(kind, False, tmp_path)==play(kind, True, tmp_path)
+
+# --- layers that are frozen in turn
+
+def gan(**kw):
+    "fastai's GAN: its trainer freezes the generator while the critic learns, and the other way round"
+    from fastai.vision.gan import GANLearner,basic_critic,basic_generator
+    set_seed(0)
+    ds = list(zip(torch.randn(64, 20), torch.rand(64, 3, 32, 32)))
+    dls = DataLoaders.from_dsets(ds[:48], ds[48:], bs=8, device='cpu')
+    nets = basic_generator(32, 3, in_sz=20, n_features=16),basic_critic(32, 3, n_features=16)
+    learn = GANLearner.wgan(dls, *nets, opt_func=RMSProp, cbs=LotteryCallback(**kw))
+    learn.remove_cbs(learn._grab_cbs(ProgressCallback))
+    learn.logger = noop
+    return learn
+
+class InTurn(Callback):
+    "Freezes the first layer in every second batch, and in the last"
+    def before_batch(self): self.model[0].requires_grad_(self.iter%2==1 and self.iter<self.n_iter-1)
+
+def played(learn, **kw):
+    "The rounds, and what was said of frozen layers"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        rs = learn.fit_lottery(1, rounds=2, amount=.5, seed=0, **kw)
+    return rs,[str(o.message) for o in said if 'frozen' in str(o.message)]
+
+def test_a_gan_is_told_whose_layers_a_prune_leaves_out():
+    rs,says = played(learn := gan(), fit=Learner.fit, lr=1e-4)
+    cold = [n for n,p in learn.model.named_parameters() if n in learn.lottery.masks and not p.requires_grad]
+    (said,) = says
+    assert cold and all(n in said for n in cold) and 'LotteryCallback(frozen=True)' in said
+    assert all(learn.lottery.masks[n].all() for n in cold) and rs[1]['density']>.5
+def test_a_gan_is_pruned_as_asked_with_frozen():
+    rs,says = played(gan(frozen=True), fit=Learner.fit, lr=1e-4)
+    assert not says and [r['density'] for r in rs]==[1.,.5,.25]
+
+def test_layers_that_a_callback_freezes_in_turn():
+    rs,(said,) = played(learner(mlp, cbs=[LotteryCallback(), InTurn()]))
+    assert '0.weight' in said and 'they have trained' in said
+def test_layers_that_never_trained_are_no_news():
+    learn = learner(mlp, cbs=LotteryCallback())
+    learn.model[0].requires_grad_(False)
+    assert not [o for o in played(learn)[1] if 'they have trained' in o]
