@@ -131,13 +131,16 @@ def _grouped(net):
     for a,says in known_first: why.setdefault(net.joined.root(a), says)
     for r,places in net.joined.sets().items():
         makers = tuple(sorted({a for a,side,_ in places if side=='out' and is_maker(net.mods[a])}, key=order.get))
-        bare = [net.names[a] for a in makers if not has_own_weight(net.mods[a])]
+        layers = sorted({a for a,*_ in places}, key=order.get)
+        bare = [net.names[a] for a in layers if is_computed(net, net.mods[a])]
         if bare: why.setdefault(r, f'{bare[0]} is parametrized')
         if r in why: left.update({net.names[a]:why[r] for a in makers if net.names[a] not in left})
         elif makers: groups[makers].append((min(i for a,side,i in places if a==makers[0] and side=='out'), places))
     return groups,left
 
-def has_own_weight(m): return isinstance(m._parameters.get('weight'), nn.Parameter)
+def is_computed(net, m):
+    "Is a tensor of the layer `m` made of others, as `weight_norm` and `spectral_norm` do it?"
+    return any(torch.is_tensor(p := getattr(m, o, None)) and id(p) not in net.tensors for o,*_ in slots(m))
 
 # %% ../nbs/09_coupled.ipynb #f150f4ee
 def _ids(net, group, places):

@@ -1,7 +1,6 @@
 """Units of many nets: any subset can be taken out, or they are left out by name; structured lotteries end to end.
 `python -m pytest -m extra`, with Torch-Pruning"""
 import re
-from copy import deepcopy
 from functools import partial
 import pytest,torch
 from torch import nn
@@ -15,6 +14,7 @@ from fastai.vision.learner import create_vision_model
 from fastai.vision.models import resnet18
 from fastai.vision.models.xresnet import xresnet18
 from fastai_lottery.units import *
+from fastai_lottery.channels import net_copy
 from fastai_lottery.coupled import *
 from fastai_lottery.removal import *
 from fastai_lottery.nets import conv_net,resnet_20,vgg
@@ -27,7 +27,7 @@ pytest.importorskip('torch_pruning', reason=need.format('torch-pruning'))
 
 def stirred(m, gen):
     "Everything at random, in double precision: at their first values many errors hide"
-    m = deepcopy(m).double().eval()
+    m = net_copy(m).double().eval()
     for n,t in [*m.named_parameters(), *m.named_buffers()]:
         if not t.is_floating_point(): continue
         r = torch.randn(t.shape, generator=gen, dtype=t.dtype)
@@ -52,7 +52,7 @@ def said(m, xb, forward):
     with torch.no_grad(),torch.random.fork_rng():
         torch.manual_seed(0)
         try: return of(m, cast(torch.double))
-        except RuntimeError: return [(t.double()*1e5).round()/1e5 for t in of(deepcopy(m).float(), cast(torch.float))]
+        except RuntimeError: return [(t.double()*1e5).round()/1e5 for t in of(net_copy(m).float(), cast(torch.float))]
 
 def far_apart(m, units, xb, gen, forward=None):
     "Largest difference of the outputs of the masked net and of the small one, as a share of the largest output"
@@ -207,6 +207,10 @@ odd = dict(
     normed=(lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(conv(3,16)), nn.ReLU(), conv(16,8),
                                   nn.Flatten(),
                                   nn.Linear(512,4)), images, {'0':'parametri|Parametri'}),
+    read_by_normed=(lambda: computed(nn.utils.parametrizations.weight_norm), images,
+                    {'0':'_WeightNorm', '2':'parametrized', '2.parametrizations.weight':'units are not followed'}),
+    read_by_spectral=(lambda: computed(nn.utils.spectral_norm), images, {'0':'2 is parametrized', '2':'2 is parametrized'}),
+    read_by_hooked=(lambda: computed(nn.utils.weight_norm), images, {'0':'2 is parametrized', '2':'2 is parametrized'}),
     option_a=(lambda: Of(conv(3,8), conv(8,16), shortcut_a, h=nn.Linear(16,4)), images, {'a':unclear, 'b':unclear}),
     with_input=(lambda: Of(conv(3,8), conv(11,6), with_input, h=nn.Linear(6,4)), images, {}),
     functional=(lambda: linear(f=bottleneck), rows6, {'a':opaque}),

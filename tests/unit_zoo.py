@@ -135,4 +135,8 @@ def with_input(s, x):
 def pick(s, x): return s.b(s.a(x)[:,s.at].relu())
 def linear(i=6, h=10, o=3, f=None, **kw): return Of(nn.Linear(i,h), nn.Linear(h,o), f, **kw)
 def rows6(): return (torch.randn(4,6),)
+def computed(made):
+    "The second of three convolutions has a weight that is `made` of others"
+    return nn.Sequential(conv(3,16), nn.ReLU(), made(conv(16,16)), nn.ReLU(), conv(16,8), nn.ReLU(), conv(8,8), nn.Flatten(),
+                         nn.Linear(512,4))
 def spectral(): return nn.utils.parametrizations.spectral_norm(conv(3,16))
