@@ -6,12 +6,14 @@
 __all__ = ['corruptions', 'add_noise', 'add_blur', 'less_contrast', 'shift_by', 'ECE', 'Corrupt', 'robustness', 'falls']
 
 # %% ../nbs/26_robustness.ipynb #69e01c11
+import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from functools import partial
 import numpy as np,pandas as pd,torch
 from fastai.learner import Learner
 from fastai.metrics import Metric
+from fastai.vision.core import TensorBBox,TensorImageBase,TensorPoint
 from fastcore.foundation import L
 from torchvision.transforms.v2 import functional as tvf
 from .core import *
@@ -170,6 +172,26 @@ def _as_dls(learn, dl):
     if res: return res
     raise ValueError("robustness is measured on the validation set and a third loader, and this Learner has none: give `dl`")
 
+# %% ../nbs/26_robustness.ipynb #n2496580
+_places = TensorImageBase,TensorPoint,TensorBBox
+
+def _lie_in(learn, dl):
+    "Do targets lie in the images?"
+    with as_it_was(learn, dl): b = next(iter(dl), None)
+    if not isinstance(b, (list,tuple)): return False
+    size = _images(b).shape[-2:]
+    ys = [y for y in b[getattr(learn.dls, 'n_inp', 1):] if torch.is_tensor(y)]
+    return any(isinstance(y, _places) or y.ndim>2 and y.shape[-2:]==size for y in ys)
+
+def _that_keep_places(learn, dl, fs, asked):
+    "Corruptions without shifts, where targets lie in the images. Raises `ValueError` where shifts were asked for"
+    moves = [n for n,f in fs.items() if f is shift_by]
+    if not moves or not _lie_in(learn, dl): return fs
+    says = f"{moves[0]!r} would move images away from their targets, which lie in them (masks, points, boxes or images)"
+    if asked: raise ValueError(f"`corruptions`: {says}; leave it out")
+    warnings.warn(f"{says}, so it is left out")
+    return {n:f for n,f in fs.items() if n not in moves}
+
 # %% ../nbs/26_robustness.ipynb #303961bf
 @contextmanager
 def _with_ece(learn):
@@ -210,15 +232,17 @@ def _looks(learn, dl, fs, strengths, span, seed):
 def robustness(
     learn:Learner, # Its data, loss, metrics and model; all as before afterwards
     rounds=None, # Rounds of its lottery, or their numbers: their trained nets; by default the net as it is
-    corruptions=None, # Names, or a dict of name → function of images in [0, 1] and a strength; all four by default
+    corruptions=None, # Names, or a dict of name → function of images in [0, 1] and a strength; all that keep targets in place by default
     strengths=(1,2,3,4,5), # Strengths of each corruption, from 1 to 5; functions of your own may take others
     dl=None, # A loader, or a dict of them by name; by default `valid` and, where there is a third loader, `test`
     span=None, # Lowest and highest pixel as the model sees them, numbers or one a channel; those of the data by default
     seed:int=0 # Of what corruptions draw: the same for all nets
 )->pd.DataFrame: # A row a net, loader, corruption and strength, clean at strength 0: `round`, `data`, loss, metrics, `ece`
     """Loss, metrics and calibration on clean and on corrupted images, of data to choose by and of data held out until the end
-    (after 1903.12261). Raises `ValueError` for data that are no images, unknown corruptions, and rounds whose net was not kept"""
+    (after 1903.12261). Raises `ValueError` for data that are no images, unknown corruptions, shifts away from targets, and rounds whose net
+    was not kept"""
     fs,dls = _as_corruptions(corruptions),_as_dls(learn, dl)
+    fs = _that_keep_places(learn, next(iter(dls.values())), fs, corruptions is not None)
     strengths = _as_strengths(strengths, fs)
     span,rows = _span_of(learn, dls.values(), span) if fs else None,[]
     with _with_ece(learn), _nets(learn, rounds) as nets:

@@ -7,7 +7,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
+from fastai.losses import CrossEntropyLossFlat,MSELossFlat
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastai_lottery.all import *
@@ -147,3 +147,27 @@ def test_one_strength_and_those_of_a_function_of_ones_own():
         return x*s
     robustness(learn, corruptions=dict(dim=dim), strengths=(0,.5))
     assert {*seen}=={0,.5}
+
+def in_images(kind):
+    "A Learner whose targets lie in the images"
+    from fastai.vision.core import TensorBBox,TensorImage,TensorMask,TensorPoint
+    set_seed(0)
+    x = torch.rand(48, 1, 8, 8)
+    points = lambda n: torch.rand(48, n, 2)*2-1
+    y = dict(masks=TensorMask((x[:,0]>.5).long()), plain=(x[:,0]>.5).long(), images=TensorImage(1-x), points=TensorPoint(points(3)),
+             boxes=TensorBBox(torch.rand(48, 2, 4)))[kind]
+    ds = list(zip(x, y))
+    dls = DataLoaders.from_dsets(ds[:32], ds[32:], bs=8, device='cpu')
+    out = dict(masks=2, plain=2, images=1).get(kind)
+    net = nn.Conv2d(1, out, 1) if out else nn.Sequential(nn.Flatten(), nn.Linear(64, y[0].numel()), nn.Unflatten(1, tuple(y[0].shape)))
+    loss = CrossEntropyLossFlat(axis=1) if out==2 else MSELossFlat()
+    return Learner(dls, net, loss_func=loss, metrics=[])
+
+@pytest.mark.parametrize('kind', ['masks','plain','images','points','boxes'])
+def test_targets_that_lie_in_images_are_not_left_behind(kind):
+    learn = in_images(kind)
+    with pytest.warns(UserWarning, match="'shift' would move images away from their targets"): df = robustness(learn, strengths=(5,))
+    assert df.corruption.tolist()==['none','noise','blur','contrast']
+    for asked in ('shift', dict(mine=corruptions['shift'])):
+        with pytest.raises(ValueError, match='would move images away from their targets'): robustness(learn, corruptions=asked)
+    assert len(robustness(learn, corruptions=dict(own=lambda x, s: x), strengths=(1,)))==2
