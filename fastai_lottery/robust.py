@@ -135,7 +135,7 @@ robust += [replace(
     robust[-1], name=f'robust-{n}', about=f'{net} on {what}, dense and at three densities: {_falls}',
     source='1903.12261 (CIFAR-10-C); 1706.04599', cost=cost,
     settings={**robust[-1].settings, **s}, **on) for n,net,what,cost,s,on in [
-        ('mnist','LeNet-300-100','MNIST','15 trainings of 3,664 iterations a seed',dict(n_epoch=4),on_mnist),
+        ('mnist','LeNet-300-100','MNIST','15 trainings of 3,664 iterations a seed; about 4 minutes',dict(n_epoch=4),on_mnist),
         ('cifar10','Conv-2 with 16 channels','10,000 images of CIFAR-10','15 trainings of 3,320 iterations a seed',
          dict(n_epoch=20, lr=1e-3, **_conv),_cifar)]]
 
