@@ -62,7 +62,7 @@ class Slots(Executor):
     "`n` processes, each with a pool of its own"
     def __init__(self, n):
         self.n,self.lock,self.todo,self.given,self.closed = n,threading.RLock(),deque(),set(),False
-        self.pools,self.procs,self.free = [None]*n,[None]*n,list(range(n))
+        self.pools,self.procs,self.free,self.broken = [None]*n,[None]*n,list(range(n)),[]
     def submit(self, fn, /, *args, **kwargs):
         with self.lock:
             if self.closed: raise RuntimeError('cannot schedule new futures after shutdown')
@@ -87,11 +87,17 @@ def _submit(self:Slots, i, call):
     return inner
 
 @patch
+def _lost(self:Slots, i):
+    "Slot `i` takes a new pool for its next call"
+    self.broken.append(self.pools[i])
+    self.pools[i] = None
+
+@patch
 def _start(self:Slots, i, f, call):
     "Play a call in slot `i`, for the future `f`"
     try: inner = self._submit(i, call)
     except BrokenProcessPool:    # it died while it had nothing to do
-        self.pools[i] = None
+        self._lost(i)
         inner = self._submit(i, call)
     inner.add_done_callback(partial(self._ended, i, f))
 
@@ -107,7 +113,7 @@ def _ended(self:Slots, i, f, inner):
     with self.lock:
         if isinstance(e, BrokenProcessPool):
             e = _why_dead(self.procs[i])
-            self.pools[i] = None
+            self._lost(i)
         self.free.append(i)
         self.given.discard(f)
     f.set_result(inner.result()) if e is None else f.set_exception(e)
@@ -124,17 +130,22 @@ def shutdown(self:Slots, wait=True, *, cancel_futures=False):
         self.given.difference_update([f for f,_ in gone])
         if gone: self.todo.clear()
     if wait: wait_for(list(self.given))
-    for o in [o for o in self.pools if o is not None]: o.shutdown(wait=wait)
+    for o in self._all(): o.shutdown(wait=wait)
+
+@patch
+def _all(self:Slots): return [o for o in [*self.pools, *self.broken] if o is not None]
 
 @patch
 def kill(self:Slots):
     "End all processes: each after its iteration, or after 30 s"
+    threads = [o._executor_manager_thread for o in self._all()]    # Python ends with a stray error where they still close pipes
     self.shutdown(wait=False, cancel_futures=True)
     procs,end = [o for o in self.procs if o is not None],time.monotonic()+30
     for o in procs: o.terminate()
     for o in procs:
         o.join(max(0, end-time.monotonic()))
         o.kill()
+    for t in filter(None, threads): t.join(10)
 
 # %% ../nbs/38_slots.ipynb #n9800990
 def packed(o, name):

@@ -421,3 +421,11 @@ def test_what_cannot_travel_is_told(tmp_path):
 def test_a_measure_that_gives_nothing_is_no_level_beyond_the_end(tmp_path, recwarn):
     go(replace(small, measures=dict(m=lambda run,k: []), controls={}, replicates=1), tmp_path/'a')
     assert not [w for w in recwarn if issubclass(w.category, LevelWarning)]
+
+@pytest.mark.parametrize('ends', [lambda ex: ex.submit(os._exit, 3).result(), lambda ex: ex.submit(float, 'x').result()],
+                         ids=['killed','error'])
+def test_no_thread_of_a_pool_outlives_an_error(ends):
+    "Python's own end would meet it closing pipes, and add 'Bad file descriptor' to the error that counts"
+    from fastai_lottery.slots import of_ours
+    with pytest.raises((RuntimeError,ValueError)), of_ours(1) as ex: ends(ex)
+    assert not [t for t in threading.enumerate() if 'ExecutorManager' in type(t).__name__]
