@@ -25,6 +25,7 @@ from .callback import *
 from .looks import has_valid
 from .fits import Round
 from .settings import monitor_of,says_lower,worse_by
+from .searches import is_whole
 from .journal import trained_of
 from .analysis import *
 from .analysis import NewStats,norm_dl_of,put_,put_back,same_order,tensors_in
@@ -43,15 +44,26 @@ def _of_learner(o, name):
     if lot is None or lot.masks is None: return Trained(name, state(o.model), None, None, (None,None))
     return Trained(name, state(o.model), lot.masks.to('cpu'), lot.held, (lot.w_i,lot.w_k))
 
+# %% ../nbs/28_combine.ipynb #n7726118
+def _tell_short(row, name):
+    "Warn of the net of a search, which nobody trained to the end"
+    if is_whole(row): return
+    warnings.warn(f"{name} is one of a search, where each training before the last is a short one: its net was trained for "
+                  f"{row['iterations']} iterations and not to the end. Take the last round, or play rounds of whole trainings",
+                  stacklevel=4)
+
 def _of_round(o, learn, name):
     if learn is None or not learn._grab_cbs(LotteryCallback) or not any(o is r for r in learn.lottery.rounds):
         raise ValueError(f"{name}: a round knows its masks, and its Learner has the trained net: say which by "
                          "`learn=`, and take rounds of learn.lottery.rounds")
     masks,held,ws = trained_of(learn.lottery, o['round'])
+    _tell_short(o.row, f"round {o['round']}")
     return Trained(f"round {o['round']}", ws, masks.to('cpu'), held, (learn.lottery.w_i,o.start))
 
 def _of_ticket(o, name):
-    if o.trained: return Trained(name, o.trained, o.masks.to('cpu'), o.held, (None,o.weights))
+    if o.trained:
+        _tell_short(o.meta, f"the ticket {name}")
+        return Trained(name, o.trained, o.masks.to('cpu'), o.held, (None,o.weights))
     raise ValueError(f"{name} is a ticket, and a ticket holds starting weights, not trained ones: train it by "
                      "learn.fit_ticket and give the Learners, or take tickets by learn.lottery.ticket(k, trained=True), "
                      "which carry the trained net")

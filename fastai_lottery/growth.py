@@ -14,6 +14,7 @@ from fastai.callback.core import Callback,CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
+from .answers import few
 from .core import *
 from .core import check_fraction,check_whole,menu_of,name_of,pick
 from .masks import *
@@ -60,6 +61,7 @@ def sparse_start(self:Learner,
                          "learn.unprune() takes the masks off")
     as_scope(scope, list(lot.masks.counted))
     lot.set_masks(of_rank0(lambda: _drawn(lot, density, scope, gen)))
+    lot.tell_drawn()
     fresh_moments_(self.opt, named_weights(lot.net(), lot.masks), lot.masks)
     lot.look_once()
     return lot.masks
@@ -142,6 +144,7 @@ class GrowthCallback(Callback):
 # %% ../nbs/22_growth.ipynb #9857c42a
 def _begin(cb, on, base):
     cb._on,cb._base,cb._n,cb.moves = on,base,0,[]    # training? seed, steps so far, and what moved
+    cb.still = None                                 # names of what could not move in any move so far
     cb._open = cb._due = cb._grew = cb._off = False    # of the step that is under way
 
 @patch(as_prop=True)
@@ -231,16 +234,20 @@ def after_fit(self:GrowthCallback):
     if not self.moves:
         warnings.warn(f"no connection moved: every={self.every}, and this fit had {self._n} steps, of which the first "
                       f"{self.until:.0%} count. Choose a smaller `every`", NoGrowthWarning, stacklevel=2)
+    elif self.still:
+        warnings.warn(f"pruned, and not moved in any of the {len(self.moves)} moves of this fit: {few(self.still)}. They were "
+                      "frozen, or had no gradient, each time. Unfreeze them before the fit, or keep them whole by "
+                      "LotteryCallback(exclude=...)", NoGrowthWarning, stacklevel=2)
 
-class NoGrowthWarning(UserWarning): "A fit was over before connections had moved"
+class NoGrowthWarning(UserWarning): "A fit in which no connection moved, or none of some layers"
 
 # %% ../nbs/22_growth.ipynb #8caadb4b
-def _movable(lot, by_grad):
-    "Masks, or which units are alive, of all that can move"
+def _cold(lot, asked):
+    "Names of what is pruned and cannot move now: it is frozen, or without a gradient, where that is `asked` for"
     ws,units = named_weights(lot.net(), lot.masks),lot.masks.units
-    cold = {n for n in lot.masks.scored if not ws[n].requires_grad or by_grad and ws[n].grad is None}
+    cold = {n for n in lot.masks.scored if not ws[n].requires_grad or 'g' in asked and ws[n].grad is None}
     if units is not None: cold = {p.group for p in units.makers if p.name in cold}
-    return Masks({n:m for n,m in lot.masks.counted.items() if n not in cold and not m.all()})
+    return [n for n,m in lot.masks.counted.items() if n in cold and not m.all()]
 
 def _scores(lot, f, gen):
     "Scores by `f` of all that competes, with the gradients of this step"
@@ -251,9 +258,10 @@ def _scores(lot, f, gen):
     return scores(f, names, **known) if units is None else units.scores_of(f, PerUnit(), known)
 
 # %% ../nbs/22_growth.ipynb #d60efc14
-def next_masks(lot, drop, grow, share, gen):
-    "The masks after a move"
-    old,units,lengths = _movable(lot, 'g' in needs(drop)+needs(grow)),lot.masks.units,lengths_of(lot.net())
+def next_masks(lot, drop, grow, share, gen, cold):
+    "The masks after a move, of all but what is `cold`"
+    units,lengths = lot.masks.units,lengths_of(lot.net())
+    old = Masks({n:m for n,m in lot.masks.counted.items() if n not in cold and not m.all()})
     if not old: return lot.masks
     d,g = (_scores(lot, f, gen) for f in (drop,grow))
     closed = None if lot.tasks is None else lot.tasks.closed(lot.masks)
@@ -282,7 +290,9 @@ def move(self:GrowthCallback):
     "Connections move now: masks, weights, what the optimizer holds, gradients"
     learn,lot,old = self.learn,self.learn.lottery,self.learn.lottery.masks
     share,gen = share_at(learn.pct_train/self.until, self.fraction),generator(self._base, 'grow', self._n)
-    new = of_rank0(lambda: next_masks(lot, self.drop, self.grow, share, gen)).near(named_weights(lot.net(), old))
+    cold = _cold(lot, needs(self.drop)+needs(self.grow))
+    self.still = [n for n in cold if self.still is None or n in self.still]
+    new = of_rank0(lambda: next_masks(lot, self.drop, self.grow, share, gen, cold)).near(named_weights(lot.net(), old))
     values = None
     if self.start is not None:
         values = lot.start(self.start, new, lot.w_k or lot.w_i, derive(self._base, 'start', self._n))

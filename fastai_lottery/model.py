@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend,sdpa_kernel
 from fastcore.basics import patch
 from fastcore.foundation import L
+from .answers import few
 from .core import *
 from .hold import *
 from .spread import check_not_spread
@@ -318,8 +319,7 @@ def tell_left_out(self:Known):
     out = left_out(self.net(), self.types, self.include, self.exclude, self.bias)
     out = [f'{n} ({why})' for n,why in out.items() if self.masks is None or n not in self.masks]
     if not out: return
-    more = f' and {len(out)-8} more' if len(out)>8 else ''
-    warnings.warn(f"left out, though nobody said so: {', '.join(out[:8])}{more}. {self.how_much()}; learn.lottery.competing() "
+    warnings.warn(f"left out, though nobody said so: {few(out)}. {self.how_much()}; learn.lottery.competing() "
                   "lists all. LotteryCallback(exclude=...) leaves them out in silence, a name in `include` takes one in", stacklevel=4)
 
 # %% ../nbs/04_model.ipynb #d73f3462

@@ -16,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from .answers import few
 from .core import *
 from .core import same_rng
 from .resets import untouched
@@ -178,7 +179,6 @@ def odd_weights(model, x, masks):
     df = acting(model, x, masks)
     odd = df.but[df.but!='']
     if not len(odd): return ''
-    more = f' and {len(odd)-8} more' if len(odd)>8 else ''
-    return (f"competing without effect: {', '.join(f'{n} ({why})' for n,why in odd.iloc[:8].items())}{more}. "
+    return (f"competing without effect: {few(f'{n} ({why})' for n,why in odd.items())}. "
             "The figures count them as pruned or kept all the same. Leave them out by "
             "LotteryCallback(exclude=[...]), or see fastai_lottery.sizes.acting")

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../nbs/11_suspects.ipynb #9cf1b9f3
 import warnings
 from fastcore.basics import patch
+from .answers import few
 from .core import *
 from .model import *
 from .model import Known,unwatched
@@ -58,6 +59,15 @@ def tell_frozen(self:Known):
     def trained(n, w): return bool((w.detach()!=began[n].to(w.device))[self.masks[n].to(w.device)].any())
     out = {n:w.numel() for n,w in ws.items() if not w.requires_grad and trained(n, w)}
     if not out: return
-    named,share = f"{', '.join([*out][:8])}{f' and {len(out)-8} more' if len(out)>8 else ''}",sum(out.values())/self.masks.numel
-    warnings.warn(f"frozen at the time of the prune, so left out, though they have trained: {named} ({share:.0%} of what competes). "
+    share = sum(out.values())/self.masks.numel
+    warnings.warn(f"frozen at the time of the prune, so left out, though they have trained: {few(out)} ({share:.0%} of what competes). "
                   "A callback that freezes layers in turn, a GAN's say, does so: LotteryCallback(frozen=True) prunes them", stacklevel=4)
+
+# %% ../nbs/11_suspects.ipynb #n6835919
+@patch
+def tell_drawn(self:Known):
+    "Warn of weights that are frozen and have been pruned by chance"
+    ws = named_weights(self.net(), self.masks.scored)
+    out = [n for n,w in ws.items() if not w.requires_grad and not self.masks[n].all()]
+    if out: warnings.warn(f"frozen, and pruned by chance all the same: {few(out)}. What does not train cannot make up for that: unfreeze "
+                          "before the sparse start, or keep them whole by LotteryCallback(exclude=...)", stacklevel=4)

@@ -5,6 +5,7 @@ import warnings,pytest
 from fastai.losses import LabelSmoothingCrossEntropyFlat
 from nets import *
 from fastai_lottery.analysis import instability
+from fastai_lottery.searches import going_on
 from fastai_lottery.combine import *
 from fastai_lottery.combine import predictions_of
 from fastai_lottery.shrink import shrink
@@ -43,6 +44,19 @@ def test_average_of_one_mask(name):
     assert m.made_of=={f'net {i}':1/3 for i in range(3)} and all(p.grad is None for p in m.parameters())
     m.reset() if hasattr(m, 'reset') else None
     assert m(x).shape==(32,4)
+
+def test_nets_of_a_search_are_told_apart_from_trained_ones():
+    l = learner(mlp)
+    with l.no_bar(), l.no_logging(): l.fit_lottery(4, rounds=2, search=going_on(), seed=0, keep='all')
+    short,last = l.lottery.rounds[1:]
+    for nets in ([short,last], [l.lottery.ticket(1, trained=True), last]):
+        for make in (lambda: average(nets, learn=l, tol=None), lambda: Ensemble(nets, learn=l)):
+            with pytest.warns(UserWarning, match='one of a search.* trained for 2 iterations and not to the end'): make()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*one of a search')
+        average([last, last], learn=l, tol=None)
+        ls,*_ = soup('batchnorm')
+        Ensemble(ls)
 
 def test_the_average_of_equal_nets_is_that_net():
     ls,*_ = soup('lstm')

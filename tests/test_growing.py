@@ -1,5 +1,5 @@
 "Connections that move: laws of masks, of what optimizers hold, of gradients, and of what stays when a process is killed"
-import math,pickle
+import math,pickle,warnings
 import pytest
 from test_crash import server,whole,same,batches,needs_fork
 from nets import *
@@ -478,3 +478,48 @@ def test_a_density_that_keeps_nothing_is_told_by_its_name():
     learn = learner(mlp)
     with pytest.raises(ValueError, match='`density`=0.0001 of the 288 that compete keeps none'): learn.sparse_start(.0001)
     with pytest.raises(ValueError, match='`density`'): learner(mlp, cbs=[LotteryCallback(),GrowthCallback(.0001, every=1)]).fit(1)
+
+# --- what cannot move
+
+def pair(): return nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,12), nn.ReLU(), nn.Linear(12,4))
+
+def frozen_first(l):
+    for p in l.model[0].parameters(): p.requires_grad_(False)
+    l.fit(6, .01)
+
+def told_of(f):
+    with pytest.warns(UserWarning) as said: f()
+    return [str(o.message) for o in said]
+
+def test_a_frozen_layer_is_named_at_the_start_and_at_the_end():
+    said = told_of(lambda: grown(pair, fit=frozen_first))
+    assert any(s.startswith('frozen, and pruned by chance all the same: 0.weight. ') for s in said)
+    assert any('not moved in any of the 5 moves of this fit: 0.weight. ' in s for s in said)
+
+def test_a_layer_without_gradient_is_named():
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used,self.spare = mlp(),nn.Linear(8,8)
+        def forward(self, x): return self.used(x)
+    said = told_of(lambda: grown(Unused))
+    assert any('of this fit: spare.weight. ' in s for s in said)
+    assert not any('frozen, and' in s for s in said)
+
+class InTurn(Callback):
+    "Trains one layer or the other, as `GANLearner` does with its two nets"
+    def before_batch(self):
+        for i in (0,2):
+            for p in self.model[i].parameters(): p.requires_grad_((self.train_iter//4%2==0)==(i==0))
+
+def test_layers_that_are_frozen_in_turn_have_moved():
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*not moved')
+        learn,_ = grown(pair, more=[InTurn])
+    assert learn.growth.still==[]
+
+def test_what_trains_or_is_whole_is_not_named():
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*(not moved|by chance)')
+        grown(pair)
+        grown(pair, fit=frozen_first, cb=dict(exclude='0'))
