@@ -6,11 +6,14 @@
 __all__ = ['survival', 'plot_survival', 'uniform_heads']
 
 # %% ../nbs/26_attention.ipynb #a2c20006
+import re,warnings
 from contextlib import contextmanager
+from itertools import accumulate,pairwise
 from typing import NamedTuple
 import pandas as pd,torch
 from torch import nn
 from fastai.learner import Learner
+from .answers import few
 from .core import *
 from .core import clean_name
 from .masks import *
@@ -19,14 +22,17 @@ from .looks import has_valid
 
 # %% ../nbs/26_attention.ipynb #a2c20008
 class Slice(NamedTuple):
-    "Rows or columns of a weight"
+    "Rows or columns of a weight, in each of several groups of them"
     name:str # Of the weight, or its bias
     dim:int=0 # Along which it is cut
-    start:int=0
+    start:int=0 # In each group
     stop:int=None # All by default
+    groups:int=1 # As many equal pieces along `dim`
     def of(self, t):
-        n = t.shape[self.dim]
-        return t.narrow(self.dim, self.start, (n if self.stop is None else self.stop)-self.start)
+        "This part of `t`, with `dim` as two dimensions, groups and what is in each"
+        t = t.unflatten(self.dim, (self.groups,-1))
+        n = t.shape[self.dim+1]
+        return t.narrow(self.dim+1, self.start, (n if self.stop is None else self.stop)-self.start)
 
 class Attention(NamedTuple):
     "Where an attention lies in a model"
@@ -36,26 +42,44 @@ class Attention(NamedTuple):
     bias:Slice=None # Of the queries' bias
 
 # %% ../nbs/26_attention.ipynb #a2c20009
-def _three(name, dim, width, bias):
-    "Queries, keys and values in one tensor"
-    parts = {p:Slice(name, dim, i*width, (i+1)*width) for i,p in enumerate('qkv')}
-    return parts,bias and Slice(bias, 0, 0, width)
+def _three(name, dim, q, kv, bias, groups=1):
+    "Queries, keys and values in one tensor, of `q` and `kv` rows in each group"
+    ends = accumulate((0,q,kv,kv))
+    parts = {p:Slice(name, dim, *o, groups) for p,o in zip('qkv', pairwise(ends))}
+    return parts,bias and parts['q']._replace(name=bias, dim=0)
 
 def _of_torch(n, m):
     "torch's own"
-    parts,b = _three(f'{n}.in_proj_weight', 0, m.embed_dim, m.in_proj_bias is not None and f'{n}.in_proj_bias')
+    parts,b = _three(f'{n}.in_proj_weight', 0, m.embed_dim, m.embed_dim, m.in_proj_bias is not None and f'{n}.in_proj_bias')
     if m.in_proj_weight is None: parts = {p:Slice(f'{n}.{p}_proj_weight') for p in 'qkv'}
     return Attention(n, m.num_heads, {**parts, 'out':Slice(f'{n}.out_proj.weight')}, b or None)
 
+# %% ../nbs/26_attention.ipynb #n0014928
+def _groups(m, qkv, heads):
+    "In how many groups, each with queries, keys and values, the rows of one layer come"
+    if getattr(m, 'new_decoder_architecture', False): return m.num_kv_heads     # Falcon's
+    own = qkv=='query_key_value' or getattr(m, 'head_first', False) or hasattr(m, 'multi_query')
+    return heads if own and not getattr(m, 'multi_query', False) else 1
+
 def _of_one(n, m, qkv, proj):
-    "Three pieces of one layer, by rows or, in a `Conv1D`, by columns"
-    l = getattr(m, qkv)
-    width,dim = (l.nf,1) if is_conv1d(l) else (l.out_features,0)
-    if width%3: return None
-    parts,b = _three(f'{n}.{qkv}.weight', dim, width//3, l.bias is not None and f'{n}.{qkv}.bias')
-    return Attention(n, _heads(m, width//3), {**parts, 'out':Slice(f'{n}.{proj}.weight')}, b or None)
+    "Queries, keys and values of one layer, by rows or, in a `Conv1D`, by columns; all heads are as wide as `proj` reads"
+    l,width = _part(m, qkv),_inputs(_part(m, proj))
+    heads,dim = _heads(m, width),int(is_conv1d(l))
+    g = _groups(m, qkv, heads)
+    if not g: return None
+    q,kv,rest = width//g,*divmod(l.weight.shape[dim]//g-width//g, 2)
+    if rest or kv<1 or width%g or l.weight.shape[dim]%g: return None
+    parts,b = _three(f'{n}.{qkv}.weight', dim, q, kv, l.bias is not None and f'{n}.{qkv}.bias', g)
+    return Attention(n, heads, {**parts, 'out':Slice(f'{n}.{proj}.weight')}, b or None)
 
 # %% ../nbs/26_attention.ipynb #a2c20010
+def _part(m, path):
+    "What is called `path` in `m`, through dots; None where nothing is"
+    for o in path.split('.'): m = getattr(m, o, None)
+    return m
+
+def _inputs(l): return l.weight.shape[0 if is_conv1d(l) else 1]
+
 def _heads(m, width):
     "How many heads the attention `m` has; None where it does not say"
     for o in (m,getattr(m, 'config', None)):
@@ -70,31 +94,53 @@ def _of_layers(n, m, q, k, v, out):
     return Attention(n, _heads(m, getattr(m, q).weight.shape[0]), {p:Slice(o) for p,o in own.items()}, bias)
 
 def _has(m, *names):
-    ls = [getattr(m, o, None) for o in names]
+    ls = [_part(m, o) for o in names]
     return all(isinstance(l, nn.Linear) or is_conv1d(l) for l in ls)
 
 # %% ../nbs/26_attention.ipynb #a2c20011
-_fused = [('qkv','proj'), ('c_attn','c_proj'), ('query_key_value','dense'),
-          ('qkv_proj','o_proj'), ('Wqkv','out_proj'), ('Wqkv','Wo')]
-_apart = [('{}_proj','o_proj'), ('{}_proj','out_proj'), ('{}_proj','dense'), ('{}_lin','out_lin')]
+_fused = [('qkv','proj'), ('c_attn','c_proj'), ('query_key_value','dense'), ('qkv_proj','o_proj'), ('Wqkv','out_proj'),
+          ('Wqkv','Wo'), ('qkv','projection'), ('to_qkv','to_out'), ('to_qkv','to_out.0')]
+_apart = [(*map(f.format, 'qkv'), out) for f,out in (
+            ('{}_proj','o_proj'), ('{}_proj','out_proj'), ('{}_proj','dense'), ('{}_lin','out_lin'),
+            ('{}','o'), ('{}','proj'), ('to_{}','to_out.0'))]
+_apart += [('query','key','value','dense'), ('query','key','value','proj')]
+_bert = [('query','key','value'), ('query_proj','key_proj','value_proj')]
+_of_channels = r'XCA|CrossCov|^Channel'    # attentions that look at channels and not at places, by their class
 
+# %% ../nbs/26_attention.ipynb #n8496419
 def attention_in(n, m):
     "The attention that the module `m`, called `n`, is; None where it is none that is known"
     if isinstance(m, nn.MultiheadAttention): return _of_torch(n, m)
+    if re.search(_of_channels, type(m).__name__): return None
     for qkv,proj in _fused:
         if _has(m, qkv, proj): return _of_one(n, m, qkv, proj)
-    for own,out in _apart:
-        qkv = [own.format(o) for o in 'qkv']
+    for *qkv,out in _apart:
         if _has(m, *qkv, out): return _of_layers(n, m, *qkv, f'{n}.{out}.weight')
-    inner = getattr(m, 'self', getattr(m, 'attention', None))
-    if _has(inner, 'query', 'key', 'value') and _has(getattr(m, 'output', None), 'dense'):
-        where = 'self' if hasattr(m, 'self') else 'attention'
-        return _of_layers(f'{n}.{where}', inner, 'query', 'key', 'value', f'{n}.output.dense.weight')
+    where = 'self' if hasattr(m, 'self') else 'attention'
+    for qkv in _bert:
+        if _has(inner := getattr(m, where, None), *qkv) and _has(m, 'output.dense'):
+            return _of_layers(f'{n}.{where}', inner, *qkv, f'{n}.output.dense.weight')
+
+def _at_root(a):
+    "`a` with names as they are where the model is itself the attention"
+    own = {p:s._replace(name=s.name.lstrip('.')) for p,s in (*a.parts.items(), ('bias',a.bias)) if s}
+    return a._replace(bias=own.pop('bias', None), parts=own)
 
 def attentions_in(model):
     "The attentions of `model`, in its order"
     found = [attention_in(clean_name(n), m) for n,m in unwrap(model).named_modules()]
-    return [a for a in found if a is not None]
+    return [a if a.name else _at_root(a) for a in found if a is not None]
+
+# %% ../nbs/26_attention.ipynb #n7509267
+def unknown_attentions(
+    model, found # Its `attentions_in`
+)->list: # Names of modules
+    "Modules that own weights and are attentions by their class, of which `found` knows nothing"
+    known,homes = {s.name for a in found for s in a.parts.values()},{a.name.rpartition('.')[0] for a in found}
+    def own(n, m): return {f'{n}.{o}.weight' for o,c in m.named_children() if isinstance(c, nn.Linear) or is_conv1d(c)} | {
+                           f'{n}.{o}' for o,p in m.named_parameters(recurse=False) if p.ndim>1}
+    return [clean_name(n) for n,m in unwrap(model).named_modules() if n and re.search('att(entio)?n', type(m).__name__, re.I)
+            and clean_name(n) not in homes and (ws := own(clean_name(n), m)) and not ws&known]
 
 # %% ../nbs/26_attention.ipynb #a2c20014
 def stacks_of(names):
@@ -114,8 +160,9 @@ def layer_of(n, stacks):
             return int(o) if len(stacks)==1 else p+o
     return -1
 
-def kind_of_layer(m, n, layer):
-    "What a layer is that is no part of an attention"
+def kind_of_layer(m, n, layer, others=()):
+    "What a layer is that is no part of an attention that is known; `others` are those that are not"
+    if n.rpartition('.')[0] in others or n.rpartition('.')[0].rpartition('.')[0] in others: return 'attention'
     if isinstance(m, (nn.Embedding,nn.EmbeddingBag)): return 'embedding'
     if 'weight_hh' in n: return 'recurrent'
     return 'input' if 'weight_ih' in n else 'other' if layer==-1 else 'feed-forward'
@@ -129,14 +176,14 @@ def _stacks(model, found, names):
 def parts_of(model, names):
     "Rows (layer, part, `Slice`) of the weights `names`"
     found,at = attentions_in(model),{}
-    stacks = _stacks(model, found, names)
+    stacks,others = _stacks(model, found, names),unknown_attentions(model, found)
     for a in found:
         for p,s in a.parts.items(): at.setdefault(s.name, []).append((layer_of(a.name, stacks), p, s))
     mods = {clean_name(n):m for n,m in unwrap(model).named_modules()}
     rows = []
     for n in names:
         layer = layer_of(n, stacks)
-        kind = kind_of_layer(mods.get(n.rpartition('.')[0]), n, layer)
+        kind = kind_of_layer(mods.get(n.rpartition('.')[0]), n, layer, others)
         rows += at.get(n) or [(-1 if kind=='embedding' else layer, kind, Slice(n))]
     return rows
 
@@ -145,8 +192,9 @@ def survival(
     masks, # `Masks`, or a `Ticket` or `Round` that has them
     model:nn.Module # The model that they belong to
 )->pd.DataFrame: # A row a part of a layer: `layer` (-1 outside all), `part`, `kept`, `total` (weights), `density`
-    """What a mask keeps of each part of a model: `embedding`, `q`, `k`, `v` and `out` of attentions, `feed-forward` (what
-    else is in a numbered layer), `input` and `recurrent` of LSTMs, `other`. Raises `ValueError` for masks of another model"""
+    """What a mask keeps of each part of a model: `embedding`, `q`, `k`, `v` and `out` of attentions, `attention` (one
+    whose layout is not known), `feed-forward` (what else is in a numbered layer), `input` and `recurrent` of LSTMs,
+    `other`. Raises `ValueError` for masks of another model"""
     masks = getattr(masks, 'masks', masks)
     if not isinstance(masks, Masks):
         raise TypeError(f"`masks` should be `Masks`, a `Ticket` or a `Round`; got {type(masks).__name__}")
@@ -160,7 +208,7 @@ def survival(
     return pd.DataFrame(rows)
 
 # %% ../nbs/26_attention.ipynb #a2c20017
-_order = 'embedding q k v out feed-forward input recurrent other'.split()
+_order = 'embedding q k v out attention feed-forward input recurrent other'.split()
 
 def plot_survival(
     df:pd.DataFrame, # What `survival` gives; of several seeds, or rounds, the mean is drawn
@@ -184,33 +232,37 @@ def plot_survival(
 def head_slices(a, ps, h=None):
     "Weight and bias of the queries of head `h` of `a`, of all heads by default, as views of the tensors `ps`"
     for s in filter(None, (a.parts['q'],a.bias)):
-        t = s.of(ps[s.name])
-        size = t.shape[s.dim]//a.n
-        yield t if h is None else t.narrow(s.dim, h*size, size)
+        t,each = s.of(ps[s.name]),a.n//s.groups    # heads in a group
+        yield t if h is None else t.unflatten(s.dim+1, (each,-1)).select(s.dim, h//each).select(s.dim, h%each)
 
 @contextmanager
-def uniform(model, heads):
-    "`heads`, pairs of an attention and a head (None for all of it), look at all places alike"
-    ps = named_weights(model)
-    views = [v for a,h in heads for v in head_slices(a, ps, h)]
+def changed(views, f):
+    "Tensors changed in place by `f` in here, and put back"
     with torch.no_grad():
         was = [v.clone() for v in views]
         try:
-            for v in views: v.zero_()
+            for v in views: f(v)
             yield
         finally:
             for v,w in reversed([*zip(views, was)]): v.copy_(w)
 
+def uniform(model, heads):
+    "`heads`, pairs of an attention and a head (None for all of it), look at all places alike in here"
+    ps = named_weights(model)
+    return changed([v for a,h in heads for v in head_slices(a, ps, h)], torch.Tensor.zero_)
+
 # %% ../nbs/26_attention.ipynb #a2c20021
 def _check_heads(model, dl, learn):
     found = attentions_in(model)
+    others = unknown_attentions(model, found)
     if not found:
         raise ValueError("this model has no attention that is known: torch's `MultiheadAttention`, or one laid out as in "
-                         "timm, BERT, GPT-2 or Llama")
+                         f"timm, BERT, GPT-2 or Llama{others and f'. Of another layout: {few(others)}' or ''}")
     if bad := [a.name for a in found if a.n is None]: raise ValueError(f"how many heads {bad[0]!r} has is not known")
     if dl is None and not has_valid(learn):
         raise ValueError("the loss is measured on the validation set, and this Learner has none: say where, such as "
                          "dl=learn.dls.train")
+    if others: warnings.warn(f"left as they are, how they keep their heads is not known: {few(others)}", stacklevel=3)
     return found
 
 def _asked(found):
@@ -223,6 +275,25 @@ def _asked(found):
         yield layer,'all',[(a,None)]
     yield 'all','all',[(a,None) for a in found]
 
+# %% ../nbs/26_attention.ipynb #n0890868
+def _loss_of(learn, dl, found, flip=False):
+    "The loss with all heads of `found` uniform; with keys of the other sign where `flip` is"
+    ps = named_weights(learn.model)
+    keys = [a.parts['k'].of(ps[a.parts['k'].name]) for a in found] if flip else []
+    with uniform(learn.model, [(a,None) for a in found]), changed(keys, torch.Tensor.neg_): return learn.evaluate(dl)['valid_loss']
+
+def _check_uniform(learn, dl, found, loss):
+    "Does no key matter where the queries are 0, and the loss is `loss`? Raises `ValueError` where one does"
+    def differ(a, b): return not abs(a-b)<=1e-4*max(1, abs(b))
+    if loss!=loss or not differ(_loss_of(learn, dl, found, flip=True), loss): return
+    if differ(_loss_of(learn, dl, found), loss):
+        return warnings.warn("the loss is not the same twice on these data, so `rise` is partly chance, and whether heads "
+                             "are uniform was not checked", stacklevel=3)
+    bad = [a.name for a in found if differ(_loss_of(learn, dl, [a], flip=True), _loss_of(learn, dl, [a]))]
+    raise ValueError("with queries of 0 these do not look at all places alike, the loss still depends on their keys: "
+                     f"{few(bad)}. They keep queries and keys in another way than the names of their layers say, or add to "
+                     "the scores what comes from keys alone")
+
 # %% ../nbs/26_attention.ipynb #a2c20022
 def uniform_heads(
     learn:Learner, # A trained net; all as before afterwards
@@ -231,12 +302,13 @@ def uniform_heads(
 )->pd.DataFrame: # Columns `layer`, `head` ('all' for all of a layer), `loss`, `rise` (above that of the net as it is)
     """What it costs that a head looks at all places alike: its queries are set to 0, one head, one layer, all. What an
     attention adds to its scores by itself (relative positions in T5 or Swin) stays. Raises `ValueError` where no attention
-    is known, or there is nothing to measure on"""
+    is known, where keys still matter then, or there is nothing to measure on; warns of attentions that are left out"""
     found = _check_heads(learn.model, dl, learn)
     rows = []
     for layer,head,heads in _asked(found):
         if not (single or head in ('all','none')): continue
         with uniform(learn.model, heads): loss = learn.evaluate(dl)['valid_loss']
         rows.append(dict(layer=layer, head=head, loss=loss))
+    _check_uniform(learn, dl, found, rows[-1]['loss'])
     df = pd.DataFrame(rows[1:])
     return df.assign(rise=df.loss-rows[0]['loss'])

@@ -6,7 +6,7 @@
 __all__ = ['layer_table', 'zeros', 'WeightFlops', 'flops', 'ticket_size', 'acting']
 
 # %% ../nbs/08_sizes.ipynb #77bcdfad
-import math, warnings
+import math, re, warnings
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 import pandas as pd
@@ -115,26 +115,33 @@ def ticket_size(
 # %% ../nbs/08_sizes.ipynb #7e5569cc
 def _tensors(o): return [t for t in tree_leaves(o) if isinstance(t, torch.Tensor)]
 
+_a = torch.ops.aten
+_products = {_a.mm, _a.addmm, _a.bmm, _a.baddbmm, _a.mv, _a.addmv, _a.linear, _a.convolution, _a.mkldnn_rnn_layer}
+
+# %% ../nbs/08_sizes.ipynb #n7539691
 class _Meetings(TorchDispatchMode):
     "Follows weights to where they meet the data: `met` has the zeros of each that is as large as the weight it came of"
-    def __init__(self, weights, data):
+    def __init__(self, model, weights, data):
         super().__init__()
         self.known,self.sizes,self.met = {},{n:w.numel() for n,w in weights.items()},{}
+        for t in (*model.parameters(), *model.buffers()): self._mark(t, set())
         for n,w in weights.items(): self._mark(w, {n})
         for t in _tensors(data): self._mark(t, 'data')
     def _mark(self, t, what):
         ref = StorageWeakRef(t.untyped_storage())
         self.known[ref.cdata] = ref,what
-    def _of(self, t):
+    def _of(self, t, rest):
         ref,what = self.known.get(t.untyped_storage()._cdata, (None,None))
-        return None if ref is None or ref.expired() else what
+        return rest if ref is None or ref.expired() else what
     def _meet(self, t, names):
         for n in names:
             zeros = self.met.setdefault(n, set())
             if t.numel()==self.sizes[n]: zeros.add(int((t==0).sum()))
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        ins = [(t,w) for t in _tensors((args,kwargs)) if (w := self._of(t)) is not None]
+        if re.search('new_|_like', func.overloadpacket.__name__): return out    # of that size and kind, no more
+        rest = 'data' if func.overloadpacket in _products else None     # a first state of zeros, noise: no part of the model
+        ins = [(t,w) for t in _tensors((args,kwargs)) if (w := self._of(t, rest)) is not None]
         ours,data = [(t,w) for t,w in ins if w!='data'],any(w=='data' for _,w in ins)
         for t,w in ours if data else (): self._meet(t, w)
         for t in _tensors(out) if ins else (): self._mark(t, 'data' if data else set().union(*[w for _,w in ours]))
@@ -152,9 +159,9 @@ def _why(w, kept, met):
 
 def _met(m, ws, x):
     "Zeros of the weights `ws` where they meet the data, in evaluation mode; of those that take no part there, in training mode"
-    with _counting(m), same_rng(), _Meetings(ws, x) as k: m(*x)
+    with _counting(m), same_rng(), _Meetings(m, ws, x) as k: m(*x)
     if not (rest := {n:w for n,w in ws.items() if n not in k.met}): return k.met
-    with untouched(m), torch.no_grad(), _Meetings(rest, x) as more: m.train()(*x)
+    with untouched(m), torch.no_grad(), _Meetings(m, rest, x) as more: m.train()(*x)
     return {**more.met, **k.met}
 
 # %% ../nbs/08_sizes.ipynb #154970e5

@@ -43,6 +43,20 @@ class Aside(nn.Linear):
         self.aux = nn.Linear(self.in_features, self.out_features)
     def forward(self, x): return super().forward(x)+(self.aux(x) if self.training else 0)
 
+class Cell(nn.LSTMCell):
+    def forward(self, x): return super().forward(x)[0]
+
+class Noisy(nn.Linear):
+    "Mixes noise of its own into what it gives"
+    def forward(self, x): return F.linear(torch.randn(len(x), self.in_features), self.weight, self.bias)+x
+
+class Turned(nn.Linear):
+    "A matrix turns the weight before it is used"
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer('turn', torch.linalg.qr(torch.randn(self.out_features, self.out_features))[0])
+    def forward(self, x): return F.linear(x, self.turn@self.weight, self.bias)
+
 def half(m):
     "Random masks, on"
     ws = named_weights(m, prunable(m))
@@ -59,6 +73,7 @@ bad = dict(
     centred = (lambda: Centred(6,5), (2,6), 'pruned weights act'),
     soft    = (lambda: Soft(6,5), (2,6), 'pruned weights act'),
     masked  = (lambda: Masked(6,5), (2,6), 'kept weights are 0 where'),
+    turned  = (lambda: Turned(6,5), (2,6), 'pruned weights act'),
     unused  = (lambda: Unused(6,5), (2,6), 'takes no part'))
 
 @pytest.mark.parametrize('make,shape,says', bad.values(), ids=list(bad))
@@ -81,7 +96,15 @@ good = dict(
     half   = lambda: (nn.Linear(6,5).bfloat16(), torch.randn(2,6).bfloat16()),
     convs  = lambda: (convs(), torch.randn(2,3,8,8)),
     embedding = lambda: (nn.EmbeddingBag(9,4), torch.randint(0,9,(3,2))),
-    bilinear  = lambda: (nn.Bilinear(3,4,5), torch.randn(2,3), torch.randn(2,4)))
+    bilinear  = lambda: (nn.Bilinear(3,4,5), torch.randn(2,3), torch.randn(2,4)),
+    # as many rows in the batch as states: what the first state makes of a weight is as large as the weight
+    square_lstm = lambda: (nn.LSTM(4, 5), torch.randn(3,5,4)),
+    square_gru  = lambda: (nn.GRU(4, 5), torch.randn(3,5,4)),
+    square_rnn  = lambda: (nn.RNN(4, 5, num_layers=2), torch.randn(3,5,4)),
+    square_cell = lambda: (Cell(4, 5), torch.randn(5,4)),
+    square_text = lambda: (lm(), torch.randint(0,30,(6,5))),
+    square_awd  = lambda: (AWD_LSTM(30, 6, 8, 2), torch.randint(0,30,(6,5))),
+    noise       = lambda: (Noisy(6, 5), torch.randn(6,5)))
 
 @pytest.mark.parametrize('make', good.values(), ids=list(good))
 def test_nothing_is_said_where_all_is_well(make):

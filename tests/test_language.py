@@ -9,7 +9,7 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.torch_core import set_seed
 import fastai_lottery.texts as texts
-from fastai_lottery.attention import attentions_in,plot_survival,survival,uniform,uniform_heads
+from fastai_lottery.attention import attentions_in,plot_survival,survival,uniform,uniform_heads,unknown_attentions
 from fastai_lottery.callback import LotteryCallback
 from fastai_lottery.core import generator,named_weights,prunable
 from fastai_lottery.language import counts,language,reads
@@ -159,6 +159,110 @@ def test_a_bias_of_queries_is_0_as_well():
         torch.testing.assert_close(w, torch.full_like(w, 1/8))
         assert not torch.allclose(m.attn(x, x, x)[1], w)
 
+class Fused(nn.Module):
+    "Causal attention of 4 heads of 4 whose queries, keys and values come from one layer, in an order of its own"
+    def __init__(self, groups, kv, qkv, proj, **own):
+        super().__init__()
+        self.num_heads,self.head_dim,self.shape,self.qkv_ = 4,4,(groups,4//groups,kv//groups),qkv
+        setattr(self, qkv, nn.Linear(16, 4*(4+2*kv)))
+        setattr(self, proj, nn.Linear(16, 16))
+        self.proj_ = proj
+        for k,v in own.items(): setattr(self, k, v)
+    def forward(self, x):
+        (b,t,_),(g,q,kv) = x.shape,self.shape
+        o = getattr(self, self.qkv_)(x).view(b, t, g, q+2*kv, 4)
+        q,k,v = (i.flatten(2, 3).transpose(1, 2) for i in o.split([q,kv,kv], 3))
+        k,v = (i.repeat_interleave(4//i.shape[1], 1) for i in (k,v))
+        mask = torch.ones(t, t, dtype=torch.bool).triu(1)
+        self.seen = (q@k.transpose(2, 3)).masked_fill(mask, -math.inf).softmax(-1)
+        return getattr(self, self.proj_)((self.seen@v).transpose(1, 2).flatten(2))
+
+# groups of rows, heads of keys and values, names of the layers, what the module says of itself
+orders = dict(neox=(4, 4, 'query_key_value', 'dense'), timm=(1, 4, 'qkv', 'proj'),
+              falcon=(2, 2, 'query_key_value', 'dense', dict(new_decoder_architecture=True, num_kv_heads=2)),
+              multi_query=(1, 1, 'c_attn', 'c_proj', dict(multi_query=True)), bigcode=(4, 4, 'c_attn', 'c_proj', dict(multi_query=False)),
+              phi3=(1, 2, 'qkv_proj', 'o_proj'), maxvit=(4, 4, 'qkv', 'proj', dict(head_first=True)),
+              minigpt=(1, 4, 'c_attn', 'c_proj'))
+def fused(name):
+    *args,own = orders[name] if isinstance(orders[name][-1], dict) else (*orders[name],{})
+    torch.manual_seed(0)
+    return Fused(*args, **own)
+
+class InBlock(nn.Module):
+    def __init__(self, attn):
+        super().__init__()
+        self.embed,self.attn,self.out = nn.Embedding(65, 16),attn,nn.Linear(16, 65)
+    def forward(self, x): return self.out(self.attn(self.embed(x)))
+
+@pytest.mark.parametrize('name', orders)
+def test_queries_are_found_in_whatever_order_rows_come(name):
+    m,x = fused(name),torch.randn(2, 8, 16)
+    m(x)
+    was = m.seen
+    [a] = attentions_in(m)
+    even = torch.ones(8, 8).tril()/torch.arange(1, 9)[:,None]
+    for h in (*range(4),None):
+        with torch.no_grad(), uniform(m, [(a,h)]): m(x)
+        for i in range(4):
+            want = even.expand(2, 8, 8) if h in (i,None) else was[:,i]
+            torch.testing.assert_close(m.seen[:,i], want)
+    df = survival(Masks.ones(named_weights(m, prunable(m))), m)
+    kv = orders[name][1]
+    assert dict(zip(df.part, df.total))==dict(q=256, k=64*kv, v=64*kv, out=256)
+
+@pytest.mark.parametrize('name', orders)
+def test_each_order_passes_the_check_by_effect(name):
+    learn = learner(InBlock(fused(name)))
+    assert len(quiet(learn, lambda: uniform_heads(learn)))==4+1+1
+
+def test_an_order_that_is_not_what_its_names_say_is_refused():
+    m = InBlock(Fused(4, 4, 'qkv', 'proj'))    # head by head, though `qkv` says thirds
+    for p in m.attn.parameters(): nn.init.normal_(p)
+    learn = learner(m)
+    was = state(m)
+    with pytest.raises(ValueError, match='do not look at all places alike.*: attn. '): quiet(learn, lambda: uniform_heads(learn))
+    assert all(torch.equal(v, was[k]) for k,v in state(m).items())
+
+def test_a_query_that_is_moved_behind_its_layer_is_refused():
+    class Moved(Fused):
+        def forward(self, x):
+            o,l = super().forward,self.qkv
+            shift = torch.cat([torch.ones(16), torch.zeros(32)])
+            h = l.register_forward_hook(lambda m, a, y: y+shift)
+            try: return o(x)
+            finally: h.remove()
+    m = InBlock(Moved(1, 4, 'qkv', 'proj'))
+    for p in m.attn.parameters(): nn.init.normal_(p)
+    learn = learner(m)
+    with pytest.raises(ValueError, match='loss still depends on their keys: attn. '): quiet(learn, lambda: uniform_heads(learn))
+
+def test_attentions_of_unknown_layout_are_told():
+    class OddAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b = nn.Linear(16, 48),nn.Linear(48, 16)
+        def forward(self, x): return self.b(self.a(x).relu())
+    m = InBlock(nn.Sequential(OddAttention(), fused('timm'), nn.Linear(16, 16)))
+    assert unknown_attentions(m, attentions_in(m))==['attn.0']
+    learn = learner(m)
+    with pytest.warns(UserWarning, match='how they keep their heads is not known: attn.0$'):
+        df = quiet(learn, lambda: uniform_heads(learn))
+    assert len(df)==6
+    parts = survival(Masks.ones(named_weights(m, prunable(m))), m).groupby('part').total.sum()
+    assert parts['attention']==2*16*48 and parts['q']==256
+    learn = learner(InBlock(OddAttention()))
+    with pytest.raises(ValueError, match='no attention that is known.* Of another layout: attn$'): uniform_heads(learn)
+
+def test_what_looks_at_channels_is_no_attention_over_places():
+    class XCA(Fused): pass
+    assert attentions_in(nn.ModuleList([XCA(1, 4, 'qkv', 'proj')]))==[]
+
+def test_data_that_differ_each_time_are_told():
+    m = InBlock(fused('timm'))
+    learn,n = learner(m),iter(range(10**6))
+    learn.loss_func = lambda y, t: CrossEntropyLossFlat()(y, t)*(1+next(n)%7)
+    with pytest.warns(UserWarning, match='not the same twice'): quiet(learn, lambda: uniform_heads(learn, single=False))
+
 @pytest.mark.parametrize('make', [small, mha], ids=['gpt','torch'])
 def test_looking_at_heads_changes_nothing(make):
     learn = learner(make(), LotteryCallback())
@@ -300,21 +404,49 @@ def test_a_sweep_measures_what_one_process_measures(tmp_path):
 
 # --- transformers, and what needs Torch-Pruning
 
-@extra
-@pytest.mark.parametrize('kind', ['gpt2','bert','distilbert','llama'])
-def test_attentions_of_transformers(kind):
+base = dict(vocab_size=65, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, pad_token_id=0)
+short = dict(vocab_size=65, n_embd=16, n_layer=2, n_head=4, n_positions=32)
+kinds = dict(
+    GPT2=short, GPTBigCode=short, GPTJ=dict(short, rotary_dim=4), GPTNeoX=base, Phi=base, Roberta=base,
+    Albert=dict(base, embedding_size=8),
+    Bloom=dict(vocab_size=65, hidden_size=16, n_layer=2, n_head=4, pad_token_id=0),
+    Falcon=dict(base, multi_query=False), FalconNew=dict(base, new_decoder_architecture=True, num_kv_heads=2), FalconMulti=base,
+    Phi3=dict(base, num_key_value_heads=2), Phi3One=dict(base, num_key_value_heads=1), Llama=dict(base, num_key_value_heads=2),
+    Qwen3=dict(base, num_key_value_heads=2, head_dim=4), Mpt=dict(vocab_size=65, d_model=16, n_layers=2, n_heads=4),
+    DistilBert=dict(vocab_size=65, dim=16, n_layers=2, n_heads=4, hidden_dim=24),
+    T5=dict(vocab_size=65, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, pad_token_id=0),
+    DebertaV2=dict(base, relative_attention=True, pos_att_type=['p2c','c2p']))
+
+def of_transformers(kind):
+    "A small net of transformers, with weights that are large enough for its keys to matter"
     t = pytest.importorskip('transformers', reason="needs transformers: pip install 'fastai_lottery[text]'")
-    config = dict(
-        gpt2=lambda: t.GPT2Model(t.GPT2Config(vocab_size=65, n_embd=16, n_layer=2, n_head=4, n_positions=32)),
-        bert=lambda: bert_tiny(width=16),
-        distilbert=lambda: t.DistilBertModel(t.DistilBertConfig(vocab_size=65, dim=16, n_layers=2, n_heads=4, hidden_dim=24)),
-        llama=lambda: t.LlamaModel(t.LlamaConfig(vocab_size=65, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
-                                                 num_key_value_heads=2, intermediate_size=24, pad_token_id=0)))
-    m = config[kind]().eval()
+    name = 'Falcon' if kind.startswith('Falcon') else 'Phi3' if kind=='Phi3One' else kind
+    torch.manual_seed(0)
+    m = getattr(t, 'T5EncoderModel' if name=='T5' else f'{name}Model')(getattr(t, f'{name}Config')(**kinds[kind])).eval()
+    for p in m.parameters(): p.data = p*8 if p.ndim>1 else p+.3*torch.randn(p.shape)
+    return m
+
+@extra
+@pytest.mark.parametrize('kind', kinds)
+def test_attentions_of_transformers(kind):
+    m = of_transformers(kind)
     found = attentions_in(m)
-    assert len(found)==2 and all(a.n==4 for a in found)
+    assert len(found)==(1 if kind=='Albert' else 2) and all(a.n==4 for a in found) and not unknown_attentions(m, found)
     df = survival(Masks.ones(named_weights(m, prunable(m))), m)
-    assert {'q','k','v','out','feed-forward'}<=set(df.part) and set(df.layer)-{-1}=={0,1}
+    assert {'q','k','v','out'}<=set(df.part) and 'attention' not in set(df.part)
+
+@extra
+@pytest.mark.parametrize('kind', kinds)
+def test_no_key_matters_in_a_transformer_whose_queries_are_0(kind):
+    class Says(nn.Module):
+        def __init__(self, m):
+            super().__init__()
+            self.body,self.out = m,nn.Linear(16, 65)
+        def forward(self, x): return self.out(self.body(input_ids=x)[0])
+    learn = learner(Says(of_transformers(kind)), LotteryCallback(exclude=['out']))
+    look = lambda: quiet(learn, lambda: uniform_heads(learn, single=False))
+    if kind!='DebertaV2': return look()
+    with pytest.raises(ValueError, match='still depends on their keys: body.encoder.layer.0.attention.self, body.enc'): look()
 
 def gpt2():
     t = pytest.importorskip('transformers', reason="needs transformers: pip install 'fastai_lottery[text]'")
