@@ -115,7 +115,8 @@ def _rounds_of(p, name, rounds, cost):
 _first,_second = regularised
 _two = 'about two minutes a seed on one CPU core'
 regularised.append(_rounds_of(_first, 'regularised-digits-rounds', 10, _two))
-regularised.append(_rounds_of(_second, 'regularised-mnist-rounds', 10, '55 trainings of 3,664 iterations a seed'))
+regularised.append(_rounds_of(_second, 'regularised-mnist-rounds', 10,
+                              '55 trainings of 3,664 iterations a seed; about 18 minutes on one CPU core'))
 
 # %% ../nbs/35_regularised.ipynb #4c94cbed
 regularised.append(replace(in_seconds(_first), about=f'{_first.about}; of two epochs, only to see that it runs',
