@@ -203,7 +203,7 @@ _supermask = Preset(
     cost="about 15 minutes a seed on one CPU core; the dense net's 50,000 iterations are half of it",
     settings=dict(n_epoch=55, rounds=0, eval_every=100, **lenet),
     levels=(0,),
-    replicates=4,
+    replicates=5,
     controls={},
     measures=dict(heuristic=_by_rule, learned=partial(learned_supermasks, bs=250)),
     **on_mnist)
