@@ -42,15 +42,15 @@ class Attention(NamedTuple):
     bias:Slice=None # Of the queries' bias
 
 # %% ../nbs/26_attention.ipynb #a2c20009
-def _three(name, dim, q, kv, bias, groups=1):
-    "Queries, keys and values in one tensor, of `q` and `kv` rows in each group"
-    ends = accumulate((0,q,kv,kv))
+def _three(name, dim, rows, bias, groups=1):
+    "Queries, keys and values in one tensor, of so many `rows` in each group"
+    ends = accumulate((0,*rows))
     parts = {p:Slice(name, dim, *o, groups) for p,o in zip('qkv', pairwise(ends))}
     return parts,bias and parts['q']._replace(name=bias, dim=0)
 
 def _of_torch(n, m):
     "torch's own"
-    parts,b = _three(f'{n}.in_proj_weight', 0, m.embed_dim, m.embed_dim, m.in_proj_bias is not None and f'{n}.in_proj_bias')
+    parts,b = _three(f'{n}.in_proj_weight', 0, [m.embed_dim]*3, m.in_proj_bias is not None and f'{n}.in_proj_bias')
     if m.in_proj_weight is None: parts = {p:Slice(f'{n}.{p}_proj_weight') for p in 'qkv'}
     return Attention(n, m.num_heads, {**parts, 'out':Slice(f'{n}.out_proj.weight')}, b or None)
 
@@ -58,19 +58,25 @@ def _of_torch(n, m):
 def _groups(m, qkv, heads):
     "In how many groups, each with queries, keys and values, the rows of one layer come"
     if getattr(m, 'new_decoder_architecture', False): return m.num_kv_heads     # Falcon's
-    own = qkv=='query_key_value' or getattr(m, 'head_first', False) or hasattr(m, 'multi_query')
-    return heads if own and not getattr(m, 'multi_query', False) else 1
+    if getattr(m, 'multi_query', False): return 1
+    each = getattr(m, 'head_first', False) or hasattr(m, 'multi_query') or hasattr(m, 'key_dim')
+    return heads if each or qkv=='query_key_value' else 1
+
+# %% ../nbs/26_attention.ipynb #n2451185
+def _rows(m, width, all_, g):
+    "How many rows of a group are queries, keys and values, all heads as wide as `proj` reads; None where that cannot be"
+    if hasattr(m, 'key_dim') and hasattr(m, 'val_dim'): rows = [m.key_dim,m.key_dim,m.val_dim]    # LeViT's kin
+    else: rows = [width//g,*[(all_-width)//g//2]*2]
+    return rows if min(rows)>0 and g*sum(rows)==all_ else None
 
 def _of_one(n, m, qkv, proj):
-    "Queries, keys and values of one layer, by rows or, in a `Conv1D`, by columns; all heads are as wide as `proj` reads"
+    "Queries, keys and values of one layer, by rows or, in a `Conv1D`, by columns"
     l,width = _part(m, qkv),_inputs(_part(m, proj))
     heads,dim = _heads(m, width),int(is_conv1d(l))
     g = _groups(m, qkv, heads)
-    if not g: return None
-    q,kv,rest = width//g,*divmod(l.weight.shape[dim]//g-width//g, 2)
-    if rest or kv<1 or width%g or l.weight.shape[dim]%g: return None
-    parts,b = _three(f'{n}.{qkv}.weight', dim, q, kv, l.bias is not None and f'{n}.{qkv}.bias', g)
-    return Attention(n, heads, {**parts, 'out':Slice(f'{n}.{proj}.weight')}, b or None)
+    if not g or not (rows := _rows(m, width, l.weight.shape[dim], g)): return None
+    parts,b = _three(f'{n}.{qkv}.weight', dim, rows, l.bias is not None and f'{n}.{qkv}.bias', g)
+    return Attention(n, heads, {**parts, 'out':Slice(f'{n}.{proj}.weight')}, b or _own_bias(n, m))
 
 # %% ../nbs/26_attention.ipynb #a2c20010
 def _part(m, path):
@@ -80,18 +86,25 @@ def _part(m, path):
 
 def _inputs(l): return l.weight.shape[0 if is_conv1d(l) else 1]
 
+_counts = 'num_heads','num_attention_heads','n_heads','n_head','heads'
+
 def _heads(m, width):
     "How many heads the attention `m` has; None where it does not say"
     for o in (m,getattr(m, 'config', None)):
-        for k in ('num_heads','num_attention_heads','n_heads','n_head','heads'):
+        for k in _counts:
             if isinstance(n := getattr(o, k, None), int): return n
     return width//m.head_dim if isinstance(getattr(m, 'head_dim', None), int) else None
 
+# %% ../nbs/26_attention.ipynb #n6944309
+def _own_bias(n, m): return Slice(f'{n}.q_bias') if isinstance(getattr(m, 'q_bias', None), nn.Parameter) else None
+
 def _of_layers(n, m, q, k, v, out):
-    "A layer each, the last one perhaps elsewhere"
-    bias = None if getattr(m, q).bias is None else Slice(f'{n}.{q}.bias')
+    "A layer each, or one for keys and values; the last one perhaps elsewhere"
+    bias = _own_bias(n, m) if getattr(m, q).bias is None else Slice(f'{n}.{q}.bias')
     own = dict(q=f'{n}.{q}.weight', k=f'{n}.{k}.weight', v=f'{n}.{v}.weight', out=out)
-    return Attention(n, _heads(m, getattr(m, q).weight.shape[0]), {p:Slice(o) for p,o in own.items()}, bias)
+    parts,half = {p:Slice(o) for p,o in own.items()},getattr(m, k).weight.shape[0]//2
+    if k==v: parts |= dict(k=Slice(own['k'], 0, 0, half), v=Slice(own['v'], 0, half))
+    return Attention(n, _heads(m, getattr(m, q).weight.shape[0]), parts, bias)
 
 def _has(m, *names):
     ls = [_part(m, o) for o in names]
@@ -102,10 +115,11 @@ _fused = [('qkv','proj'), ('c_attn','c_proj'), ('query_key_value','dense'), ('qk
           ('Wqkv','Wo'), ('qkv','projection'), ('to_qkv','to_out'), ('to_qkv','to_out.0')]
 _apart = [(*map(f.format, 'qkv'), out) for f,out in (
             ('{}_proj','o_proj'), ('{}_proj','out_proj'), ('{}_proj','dense'), ('{}_lin','out_lin'),
-            ('{}','o'), ('{}','proj'), ('to_{}','to_out.0'))]
+            ('{}','o'), ('{}','proj'), ('to_{}','to_out.0'), ('to_{}','to_out'), ('w{}','wo'), ('w{}','proj'))]
 _apart += [('query','key','value','dense'), ('query','key','value','proj')]
+_apart += [('q','kv','kv','proj'), ('to_q','to_kv','to_kv','to_out'), ('to_q','to_kv','to_kv','to_out.0')]
 _bert = [('query','key','value'), ('query_proj','key_proj','value_proj')]
-_of_channels = r'XCA|CrossCov|^Channel'    # attentions that look at channels and not at places, by their class
+_of_channels = 'XCA|CrossCov|^Channel'    # attentions that look at channels and not at places, by their class
 
 # %% ../nbs/26_attention.ipynb #n8496419
 def attention_in(n, m):
@@ -132,15 +146,20 @@ def attentions_in(model):
     return [a if a.name else _at_root(a) for a in found if a is not None]
 
 # %% ../nbs/26_attention.ipynb #n7509267
+def _calls_itself(m):
+    "Is `m` an attention by its class, or by what it counts?"
+    named = re.search(f'att(entio)?n|{_of_channels}', type(m).__name__, 0 if re.search(_of_channels, type(m).__name__) else re.I)
+    return bool(named) or any(isinstance(getattr(m, o, None), int) for o in _counts)
+
 def unknown_attentions(
     model, found # Its `attentions_in`
-)->list: # Names of modules
-    "Modules that own weights and are attentions by their class, of which `found` knows nothing"
+)->list: # Names of modules, the innermost
+    "Modules that own weights and are attentions by their class, or count heads, of which `found` knows nothing"
     known,homes = {s.name for a in found for s in a.parts.values()},{a.name.rpartition('.')[0] for a in found}
-    def own(n, m): return {f'{n}.{o}.weight' for o,c in m.named_children() if isinstance(c, nn.Linear) or is_conv1d(c)} | {
-                           f'{n}.{o}' for o,p in m.named_parameters(recurse=False) if p.ndim>1}
-    return [clean_name(n) for n,m in unwrap(model).named_modules() if n and re.search('att(entio)?n', type(m).__name__, re.I)
-            and clean_name(n) not in homes and (ws := own(clean_name(n), m)) and not ws&known]
+    def own(n, m): return {f'{n}.{o}' for o,p in m.named_parameters() if p.ndim>1 and o.count('.')<3}
+    res = [clean_name(n) for n,m in unwrap(model).named_modules() if n and _calls_itself(m) and clean_name(n) not in homes
+           and (ws := own(clean_name(n), m)) and not ws&known]
+    return [n for n in res if not any(o.startswith(f'{n}.') for o in res)]
 
 # %% ../nbs/26_attention.ipynb #a2c20014
 def stacks_of(names):
@@ -162,7 +181,7 @@ def layer_of(n, stacks):
 
 def kind_of_layer(m, n, layer, others=()):
     "What a layer is that is no part of an attention that is known; `others` are those that are not"
-    if n.rpartition('.')[0] in others or n.rpartition('.')[0].rpartition('.')[0] in others: return 'attention'
+    if any(n.startswith(f'{o}.') for o in others): return 'attention'
     if isinstance(m, (nn.Embedding,nn.EmbeddingBag)): return 'embedding'
     if 'weight_hh' in n: return 'recurrent'
     return 'input' if 'weight_ih' in n else 'other' if layer==-1 else 'feed-forward'

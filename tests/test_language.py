@@ -210,6 +210,46 @@ def test_queries_are_found_in_whatever_order_rows_come(name):
     kv = orders[name][1]
     assert dict(zip(df.part, df.total))==dict(q=256, k=64*kv, v=64*kv, out=256)
 
+timms = dict(
+    beit=lambda t: (t.beit.Attention(16, 4, qkv_bias=True), 16),                       # biases of their own
+    swin_v2=lambda t: (t.swin_transformer_v2.WindowAttention(16, (3,3), 4), 9),
+    eva=lambda t: (t.eva.EvaAttention(16, 4, qk_norm=False, scale_norm=False), 16),
+    tiny_vit=lambda t: (t.tiny_vit.Attention(16, 4, 4, attn_ratio=1, resolution=(3,3)), 9),    # head by head
+    efficientformer=lambda t: (t.efficientformer.Attention(16, 4, 4, attn_ratio=2, resolution=3), 9),    # with wider values
+    cait=lambda t: (t.cait.ClassAttn(16, 4), 16),
+    pvt=lambda t: (t.pvt_v2.Attention(16, 4), 16),                                      # keys and values in one
+    crossvit=lambda t: (t.crossvit.CrossAttention(16, 4), 16),
+    vit=lambda t: (t.vision_transformer.Attention(16, 4, qkv_bias=True), 16))
+
+@pytest.mark.parametrize('name', timms)
+def test_no_key_matters_in_an_attention_of_timm_whose_queries_are_0(name):
+    import timm
+    torch.manual_seed(0)
+    m,n = timms[name](timm.models)
+    m.eval()
+    for p in m.parameters(): nn.init.normal_(p)
+    x = torch.randn(2, n, 16)
+    def out(): return m(x, (4,4)) if name=='pvt' else m(x)
+    [a] = attentions_in(m)
+    k = a.parts['k'].of(named_weights(m)[a.parts['k'].name])
+    with torch.no_grad():
+        was = out()
+        with uniform(m, [(a,None)]):
+            even = out()
+            k.neg_()
+            assert torch.equal(out(), even)
+        assert a.n==4 and not torch.allclose(out(), was, atol=.1)    # without it they matter
+        k.neg_()
+        assert torch.equal(out(), was)
+
+def test_attentions_that_are_not_called_so_are_told():
+    import timm
+    heads = timm.models.convit.GPSA(16, 4)
+    xca,conv = timm.models.xcit.XCA(16, 4),timm.models.maxxvit.Attention2d(32)
+    assert unknown_attentions(nn.ModuleList([heads, xca, conv]), [])==['0','1','2']
+    from fastai.layers import SelfAttention
+    assert unknown_attentions(nn.ModuleList([SelfAttention(8)]), [])==['0']
+
 @pytest.mark.parametrize('name', orders)
 def test_each_order_passes_the_check_by_effect(name):
     learn = learner(InBlock(fused(name)))
