@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from .answers import few
 from .core import *
-from .core import same_rng
+from .core import reasons,same_rng
 from .resets import untouched
 
 # %% ../nbs/08_sizes.ipynb #503e824b
@@ -48,6 +48,7 @@ class WeightFlops(FlopCounterMode):
     def __init__(self, model):
         super().__init__(display=False)
         self.by_weight,self.weights = Counter(),[(n,p) for n,p in model.named_parameters() if p.ndim>1]
+        self.first = {n for n,(ok,_) in reasons(model).items() if ok}    # not a token that meets one
 
     def _owner(self, t):
         "Name of the weight that `t` is, or is a view of"
@@ -57,14 +58,15 @@ class WeightFlops(FlopCounterMode):
 
     def _count_flops(self, func_packet, out, args, kwargs):
         if count := self.flop_registry.get(func_packet):
-            owners = filter(None, map(self._owner, args))
-            self.by_weight[next(owners, '(no weight)')] += count(*args, **kwargs, out_val=out)
+            owners = sorted(filter(None, map(self._owner, args)), key=lambda n: n not in self.first)
+            self.by_weight[next(iter(owners), '(no weight)')] += count(*args, **kwargs, out_val=out)
         return super()._count_flops(func_packet, out, args, kwargs)
 
 # %% ../nbs/08_sizes.ipynb #b9aa8781
 @contextmanager
 def _counting(model):
     modes,fast = {m:m.training for m in model.modules()},torch.backends.mha.get_fastpath_enabled()
+    asking = [p for p in model.parameters() if p.requires_grad]    # a layer called with one ends torch's counter
     with ExitStack() as stack, torch.no_grad():
         if any(isinstance(m, nn.RNNBase) for m in modes):
             stack.enter_context(warnings.catch_warnings())
@@ -72,8 +74,10 @@ def _counting(model):
             for o in (torch.backends.mkldnn,torch.backends.cudnn): stack.enter_context(o.flags(enabled=False))
         torch.backends.mha.set_fastpath_enabled(False)
         model.eval()
+        for p in asking: p.requires_grad_(False)
         try: yield
         finally:
+            for p in asking: p.requires_grad_(True)
             torch.backends.mha.set_fastpath_enabled(fast)
             for m,training in modes.items(): m.training = training
 

@@ -176,3 +176,17 @@ def test_a_warning_that_is_an_error_is_raised_where_it_belongs():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         with pytest.raises(UserWarning, match='without effect'): learn.prune(.5)
+
+class Tokens(nn.Module):
+    "A token is what a layer is called with, as CaiT's class token or DETR's queries are"
+    def __init__(self):
+        super().__init__()
+        self.cls_token,self.body,self.head = nn.Parameter(torch.randn(1,6)),nn.Linear(6,6),nn.Linear(6,2)
+    def forward(self, x): return self.head(self.body(self.cls_token.expand(len(x), -1))+self.body(x))
+
+def test_a_layer_that_is_called_with_a_parameter_is_counted():
+    m = Tokens()
+    m.head.weight.requires_grad_(False)
+    asked = {n:p.requires_grad for n,p in m.named_parameters()}
+    assert flops(m, torch.randn(4,6)).flops['body.weight']==2*2*4*36
+    assert {n:p.requires_grad for n,p in m.named_parameters()}==asked
