@@ -135,30 +135,34 @@ def attention_in(n, m):
         if _has(inner := getattr(m, where, None), *qkv) and _has(m, 'output.dense'):
             return _of_layers(f'{n}.{where}', inner, *qkv, f'{n}.output.dense.weight')
 
-def _at_root(a):
-    "`a` with names as they are where the model is itself the attention"
+def _as_named(a):
+    "`a` with names as the model has them, where it is itself the attention"
     own = {p:s._replace(name=s.name.lstrip('.')) for p,s in (*a.parts.items(), ('bias',a.bias)) if s}
-    return a._replace(bias=own.pop('bias', None), parts=own)
+    return a._replace(name=a.name.lstrip('.'), bias=own.pop('bias', None), parts=own)
 
 def attentions_in(model):
     "The attentions of `model`, in its order"
     found = [attention_in(clean_name(n), m) for n,m in unwrap(model).named_modules()]
-    return [a if a.name else _at_root(a) for a in found if a is not None]
+    return [_as_named(a) for a in found if a is not None]
 
 # %% ../nbs/26_attention.ipynb #n7509267
-def _calls_itself(m):
-    "Is `m` an attention by its class, or by what it counts?"
-    named = re.search(f'att(entio)?n|{_of_channels}', type(m).__name__, 0 if re.search(_of_channels, type(m).__name__) else re.I)
-    return bool(named) or any(isinstance(getattr(m, o, None), int) for o in _counts)
+def _matrices(n, m, deep):
+    "Names of the matrices of `m`, called `n`; none where one lies deeper than `deep` modules within it"
+    own = [o for o,p in m.named_parameters() if p.ndim>1]
+    return {f'{n}.{o}' for o in own} if all(o.count('.')<=deep for o in own) else set()
+
+def _claims(n, m):
+    "The matrices of an attention, if `m` is one by its class, or by what it counts"
+    if re.search(f'(?i:att(entio)?n)|{_of_channels}', type(m).__name__): return _matrices(n, m, 2)
+    return _matrices(n, m, 1) if any(isinstance(getattr(m, o, None), int) for o in _counts) else set()
 
 def unknown_attentions(
     model, found # Its `attentions_in`
 )->list: # Names of modules, the innermost
-    "Modules that own weights and are attentions by their class, or count heads, of which `found` knows nothing"
-    known,homes = {s.name for a in found for s in a.parts.values()},{a.name.rpartition('.')[0] for a in found}
-    def own(n, m): return {f'{n}.{o}' for o,p in m.named_parameters() if p.ndim>1 and o.count('.')<3}
-    res = [clean_name(n) for n,m in unwrap(model).named_modules() if n and _calls_itself(m) and clean_name(n) not in homes
-           and (ws := own(clean_name(n), m)) and not ws&known]
+    "Modules with matrices that are attentions by their class, or count heads, of which `found` knows nothing"
+    known,mods = {s.name for a in found for s in a.parts.values()},[(clean_name(n),m) for n,m in unwrap(model).named_modules()]
+    def around(n): return any(f'{a.name}.'.startswith(f'{n}.') for a in found)
+    res = [n for n,m in mods if n and not around(n) and (ws := _claims(n, m)) and not ws&known]
     return [n for n in res if not any(o.startswith(f'{n}.') for o in res)]
 
 # %% ../nbs/26_attention.ipynb #a2c20014

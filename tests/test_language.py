@@ -293,6 +293,19 @@ def test_attentions_of_unknown_layout_are_told():
     learn = learner(InBlock(OddAttention()))
     with pytest.raises(ValueError, match='no attention that is known.* Of another layout: attn$'): uniform_heads(learn)
 
+def test_what_counts_heads_for_its_layers_is_no_attention():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.n_heads,self.embed,self.layers = 4,nn.Embedding(65, 16),nn.ModuleList([InBlock(fused('timm'))])
+            self.head = nn.Linear(16, 4)
+    class AttentionNet(Encoder): pass
+    for make in (Encoder, AttentionNet):
+        m = nn.Sequential(make())
+        assert not unknown_attentions(m, attentions_in(m))
+        df = survival(Masks.ones(named_weights(m, prunable(m))), m)
+        assert set(df.part)=={'embedding','q','k','v','out','feed-forward'}
+
 def test_what_looks_at_channels_is_no_attention_over_places():
     class XCA(Fused): pass
     assert attentions_in(nn.ModuleList([XCA(1, 4, 'qkv', 'proj')]))==[]
