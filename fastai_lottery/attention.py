@@ -153,7 +153,7 @@ def _matrices(n, m, deep):
 
 def _claims(n, m):
     "The matrices of an attention, if `m` is one by its class, or by what it counts"
-    if re.search(f'(?i:att(entio)?n)|{_of_channels}', type(m).__name__): return _matrices(n, m, 2)
+    if re.search(f'(?i:att(entio)?n)|{_of_channels}', type(m).__name__): return _matrices(n, m, 3)
     return _matrices(n, m, 1) if any(isinstance(getattr(m, o, None), int) for o in _counts) else set()
 
 def unknown_attentions(

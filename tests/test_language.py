@@ -246,7 +246,8 @@ def test_attentions_that_are_not_called_so_are_told():
     import timm
     heads = timm.models.convit.GPSA(16, 4)
     xca,conv = timm.models.xcit.XCA(16, 4),timm.models.maxxvit.Attention2d(32)
-    assert unknown_attentions(nn.ModuleList([heads, xca, conv]), [])==['0','1','2']
+    levit = timm.models.levit.Attention(16, 4, 4, use_conv=False)    # its matrices lie three modules deep
+    assert unknown_attentions(nn.ModuleList([heads, xca, conv, levit]), [])==['0','1','2','3']
     from fastai.layers import SelfAttention
     assert unknown_attentions(nn.ModuleList([SelfAttention(8)]), [])==['0']
 
