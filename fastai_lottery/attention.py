@@ -305,9 +305,10 @@ def _loss_of(learn, dl, found, flip=False):
     keys = [a.parts['k'].of(ps[a.parts['k'].name]) for a in found] if flip else []
     with uniform(learn.model, [(a,None) for a in found]), changed(keys, torch.Tensor.neg_): return learn.evaluate(dl)['valid_loss']
 
-def _check_uniform(learn, dl, found, loss):
-    "Does no key matter where the queries are 0, and the loss is `loss`? Raises `ValueError` where one does"
+def _check_uniform(learn, dl, found):
+    "Does no key matter where the queries are 0? Raises `ValueError` where one does"
     def differ(a, b): return not abs(a-b)<=1e-4*max(1, abs(b))
+    loss = _loss_of(learn, dl, found)
     if loss!=loss or not differ(_loss_of(learn, dl, found, flip=True), loss): return
     if differ(_loss_of(learn, dl, found), loss):
         return warnings.warn("the loss is not the same twice on these data, so `rise` is partly chance, and whether heads "
@@ -327,11 +328,11 @@ def uniform_heads(
     attention adds to its scores by itself (relative positions in T5 or Swin) stays. Raises `ValueError` where no attention
     is known, where keys still matter then, or there is nothing to measure on; warns of attentions that are left out"""
     found = _check_heads(learn.model, dl, learn)
+    _check_uniform(learn, dl, found)
     rows = []
     for layer,head,heads in _asked(found):
         if not (single or head in ('all','none')): continue
         with uniform(learn.model, heads): loss = learn.evaluate(dl)['valid_loss']
         rows.append(dict(layer=layer, head=head, loss=loss))
-    _check_uniform(learn, dl, found, rows[-1]['loss'])
     df = pd.DataFrame(rows[1:])
     return df.assign(rise=df.loss-rows[0]['loss'])
