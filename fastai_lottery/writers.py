@@ -103,7 +103,8 @@ def lm_awd(
 )->Logits: # `.model` is fastai's language model
     "fastai's AWD_LSTM as a language model, small (1708.02182). Windows start from an empty state"
     config = dict(awd_lstm_lm_config, emb_sz=width, n_hid=hidden, n_layers=layers, pad_token=0)
-    return Logits(get_language_model(AWD_LSTM, n_vocab, config, drop_mult=drop_mult))
+    # A weight dropout of fastai's with exactly 0 ends in torch's "cannot assign"; 1e-9 drops nothing
+    return Logits(get_language_model(AWD_LSTM, n_vocab, config, drop_mult=max(drop_mult, 1e-9)))
 
 # %% ../nbs/31_writers.ipynb #a2c10045
 def encoder_ticket(

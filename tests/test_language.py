@@ -102,6 +102,11 @@ def test_hidden_states_do_not_go_from_window_to_window():
     m,x = lm_awd(width=16, hidden=24).eval(), torch.randint(65, (3,9))
     assert torch.equal(m(x), m(x))
 
+def test_dropout_can_be_left_out():
+    "fastai's own weight dropout fails with exactly 0"
+    m,x = lm_awd(width=16, hidden=24, drop_mult=0).train(), torch.randint(65, (3,9))
+    assert torch.equal(m(x), m(x))
+
 # --- gradient clipping
 
 @pytest.mark.parametrize('make', [small, lambda: lm_awd(width=16, hidden=24)], ids=['gpt','awd'])
@@ -437,6 +442,18 @@ def test_nothing_is_claimed_of_a_bert_that_knows_less_than_three_letters():
     ms = pd.DataFrame([dict(arm='counting', round=0, seed=s, model=m, test=t) for s in range(3)
                        for m,t in (('1 each side',.93),('2 each side',.97))])
     assert counts(Figures(of(.96), ms)) and not counts(Figures(of(.94), ms)) and not counts(Figures(of(.96), ms[ms.seed<2]))
+
+@pytest.mark.parametrize('name', ['lm-gpt','lm-awd'])
+def test_a_language_model_is_judged_only_where_it_reads(name):
+    "A dense net no better than a trigram model: nothing is claimed"
+    import pandas as pd
+    from fastai_lottery.all import check_claims
+    bits = .693147
+    def rows(dense): return pd.DataFrame([dict(arm=a, round=k, seed=s, es_test_loss=(b+.01*s*(k+1))*bits) for s in range(4)
+                                          for a,k,b in (('dense',0,dense),('ticket',3,2.7),('reinit',3,2.8))])
+    ms = pd.DataFrame([dict(arm='counting', round=0, seed=s, model='trigram', test_bits=3.04) for s in range(4)])
+    t = check_claims(name, rows(2.6), ms)
+    assert len(t)==1 and t.ours.iloc[0].startswith('-0.10') and not len(check_claims(name, rows(3.03), ms))
 
 def test_nets_are_of_the_size_that_is_said():
     nets = {o.name:o.model for o in language}
