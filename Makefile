@@ -66,7 +66,7 @@ pytest: $(ENV)/.lottery-dev ## the tests in tests/
 
 extras: $(ENV)/.lottery-extras ## tests that need packages of the extras, which are large
 	$(say) 'pytest, the extras'
-	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short -m extra
+	@OMP_NUM_THREADS=1 python -m pytest -q -p no:cacheprovider --tb=short --durations=20 --durations-min=5 -n $(JOBS) --dist loadfile -m extra
 
 export: $(ENV)/.lottery-dev ## after editing a notebook: write the modules, clean the notebooks, list the presets, make the README
 	$(say) 'nbdev-export, nbdev-clean, presets.json, README.md'

@@ -1835,6 +1835,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_lottery.report.weight_bytes': ('report.html#weight_bytes', 'fastai_lottery/report.py'),
                                        'fastai_lottery.report.zeros_ways': ('report.html#zeros_ways', 'fastai_lottery/report.py')},
             'fastai_lottery.resets': { 'fastai_lottery.resets._among': ('resets.html#_among', 'fastai_lottery/resets.py'),
+                                       'fastai_lottery.resets._as_fastai': ('resets.html#_as_fastai', 'fastai_lottery/resets.py'),
                                        'fastai_lottery.resets._draw': ('resets.html#_draw', 'fastai_lottery/resets.py'),
                                        'fastai_lottery.resets._filled': ('resets.html#_filled', 'fastai_lottery/resets.py'),
                                        'fastai_lottery.resets._own_init': ('resets.html#_own_init', 'fastai_lottery/resets.py'),

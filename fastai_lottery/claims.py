@@ -330,7 +330,8 @@ _said = dict(one_shot='pruned at once', unmasked='start without the mask', lrr='
              relr='learning rate rewound', scratch='from scratch', scratch_e='from scratch (Scratch-E)',
              scratch_b='from scratch, longer (Scratch-B)', random_kept='random channels kept', all_layers='pruned globally',
              bias='biases pruned too', kaiming='Kaiming start', variant_1='pruned weights at their start or 0',
-             variant_2='kept weights at their start or 0, too')
+             variant_2='kept weights at their start or 0, too', late_1='rewound to 1 %', late_5='rewound to 5 %',
+             no_embedding='embeddings whole')
 
 def label_of(a):
     "The arm `a` in words"

@@ -218,6 +218,15 @@ def copy_into_(
 _norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.LocalResponseNorm)
 if hasattr(nn, 'RMSNorm'): _norms += (nn.RMSNorm,)
 
+def _as_fastai(mod):
+    "Redraw what fastai's embeddings of tables, AWD_LSTM and its decoder draw when they are built"
+    kinds = {o.__name__ for o in type(mod).__mro__ if o.__module__.startswith('fastai.')}
+    if 'Embedding' in kinds: mod.weight.normal_().fmod_(2).mul_(.01)
+    if 'AWD_LSTM' in kinds: mod.encoder.weight.uniform_(-mod.initrange, mod.initrange)
+    if 'LinearDecoder' in kinds:
+        mod.decoder.weight.uniform_(-mod.initrange, mod.initrange)
+        if mod.decoder.bias is not None: mod.decoder.bias.zero_()
+
 def _own_init(m):
     "Redraw each module of `m` by its own initialiser, children first; names of parameters that have none"
     done = set()
@@ -229,6 +238,7 @@ def _own_init(m):
         elif isinstance(rnn, nn.RNNBase):    # fastai's WeightDropout holds the LSTM's own matrices
             for p in mod.parameters(recurse=False): nn.init.uniform_(p, -rnn.hidden_size**-.5, rnn.hidden_size**-.5)
         elif list(mod.parameters(recurse=False)): continue
+        _as_fastai(mod)
         done |= {id(p) for p in mod.parameters(recurse=callable(f) and not isinstance(mod, _norms))}
     return [n for n,p in named_weights(m).items() if id(p) not in done]
 

@@ -8,7 +8,7 @@ import pytest
 os.fsync = lambda fd: None
 
 # The files that take longest, by seconds: two processes that take a file at a time begin with them, and end together
-longest = ('crash site ddp sweeps width search gpu golden company bench cli '
+longest = ('crash sweeps_engines site ddp sweeps search gpu golden company bench cli deploy shrink '
            'contrast frames where gradients laws hostile traps_company actions arms learners identity').split()
 
 def pytest_configure(config):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from nets import *
 from fastai_lottery.data import digits
 from fastai_lottery.nets import *
+from fastai_lottery.presets import presets
 for _n in [o for o in globals() if o.startswith('test')]: del globals()[_n]
 
 def count(m): return sum(p.numel() for p in m.parameters())
@@ -166,6 +167,48 @@ def test_fresh_draw(name):
     assert all(torch.equal(again[k], w_n[k]) for k in w_n)
     for k in names:
         if w_n[k].numel()>3000: assert abs(float(w_n[k].std())/want_std.get(name, glorot_std)(w_n[k])-1)<.06, k
+
+def _language(tied):
+    from fastai.text.models import AWD_LSTM,get_language_model
+    from fastai.text.all import awd_lstm_lm_config
+    return get_language_model(AWD_LSTM, 50, dict(awd_lstm_lm_config, emb_sz=24, n_hid=40, n_layers=2, tie_weights=tied))
+
+def _classifier():
+    from fastai.text.models import AWD_LSTM,get_text_classifier
+    from fastai.text.all import awd_lstm_clas_config
+    return get_text_classifier(AWD_LSTM, 50, 3, config=dict(awd_lstm_clas_config, emb_sz=24, n_hid=40, n_layers=2))
+
+def _table():
+    from fastai.tabular.model import TabularModel
+    return TabularModel([(40,24),(30,16)], 3, 2, [64,32])
+
+by_hand = dict(tied=partial(_language, True), untied=partial(_language, False), classifier=_classifier, table=_table)
+@pytest.mark.parametrize('name', by_hand)
+def test_nets_of_fastai_are_drawn_as_they_were_built(name):
+    "Their embeddings are drawn in the constructor, otherwise than `nn.Embedding` draws"
+    torch.manual_seed(0)
+    m = by_hand[name]()
+    w_i,names,gen = state(m),prunable(m),torch.Generator().manual_seed(1)
+    w_n = fresh(m, gen, w_i=w_i, names=names)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_draw(w_n, w_i, names)
+    for k in names:
+        assert (w_n[k]!=w_i[k]).float().mean()>.95, k
+        assert .8<float(w_n[k].std()/w_i[k].std())<1.25 and .7<float(w_n[k].abs().max()/w_i[k].abs().max())<1.4, k
+    for k in w_i:    # a decoder's bias begins at 0
+        if k.endswith('decoder.bias'): assert torch.equal(w_n[k], w_i[k])
+
+drawn_nets = {getattr(p.model, 'func', p.model):p.model for p in presets.values()}
+@pytest.mark.parametrize('model', drawn_nets.values(), ids=[f.__name__ for f in drawn_nets])
+def test_nets_of_presets_are_drawn_as_they_were_built(model):
+    "Else a control with new weights would be another net's"
+    if 'bert' in getattr(getattr(model, 'func', model), '__name__', ''): pytest.importorskip('transformers', reason='needs the extra `text`')
+    m = model()
+    w_i,names = state(m),prunable(m)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_draw(fresh(m, torch.Generator().manual_seed(1), getattr(m, 'init', None), w_i, names), w_i, names)
 
 def test_kaiming_modes_differ():
     torch.manual_seed(0)

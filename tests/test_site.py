@@ -98,6 +98,14 @@ look = r'''() => {
         wide: all('article *').filter(o => box(o).right>innerWidth+1).slice(0,3).map(o => [o.tagName, o.className])}
 }'''
 
+wider = r'''() => {
+    document.querySelectorAll('details').forEach(o => { o.open = true })
+    const over = o => o.scrollWidth-o.clientWidth
+    const longest = o => o.textContent.split('\n').sort((a, b) => b.length-a.length)[0].slice(0, 120)
+    const pre = [...document.querySelectorAll('article pre')].filter(o => o.clientWidth)
+    return {n: pre.length, wide: pre.filter(o => over(o)>1).map(o => [over(o), longest(o)])}
+}'''
+
 decode_all = '''() => Promise.all([...document.images].map(o => {
     o.loading = 'eager'
     return o.decode().catch(() => 0)
@@ -105,7 +113,7 @@ decode_all = '''() => Promise.all([...document.images].map(o => {
 
 @pytest.fixture(scope='module')
 def pages(site, web):
-    "What the browser found on each page, at the width of a phone"
+    "What the browser found on each page, at the width of a phone; of its blocks of code, at that of a desk"
     res = {}
     for p in sorted(site.rglob('*.html')):
         if '_static' in (rel := p.relative_to(site)).parts: continue
@@ -113,7 +121,11 @@ def pages(site, web):
         web.page.goto(web.url+rel.as_posix(), wait_until='load')
         # A picture below the fold is fetched when somebody scrolls there
         web.page.evaluate(decode_all)
-        res[rel.as_posix()] = SimpleNamespace(**web.page.evaluate(look), bad=list(web.bad), size=p.stat().st_size)
+        o = res[rel.as_posix()] = SimpleNamespace(**web.page.evaluate(look), bad=list(web.bad), size=p.stat().st_size)
+        if '_modules' in rel.parts: continue
+        web.page.set_viewport_size(desk)
+        o.blocks = web.page.evaluate(wider)
+        web.page.set_viewport_size(phone)
     assert len(res)>20 and {'index.html','search.html','genindex.html'} <= set(res)
     return res
 
@@ -125,6 +137,11 @@ def test_pages_load_without_errors(pages):
 
 def test_phone_never_scrolls_sideways(pages):
     assert not of(pages, lambda o: (o.width>phone['width'] or o.side) and (o.width,o.side,o.wide))
+
+def test_no_block_of_code_or_output_scrolls_sideways_at_a_desk(pages):
+    os = {k:o.blocks for k,o in pages.items() if hasattr(o, 'blocks')}
+    assert sum(o['n'] for o in os.values())>400 and len(os)>60
+    assert not {k:o['wide'] for k,o in os.items() if o['wide']}
 
 def test_text_is_no_tag(pages):
     "A `<n>` of a docment is shown, not swallowed as a tag"
