@@ -203,7 +203,7 @@ drawn_nets = {getattr(p.model, 'func', p.model):p.model for p in presets.values(
 @pytest.mark.parametrize('model', drawn_nets.values(), ids=[f.__name__ for f in drawn_nets])
 def test_nets_of_presets_are_drawn_as_they_were_built(model):
     "Else a control with new weights would be another net's"
-    if 'bert' in getattr(getattr(model, 'func', model), '__name__', ''): pytest.importorskip('transformers', reason='needs the extra `text`')
+    if 'bert' in getattr(model, 'func', model).__name__: pytest.importorskip('transformers', reason='needs the extra `text`')
     m = model()
     w_i,names = state(m),prunable(m)
     with warnings.catch_warnings():
