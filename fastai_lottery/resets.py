@@ -243,11 +243,14 @@ def _own_init(m):
     return [n for n,p in named_weights(m).items() if id(p) not in done]
 
 # %% ../nbs/05_resets.ipynb #cf39eeb0
+_by_building = ("where build() makes the model, LotteryCallback(init=lambda m: m.load_state_dict(build().state_dict())) draws it "
+                "as it was drawn")
+
 def _draw(m, init, wanted):
     "Redraw `m` in place by `init`, or each layer by itself; `ValueError` for a name that is `wanted` and has no initialiser"
     if init is not None: return init(m)
     if miss := [n for n in _own_init(m) if wanted(n)]:
-        raise ValueError(f"{miss[0]!r} has no initialiser of its own: give one that initialises the whole model, LotteryCallback(init=...)")
+        raise ValueError(f"{miss[0]!r} has no initialiser of its own: give one that initialises the whole model; {_by_building}")
 
 def fresh(
     model:nn.Module, # A model; it is put back as it was
@@ -277,7 +280,7 @@ def check_draw(
         a,b = float(w_n[n].float().std()),float(w_i[n].float().std())
         if w_i[n].numel()>=256 and b==b and not .8<(a+1e-12)/(b+1e-12)<1.25:
             warnings.warn(f"{n!r}: a fresh draw has standard deviation {a:.3g}, the initial weights {b:.3g}. "
-                          "The model seems to have been initialised by other means; LotteryCallback(init=...) takes them")
+                          f"The model seems to have been initialised by other means; {_by_building}")
             return
 
 # %% ../nbs/05_resets.ipynb #90a62f13

@@ -199,6 +199,22 @@ def test_nets_of_fastai_are_drawn_as_they_were_built(name):
     for k in w_i:    # a decoder's bias begins at 0
         if k.endswith('decoder.bias'): assert torch.equal(w_n[k], w_i[k])
 
+def test_a_net_that_is_built_again_is_drawn_as_it_was():
+    "What the warning, and the error, say to do"
+    from fastai.vision.models.xresnet import xresnet18
+    from fastai.vision.learner import create_body,create_head
+    build = lambda: nn.Sequential(create_body(partial(xresnet18, widen=.25)(pretrained=False), pretrained=False, cut=-4), create_head(128, 5))
+    torch.manual_seed(0)
+    m = build()
+    w_i,names,gen = state(m),prunable(m),torch.Generator().manual_seed(1)
+    with pytest.warns(UserWarning, match='load_state_dict[(]build') as said: check_draw(fresh(m, gen, None, w_i, names), w_i, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        w_n = fresh(m, gen, lambda m: m.load_state_dict(build().state_dict()), w_i, names)
+        check_draw(w_n, w_i, names)
+    for k in names:
+        if w_n[k].numel()>500: assert (w_n[k]!=w_i[k]).all() and abs(float(w_n[k].std()/w_i[k].std())-1)<.2, k
+
 drawn_nets = {getattr(p.model, 'func', p.model):p.model for p in presets.values()}
 @pytest.mark.parametrize('model', drawn_nets.values(), ids=[f.__name__ for f in drawn_nets])
 def test_nets_of_presets_are_drawn_as_they_were_built(model):
