@@ -203,7 +203,9 @@ def test_a_net_that_is_built_again_is_drawn_as_it_was():
     "What the warning, and the error, say to do"
     from fastai.vision.models.xresnet import xresnet18
     from fastai.vision.learner import create_body,create_head
-    build = lambda: nn.Sequential(create_body(partial(xresnet18, widen=.25)(pretrained=False), pretrained=False, cut=-4), create_head(128, 5))
+    def build():
+        body = partial(xresnet18, widen=.25)(pretrained=False)
+        return nn.Sequential(create_body(body, pretrained=False, cut=-4), create_head(128, 5))
     torch.manual_seed(0)
     m = build()
     w_i,names,gen = state(m),prunable(m),torch.Generator().manual_seed(1)
