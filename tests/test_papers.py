@@ -138,7 +138,7 @@ def test_verdicts_in_step_with_figures(p, i, c):
 thread = root/'nbs'/'papers'/'99_the_thread.ipynb'
 told = ('moving-digits seeds-digits seeds-mnist seeds-series combining-mnist regularised-digits halves-digits halves-mnist '
         'forum-digits inits-vgg-digits inits-resnet-digits cheap-mnist-4k-confirm lm-gpt '
-        'regularised-mnist bert-tiny moving-mnist-4k').split()
+        'regularised-mnist bert-tiny lm-awd moving-mnist-4k').split()
 @pytest.mark.parametrize('n', told)
 def test_thread_in_step_with_figures(n):
     "Interval and seeds of the comparison that each of these declares stand in the thread's answers"
