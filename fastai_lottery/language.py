@@ -147,7 +147,7 @@ language.append(replace(
     about='AWD_LSTM by character on tiny Shakespeare, to 50, 25 and 12.5 % of its weights, rewound to the start '
           'and to 5 % of the training',
     source='1906.02768, late rewinding of an LSTM; 1708.02182',
-    cost=_seed.format(9),
+    cost=_seed.format(19),
     model=lm_awd,
     settings=dict(n_epoch=4, lr_max=2e-2, eval_every=490, **_gpt),
     measures=dict(counting=counting, parts=parts),
