@@ -209,7 +209,7 @@ def test_a_net_that_is_built_again_is_drawn_as_it_was():
     torch.manual_seed(0)
     m = build()
     w_i,names,gen = state(m),prunable(m),torch.Generator().manual_seed(1)
-    with pytest.warns(UserWarning, match='load_state_dict[(]build') as said: check_draw(fresh(m, gen, None, w_i, names), w_i, names)
+    with pytest.warns(UserWarning, match='load_state_dict[(]build'): check_draw(fresh(m, gen, None, w_i, names), w_i, names)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         w_n = fresh(m, gen, lambda m: m.load_state_dict(build().state_dict()), w_i, names)
