@@ -14,7 +14,6 @@ from itertools import chain
 import numpy as np,pandas as pd
 import torch
 from torch import nn
-from fastai.callback.core import Callback
 from fastai.learner import Learner
 from .core import *
 from .core import check_whole,clean_name
@@ -31,6 +30,8 @@ from .signals import as_criterion,unwatched
 from .callback import LotteryCallback,lottery_of
 from .looks import as_it_was,has_valid
 from .settings import decided
+from .between import NewStats,between,directions,held_norms,norm_dl_of
+from .between import renew_directions_
 from .rounds import *
 
 # %% ../nbs/26_analysis.ipynb #40140c35
@@ -91,35 +92,6 @@ def _alphas(alphas):
     if (bad := a[~((0<=a)&(a<=1))]).size: raise ValueError(f"`alphas` should be in [0, 1]; got {bad[0]:g}")
     return np.unique([0,1,*a])
 
-def _mix(w_1, w_2, a):
-    "αw₁ + (1−α)w₂, bit for bit one of them at the ends; what is not a float is of the nearer end"
-    def f(x, y):
-        if y.is_floating_point() and 0<a<1: return torch.lerp(y, x.to(y), float(a))
-        return x if a>=.5 else y
-    return {k:f(w_1[k], w_2[k]) for k in w_1 if torch.is_tensor(w_1[k])}
-
-# %% ../nbs/26_analysis.ipynb #f3535493
-def _norms(m):
-    return [o for o in m.modules() if isinstance(o, nn.modules.batchnorm._BatchNorm) and o.running_mean is not None]
-
-class NewStats(Callback):
-    "Within `evaluate`: batch norm takes the average of its statistics over the batches"
-    order = 1    # `TrainEvalCallback`, at -10, puts the model into evaluation mode
-    def before_validate(self):
-        for o in _norms(self.learn.model):
-            o.reset_running_stats()
-            o.momentum = None
-            o.train()
-
-def norm_dl_of(learn, dl):
-    "Batches for the statistics, in a fixed order; None where there is nothing to do"
-    if dl is False or not _norms(learn.model): return None
-    if dl is None: dl = learn.dls.train.new(shuffle=False) if hasattr(learn.dls.train, 'new') else learn.dls.train
-    if not len(dl):
-        raise ValueError("`norm_dl` has no batch, so batch norm has no statistics: give another one, "
-                         "or norm_dl=False to mix the ones of both nets")
-    return dl
-
 # %% ../nbs/26_analysis.ipynb #927c4d86
 Instability = namedtuple('Instability', 'barrier path') # The barrier, and the figures along the path as `plot_path` draws them
 
@@ -151,12 +123,13 @@ def _check_walk(learn, by, dl):
         raise ValueError("the walk is measured on the validation set, and this Learner has none: say where to measure, "
                          "such as dl=learn.dls.train or another DataLoader, or give the DataLoaders some data to validate on")
 
-def _measure(learn, s, dl, ndl):
-    "Loss and error of the net in state `s`"
+def _measure(learn, s, dl, ndl, stay, end):
+    "Loss and error of the net in state `s`, at an end or between; norms in `stay` keep their statistics"
     put_({n:t for n,t in tensors_in(learn.model).items() if n in s}, s)
+    if not end: renew_directions_(learn.model)
     with same_order(ndl, learn.dls.valid if dl is None else dl):
         if ndl is not None:
-            with learn.added_cbs(NewStats()): learn.evaluate(ndl)
+            with learn.added_cbs(NewStats(stay)): learn.evaluate(ndl)
         r = learn.evaluate(dl)
     return dict(loss=r['valid_loss'], error=1-r['accuracy'] if 'accuracy' in r else r.get('error_rate', np.nan))
 
@@ -175,8 +148,10 @@ def instability(
     _check_walk(learn, by, dl)
     w_1,w_2,alphas = _state_of(learn.model, w_1, 'w_1'),_state_of(learn.model, w_2, 'w_2'),_alphas(alphas)
     with put_back(learn):
-        ndl = norm_dl_of(learn, norm_dl)
-        path = pd.DataFrame([dict(alpha=a, **_measure(learn, _mix(w_1, w_2, a), dl, ndl)) for a in alphas])
+        keep,stay = directions(learn.model),held_norms(learn.model, [w_1,w_2])
+        ndl = norm_dl_of(learn, norm_dl, stay)
+        def at(a): return _measure(learn, between(w_1, w_2, a, keep), dl, ndl, stay, a in (0,1))
+        path = pd.DataFrame([dict(alpha=a, **at(a)) for a in alphas])
     return Instability(barrier(path, by), path)
 
 # %% ../nbs/26_analysis.ipynb #9178efbf

@@ -117,9 +117,9 @@ def forget(self:LotteryCallback):
 def blank(self:LotteryCallback):
     "Nothing is known yet"
     self.w_i = self.w_k = self.masks = self.hypers = self.held = self.at_fit = None
-    self.b_i,self.b_k = {},{}    # what trains outside the model
+    self.b_i,self.b_k,self.fitted = {},{},()    # what trains outside the model; rows of `fit_ticket`
     self.rounds,self.n_pruned,self.exported,self.held_here,self.looked,self.looks_next = L(),0,False,False,False,False
-    self.passed,self.place = [0,0],None    # iterations and epochs on the way to the rewind point; where late rounds go on
+    self.passed,self.place,self.rewind_to = [0,0],None,getattr(self, 'asked', None)    # on the way to the rewind point; late rounds
     self.trained,self.keep,self.run_folder,self.small,self.large = {},'best',None,None,None    # trained nets of rounds
 
 # %% ../nbs/11_callback.ipynb #e6a7a924

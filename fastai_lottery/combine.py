@@ -7,7 +7,8 @@ __all__ = ['BarrierWarning', 'average', 'Ensemble']
 
 # %% ../nbs/28_combine.ipynb #2f705297
 import math,warnings
-from functools import reduce
+from collections import Counter
+from functools import partial,reduce
 from typing import NamedTuple
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.utils._pytree import tree_flatten,tree_unflatten
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastai.learner import Learner
+from fastai.losses import FocalLoss,LabelSmoothingCrossEntropy
 from .core import *
 from .masks import *
 from .resets import state,load_
@@ -28,7 +30,9 @@ from .settings import monitor_of,says_lower,worse_by
 from .searches import is_whole
 from .journal import trained_of
 from .analysis import *
-from .analysis import NewStats,norm_dl_of,put_,put_back,same_order,tensors_in
+from .analysis import put_,put_back,same_order,tensors_in
+from .between import NewStats,blend,directions,held_norms,norm_dl_of
+from .between import renew_directions_
 
 # %% ../nbs/28_combine.ipynb #2302981a
 class Trained(NamedTuple):
@@ -155,28 +159,12 @@ def _warn_barrier(learn, nets, tol, norm_dl):
     for o in nets[1:]:
         p = instability(learn, o.state, nets[0].state, alphas=3, by='loss', norm_dl=norm_dl).path.loss
         mean = (p.iloc[0]+p.iloc[-1])/2
-        if not p.iloc[1]-mean>tol*abs(mean): continue
+        if p.iloc[1]-mean<=tol*abs(mean): continue    # nan is no number below
         warnings.warn(f"a loss barrier lies between {nets[0].name} and {o.name}: the loss is {p.iloc[1]:.4g} in the "
                       f"middle, and {p.iloc[-1]:.4g} and {p.iloc[0]:.4g} at the ends. Their average makes little sense. {_instead}",
                       BarrierWarning, stacklevel=3)
 
 # %% ../nbs/28_combine.ipynb #95705aec
-def _is_number(v): return torch.is_tensor(v) and (v.is_floating_point() or v.is_complex())
-
-def blend(
-    states:list, # States of nets of one architecture
-    shares:list=None # As many numbers of sum 1; equal ones by default
-)->dict: # A state
-    "The weighted mean of `states`, taken in double precision"
-    n = len(states)
-    def one(k):
-        v = states[0][k]
-        if not _is_number(v): return v
-        wide = torch.complex128 if v.is_complex() else torch.float64
-        vs = [s[k].to(v.device, wide) for s in states]
-        return (sum(vs)/n if shares is None else sum(a*o for a,o in zip(shares, vs))).to(v.dtype)
-    return {k:one(k) for k in states[0]}
-
 def _pruned(s, small):
     "State `s` under the masks of the net `small`"
     if small is None: return s
@@ -185,12 +173,24 @@ def _pruned(s, small):
     return s
 
 # %% ../nbs/28_combine.ipynb #ae82fd29
-def _judged(learn, s, ndl, looks=True):
-    "The state `s` with new statistics of batch norm, and its figures"
+class _Judge(NamedTuple):
+    "What is found anew for a mean of nets"
+    ndl:object # Batches for statistics; None where they stay
+    stay:list # Norms that keep theirs
+    keep:set # Names of directions, which have no mean
+
+def _judge(learn, nets, norm_dl):
+    stay = held_norms(learn.model, [o.state for o in nets])
+    return _Judge(norm_dl_of(learn, norm_dl, stay), stay, directions(learn.model))
+
+def _judged(learn, s, judge, looks=True, mixed=True):
+    "The state `s`, `mixed` from several, with new statistics of batch norm, and its figures"
+    ndl = judge.ndl
     put_({n:t for n,t in tensors_in(learn.model).items() if n in s}, s)
+    if mixed: renew_directions_(learn.model)
     with same_order(ndl, learn.dls.train):
         if ndl is not None:
-            with learn.added_cbs(NewStats()): learn.evaluate(ndl)
+            with learn.added_cbs(NewStats(judge.stay)): learn.evaluate(ndl)
         return state(learn.model),learn.evaluate() if looks else {}
 
 def _module(learn, s, made_of):
@@ -203,21 +203,22 @@ def _module(learn, s, made_of):
 # %% ../nbs/28_combine.ipynb #628a3c6c
 _tenths = tuple(i/10 for i in range(1, 10))
 
-def _greedy(learn, nets, small, ndl, monitor):
+def _greedy(learn, nets, small, judge, monitor):
     "State and shares of the best mixture that adding one net after the other finds"
     fig = monitor_of(learn, monitor)
     lower = says_lower(learn, fig)
     def density(o): return 1. if o.masks is None else o.masks.density
     first = small or nets[0]
     todo = sorted([o for o in nets if o is not first], key=density)
-    s,best = _judged(learn, _pruned(first.state, small), ndl)
-    shares = {first.name:1.}
+    s,best = _judged(learn, _pruned(first.state, small), judge, mixed=False)
+    shares = Counter({first.name:1.})
+    def mix(o, a): return _pruned(blend([o.state, s], [a,1-a], judge.keep), small)
     for o in todo:
-        tries = [(_judged(learn, _pruned(blend([o.state, s], [a,1-a]), small), ndl),a) for a in _tenths]
+        tries = [(_judged(learn, mix(o, a), judge),a) for a in _tenths]
         (new,row),a = min(tries, key=lambda t: worse_by(t[0][1][fig], best[fig], fig, lower))
         if not worse_by(row[fig], best[fig], fig, lower)<0: continue
-        s,best,shares = new,row,{**{k:v*(1-a) for k,v in shares.items()}, o.name:a}
-    return s,shares
+        s,best,shares = new,row,Counter({k:v*(1-a) for k,v in shares.items()})+Counter({o.name:a})
+    return s,dict(shares)
 
 # %% ../nbs/28_combine.ipynb #ae9fe45b
 def average(
@@ -238,19 +239,23 @@ def average(
     small = _check_nets(ts, learn.model)
     _warn_barrier(learn, ts, tol, norm_dl)
     with put_back(learn):
-        ndl = norm_dl_of(learn, norm_dl)
-        if how=='greedy': s,shares = _greedy(learn, ts, small, ndl, monitor)
+        judge = _judge(learn, ts, norm_dl)
+        if how=='greedy': s,shares = _greedy(learn, ts, small, judge, monitor)
         else:
-            s,_ = _judged(learn, _pruned(blend([o.state for o in ts]), small), ndl, looks=False)
-            shares = {o.name:1/len(ts) for o in ts}
+            s = _pruned(blend([o.state for o in ts], keep=judge.keep), small)
+            s,_ = _judged(learn, s, judge, looks=False, mixed=len(ts)>1)
+            shares = {k:n/len(ts) for k,n in Counter(o.name for o in ts).items()}
     return _module(learn, s, shares)
 
 # %% ../nbs/28_combine.ipynb #767eb229
+_over_1 = nn.CrossEntropyLoss,nn.NLLLoss,LabelSmoothingCrossEntropy,FocalLoss    # classes on axis 1
+
 def predictions_of(
     loss_func # A loss of fastai or torch
 )->tuple: # `'softmax'`, `'sigmoid'` or `'outputs'`, and the axis of the classes
     "What predictions are made of outputs, as the loss says"
-    if loss_func is F.cross_entropy or isinstance(loss_func, (nn.CrossEntropyLoss,nn.NLLLoss)): return 'softmax',1
+    while isinstance(loss_func, partial): loss_func = loss_func.func
+    if loss_func is F.cross_entropy or isinstance(loss_func, _over_1): return 'softmax',1
     if loss_func is F.binary_cross_entropy_with_logits or isinstance(loss_func, nn.BCEWithLogitsLoss):
         return 'sigmoid',-1
     act,x = getattr(loss_func, 'activation', None),torch.tensor([[.5,-1.,2.]])

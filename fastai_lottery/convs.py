@@ -178,7 +178,7 @@ convs.append(replace(
     convs[-1], name='birds-cifar10',
     about=_bird.format('VGG-16 with 8 to 64 channels on 10,000 images of CIFAR-10'),
     source='1909.11957, sections 3 and 4, with a smaller net, fewer images and epochs',
-    cost='5 trainings of 3,120 iterations a seed, one of them cut short; not measured; needs the extra `deploy`',
+    cost='5 trainings of 3,120 iterations a seed, about 13 minutes on one CPU core; needs the extra `deploy`',
     model=partial(vgg, 16, 8, init=kaiming_),
     settings=dict(_slimmed, n_epoch=20, lr=.1, eval_every=520),
     **_cifar))

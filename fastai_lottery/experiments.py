@@ -24,7 +24,7 @@ from .scopes import *
 from .resets import *
 from .files import *
 from .tickets import starts
-from .files import own_path,atomic_text,numbered,plain_file,read_once
+from .files import own_models,own_path,atomic_text,numbered,plain_file,read_once
 from .tables import append_rows,count_rows,mark_of,read_rows,read_table,read_written
 from .tables import rows_of,short_hash
 from .callback import *
@@ -195,7 +195,7 @@ def play_lottery(p, name, seed, out, data, device):
     check_own(out/name)
     q = replace(p, model=s.pop('model', p.model), cb={**p.cb, **s.pop('cb', {})})
     if shares_dense(p, name): share_rounds(out, out/name, 1)
-    learn = q.learner(seed, data, device)
+    learn = own_models(q.learner(seed, data, device), out/name)
     with learn.no_bar(), learn.no_logging():
         return learn.fit_lottery(**{**p.settings, **s}, seed=seed+p.first, test_dl=third(learn.dls), path=out/name)
 
@@ -283,7 +283,7 @@ def play_seed(
 )->pd.DataFrame: # One row a training: the columns of a report, and `arm`: dense, ticket, reinit, shuffle ...
     "Play one replicate: its lottery, its controls, other lotteries, measures"
     p,out = with_settings(p, **change),own_path(out, 'out')
-    learn = p.learner(seed, data, device)
+    learn = own_models(p.learner(seed, data, device), out)
     trainings,measures = p.todo()
     with learn.no_bar(), learn.no_logging(), locked(out, 'replicate'):
         run = play_main(p, learn, seed, out, data)

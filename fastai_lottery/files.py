@@ -33,6 +33,12 @@ def own_path(path, name='path'):
         raise ValueError(f"`{name}` is {s!r}, and there is no such home folder; './{s}' is one of that name here")
     return Path(os.path.abspath(full))
 
+def own_models(learn, d):
+    "Let `learn` save its models (`SaveModelCallback`) in the folder `d`, where no other Learner of the same code does"
+    learn.model_dir = (Path(d)/'models').absolute()
+    return learn
+
+# %% ../nbs/06_files.ipynb #028dd4ee
 class Here:
     "A folder as it is now"
     def __init__(self, path):

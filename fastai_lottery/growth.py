@@ -57,8 +57,8 @@ def sparse_start(self:Learner,
     if not round(density*(n := lot.masks.counted.numel)):
         raise ValueError(f"`density`={density!r} of the {n} that compete keeps none: take {1/n:.2g} or more")
     if lot.masks.n_kept<lot.masks.numel:
-        raise ValueError(f"the net is pruned already, to density {lot.masks.density:.4g}: "
-                         "learn.unprune() takes the masks off")
+        how = 'learn.unprune() takes the masks off' if lot.tasks is None else 'learn.prune(...) prunes what is free'
+        raise ValueError(f"the net is pruned already, to density {lot.masks.density:.4g}: {how}")
     as_scope(scope, list(lot.masks.counted))
     lot.set_masks(of_rank0(lambda: _drawn(lot, density, scope, gen)))
     lot.tell_drawn()
@@ -231,13 +231,25 @@ def after_fit(self:GrowthCallback):
     if not self._on: return
     lot,self._on = self.learn.lottery,False
     if lot.looking: _quiet_grads(lot)
-    if not self.moves:
-        warnings.warn(f"no connection moved: every={self.every}, and this fit had {self._n} steps, of which the first "
-                      f"{self.until:.0%} count. Choose a smaller `every`", NoGrowthWarning, stacklevel=2)
+    if says := _why_none(self): warnings.warn(f"no connection moved: {says}", NoGrowthWarning, stacklevel=2)
     elif self.still:
         warnings.warn(f"pruned, and not moved in any of the {len(self.moves)} moves of this fit: {few(self.still)}. They were "
                       "frozen, or had no gradient, each time. Unfreeze them before the fit, or keep them whole by "
                       "LotteryCallback(exclude=...)", NoGrowthWarning, stacklevel=2)
+
+# %% ../nbs/22_growth.ipynb #321778aa
+def _why_none(cb):
+    "Why no connection has moved in a fit; None where some have"
+    lot,n = cb.learn.lottery,len(cb.moves)
+    if not n:
+        return (f"every={cb.every}, and this fit had {cb._n} steps, of which the first {cb.until:.0%} count. "
+                "Choose a smaller `every`")
+    if cb.still or any(o[-1] for o in cb.moves): return
+    closed = {} if lot.tasks is None else lot.tasks.closed(lot.masks)
+    free = any((~m&~closed[k].to(m.device) if k in closed else ~m).any() for k,m in lot.masks.counted.items())
+    if not free: return f"nothing that may move is pruned, so the {n} moves had nowhere to go. Prune first: learn.prune(...)"
+    return (f"in each of the {n} moves the share that goes, at most fraction={cb.fraction}, came to less than one in every "
+            "layer. Choose a larger `fraction`")
 
 class NoGrowthWarning(UserWarning): "A fit in which no connection moved, or none of some layers"
 
@@ -267,7 +279,8 @@ def next_masks(lot, drop, grow, share, gen, cold):
     closed = None if lot.tasks is None else lot.tasks.closed(lot.masks)
     if units is not None: return units.masks({**units.alive(lot.masks), **moved(old, d, g, share, closed=closed)})
     least = {n:len(slices(m, lengths[n])) for n,m in old.items() if n in lengths}
-    return Masks({**lot.masks, **moved(old, best_last(d, old, lengths), g, share, least, closed)})
+    last = best_last(d, old, lengths, named_weights(lot.net(), old))    # a slice of zeros alone has no length
+    return Masks({**lot.masks, **moved(old, last, g, share, least, closed)})
 
 # %% ../nbs/22_growth.ipynb #ab3bfc41
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 import fastai_lottery
 from .core import *
 from .files import *
-from .files import locked
+from .files import locked,own_models
 from .tables import append_rows,mark_of,read_json,short_hash
 from .arms import *
 from .experiments import *
@@ -106,7 +106,7 @@ def _run_for(p, o, out, d, data, device):
     n = rounds_for(p, o)
     if n<math.inf: p = replace(p, settings={**p.settings, 'rounds':o.k})
     share_rounds(out, d/'lottery', None if n==math.inf else n, _of_run, take_tensors)
-    learn = p.learner(o.seed, data, device)
+    learn = own_models(p.learner(o.seed, data, device), d/'lottery')
     with learn.no_bar(), learn.no_logging(): run = play_main(p, learn, o.seed, d/'lottery', data, partial(Kept, at=d))
     if o.kind=='measure': run.more = Shared(out/'pieces'/'shared')
     return run
@@ -140,7 +140,7 @@ def play_piece(p, o, out, data=None, device=None, made=None):
     with _held(d):
         if o.kind in tables: return _play_beside(p, o, out, d, data, device, made)
         if o.kind=='beside': return len(play_lottery(p, o.name, o.seed, out, data, device))
-        learn = p.learner(o.seed, data, device)
+        learn = own_models(p.learner(o.seed, data, device), out)
         with learn.no_bar(), learn.no_logging(): return len(play_main(p, learn, o.seed, out, data).rounds)
 
 # %% ../nbs/38_pieces.ipynb #0194c810

@@ -132,12 +132,20 @@ def _images(b):
     raise ValueError("corruptions are for images, (items, channels, height, width), as floats; this batch has "
                      f"{got}. corruptions=() looks at clean data alone")
 
+class _Ends(Bystander):
+    "Notes the lowest and the highest pixel of each channel of each batch, where `Corrupt` will find them"
+    order = Corrupt.order
+    def __init__(self, ends): self._ends = ends    # a look puts back what callbacks know
+    def before_batch(self):
+        x = _images(self.learn.xb)
+        self._ends.append(torch.stack([f((0,2,3)) for f in (x.amin,x.amax)]))
+
 def _span_of(learn, dls, span):
     "Lowest and highest pixel of each channel, as tensors that go with images"
     if span is not None: return [torch.as_tensor(o, dtype=torch.float).reshape(-1, 1, 1) for o in span]
     ends = []
     for dl in dls:
-        with as_it_was(learn, dl): ends += [torch.stack([f((0,2,3)) for f in (x.amin,x.amax)]) for x in map(_images, dl)]
+        with learn.added_cbs(_Ends(ends)): learn.evaluate(dl)
     if not ends: raise ValueError("there is no image in the data: give another `dl`")
     both = torch.stack(ends)
     lo,hi = both[:,0].amin(0),both[:,1].amax(0)
@@ -212,11 +220,13 @@ def _nets(learn, rounds):
         return
     lot = lottery_of(learn)
     was,on = {n:t.clone() if torch.is_tensor(t) else t for n,t in state(learn.model).items()},(lot.masks,lot.held)
+    opt,learn.opt = learn.opt,None    # a net that is put on would make it forget its moments
     try: yield {k:partial(lot.load, k) for k in map(_number, rounds)}
     finally:
         learn.unprune()
         load_(learn.model, was)
         lot.set_masks(*on)
+        learn.opt = opt
 
 # %% ../nbs/26_robustness.ipynb #ce8e28cf
 def _looks(learn, dl, fs, strengths, span, seed):

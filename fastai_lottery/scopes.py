@@ -208,13 +208,15 @@ def _unsliced(t, shape, dim):
     if dim is None: return t.view(shape)
     return t.unflatten(1, shape[:dim]+shape[dim+1:]).movedim(0, dim) if len(shape)>1 else t.view(shape)
 
-def best_last(scores, masks, lengths):
-    "`scores` under which the best weight left in each slice goes last"
+def best_last(scores, masks, lengths, ws=None):
+    "`scores` under which the best weight left in each slice goes last; of `ws` one that is not 0, if there is one"
     res = dict(scores)
     for n in [o for o in masks if o in lengths]:
         s,m = scores[n].detach(),masks[n].to(scores[n].device)
         s = s.to(torch.float64 if s.element_size()>4 else torch.float32).clone()
-        top = slices(s.masked_fill(~m, -float('inf')), lengths[n]).argmax(1, keepdim=True)
+        top = s.masked_fill(~m, -float('inf'))
+        if ws is not None: top = top.masked_fill(m&(ws[n]==0), torch.finfo(s.dtype).min)
+        top = slices(top, lengths[n]).argmax(1, keepdim=True)
         last = torch.zeros_like(slices(m, lengths[n])).scatter_(1, top, True)
         res[n] = s.masked_fill_(_unsliced(last, m.shape, lengths[n]), torch.finfo(s.dtype).max)
     return res

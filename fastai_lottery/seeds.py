@@ -22,7 +22,7 @@ from .core import check_whole,name_of
 from .resets import state
 from .units import PerUnit
 from .files import *
-from .files import atomic_text,locked,own_path
+from .files import atomic_text,locked,own_models,own_path
 from .tables import read_json,short_hash
 from .tickets import *
 from .callback import *
@@ -79,6 +79,7 @@ def start_folder(root, i): return Path(root)/f'start_{i:03d}'
 def _history(learn, n):
     "What the Recorder has of the first `n` epochs, a dict an epoch"
     names = ['train_loss', *figure_names(learn)]
+    if learn.recorder.train_metrics: names[1:1] = [f'train_{o}' for o in names[2:]]
     vs = vars(learn.recorder).get('values', [])    # none where nothing was left to train
     return [{'epoch':e+1, **{k:float(v) for k,v in zip(names, o)}} for e,o in enumerate(vs[:n])]
 
@@ -87,11 +88,13 @@ def play_start(how, i, d, stop):
     "The Learner of start `i`, trained for `stop` epochs in the folder `d`"
     learn = how.p.learner(i)
     learn.add_cb(rungs := Rungs(how, stop, i))
-    tests = third(learn.dls)
+    tests,was = third(learn.dls),learn.model_dir
+    own_models(learn, d)
     with learn.no_bar(), learn.no_logging():
         try: learn.fit_lottery(**how.p.settings, seed=i, path=d, test_dl=tests)
         except AtRung: pass
     learn.remove_cb(rungs)
+    learn.model_dir = was
     return learn
 
 # %% ../nbs/39_seeds.ipynb #n2368550
@@ -290,6 +293,9 @@ def _decides(p, monitor):
     learn = p.learner(0)
     if not has_valid(learn):
         raise ValueError("starts are chosen by their validation figures, and this Learner has no validation set")
+    if not learn.recorder.valid_metrics:
+        raise ValueError("starts are chosen by validation figures, and the Recorder of this Learner notes none: leave out "
+                         "valid_metrics=False")
     if monitor=='train_loss': return monitor,True
     m = monitor_of(learn, 'valid_loss' if monitor is None else monitor)
     return m,is_lower(m, says_lower(learn, m))

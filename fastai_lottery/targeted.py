@@ -97,16 +97,22 @@ def _lowest(old, new):
     return {n:o for n in new if (o := old[n]&~new[n].to(old[n].device)).any()}
 
 # %% ../nbs/29_targeted.ipynb #3a81dcc0
-def _places(m, ids):
-    "Where the modules of `m` keep the parameters of these ids: what holds them, and under which key"
-    res = [(o._parameters,k) for o in m.modules() for k,p in o._parameters.items() if id(p) in ids]
-    rnns = [o for o in m.modules() if isinstance(o, nn.RNNBase)]
-    return res+[(o._flat_weights,i) for o in rnns for i,p in enumerate(o._flat_weights) if id(p) in ids]
+def _inner(v): return range(len(v)) if isinstance(v, list) else list(v) if isinstance(v, dict) else ()
+
+def _places(m, new):
+    "Where modules of `m` keep parameters that are in `new` by id: holder, key, what is there, what stands for it"
+    def other(v): return new[id(v)][1] if id(v) in new else v
+    res = []
+    for own in map(vars, m.modules()):
+        held = [(v,k) for v in own.values() for k in _inner(v)]    # `_parameters`, and `_flat_weights` of RNNs among them
+        res += [(o,k,o[k],other(o[k])) for o,k in [*held, *((own,k) for k in own)] if id(o[k]) in new]
+        tuples = [(k,v) for k,v in own.items() if type(v) is tuple and any(id(t) in new for t in v)]
+        res += [(own,k,v,tuple(map(other, v))) for k,v in tuples]
+    return res
 
 class _Swap:
     "Other tensors in the places of parameters, for the while"
-    def __init__(self, m, new):    # by id, the parameter and what stands for it
-        self.places = [(o,k,*new[id(o[k])]) for o,k in _places(m, new)]
+    def __init__(self, m, new): self.places = _places(m, new)    # by id, the parameter and what stands for it
     def on(self):
         for o,k,_,t in self.places: o[k] = t
     def off(self):
@@ -238,7 +244,7 @@ def _pull_(w, low, by, norm):
 
 class DecayToPrune(_Lowest):
     "A pull to 0 that grows, on the weights or units that a criterion ranks lowest (after 2012.09243)"
-    order = LotteryCallback.order-1
+    order,_skipped = LotteryCallback.order-1,False
     def __init__(self,
         wd=1., # The pull at the end, to which it grows linearly from 0, at least 0; or a function of the progress
         amount=.5, # How many are ranked lowest: a fraction of the survivors, or a function of the progress
@@ -270,10 +276,17 @@ def before_batch(self:DecayToPrune):
     "Look at what is lowest"
     if not _is_off(self): _rank(self)
 
+# %% ../nbs/29_targeted.ipynb #2f22a1de
+@patch
+def after_cancel_step(self:DecayToPrune):
+    "A step that was skipped pulls at nothing"
+    self._skipped = True
+
 @patch
 def after_step(self:DecayToPrune):
     "Pull"
-    if _is_off(self) or self.low is None or self.low.new is None: return
+    skipped,self._skipped = self._skipped,False
+    if skipped or _is_off(self) or self.low is None or self.low.new is None: return
     wd = self.now(self.wd) if callable(self.wd) else self.wd*self.learn.pct_train
     ws,lrs = named_weights(unwrap(self.learn.model)),_rates(self.learn.opt)
     for n,low in _lowest(self.low.old, self.low.new).items():

@@ -14,6 +14,7 @@ from torch import nn
 from fastcore.basics import patch
 from fastai.imports import noop
 from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
 from .core import *
 from .core import names_of
 from .hold import *
@@ -23,22 +24,28 @@ from .channels import Norm,net_copy
 from .resets import load_,fresh
 from .callback import *
 from .callback import lottery_of
+from .means import forget_means
 from .analysis import put_,tensors_in
 from .freed import began,makes_channels,owned_units,renew_statistics_
 
 # %% ../nbs/28_tasks.ipynb #2e703d79
 class HoldAll(Hold):
     "A `Hold` of weights and of whole tensors, buffers among them; norms in `quiet` stay in evaluation mode"
-    def __init__(self, ws, ms, vs, quiet, guard=noop):
+    def __init__(self, ws, ms, vs, quiet, guard=noop, places=()):
         super().__init__(ws, ms, vs)
-        self.quiet,self.guard = quiet,guard    # the guard is called before a forward pass in training mode
-    def __call__(self):
+        self.quiet,self.guard,self.places = quiet,guard,places    # the guard: before a forward pass in training mode
+    def _back(self):
+        "Norms are quiet, and buffers in their places, where a layer has put others"
         for m in self.quiet: m.training = False
+        for held,k,t in self.places:
+            if held.get(k) is not t: held[k] = t
+    def __call__(self):
+        self._back()
         super().__call__()
     def check(self, once):
         "Hold again, unless nothing has changed; `once` as in `Hold`"
         if once: self.guard()
-        for m in self.quiet: m.training = False
+        self._back()
         super().check(once)
     def on_grads(self, method=None):
         "As in `Hold`; buffers have no gradients"
@@ -184,9 +191,11 @@ def holder(self:Tasks, lot, ws):
     none = [torch.zeros_like(t, dtype=torch.bool) for t,_ in more]
     norms = [(n,o) for n,o in m.named_modules() if isinstance(o, Norm)]
     quiet = [o for n,o in norms if self.now is not None or not self.in_head(f'{n}.')]
+    ids = {id(t) for t,_ in more}
+    places = [(o._buffers,k,t) for o in m.modules() for k,t in o._buffers.items() if id(t) in ids]
     return HoldAll([*(ws[n] for n in part), *(t for t,_ in more)], [*(lot.masks[n] for n in part), *none],
                    [*((lot.held or {}).get(n) for n in part),
-                    *(v.to(t.device) for t,v in more)], quiet, partial(_check_trains, self, lot))
+                    *(v.to(t.device) for t,v in more)], quiet, partial(_check_trains, self, lot), places)
 
 # %% ../nbs/28_tasks.ipynb #ac869cce
 def _check_free(lot, head):
@@ -208,6 +217,9 @@ def _head_name(lot, head):
     "The name of the head's module"
     t = lot.tasks
     if head is None: return None if t is None else t.head
+    if isinstance(lot.learn.opt_func, OptimWrapper):
+        raise ValueError("the optimizer of this Learner was made beforehand and would go on with the head of the task that "
+                         "ends: let fastai make one, by opt_func=partial(OptimWrapper, opt=torch.optim.Adam) for example")
     n = names_of(unwrap(lot.learn.model), head, 'head')[0]
     mods = dict(unwrap(lot.learn.model).named_modules())
     if n not in mods or not n:
@@ -270,6 +282,7 @@ def _begin(lot, tasks, start, new):
     _put_head(m, tasks, new)
     lot.let_go()
     lot.blank()
+    forget_means(lot.learn)
     lot.tasks,lot.learn.opt = tasks,None
 
 # %% ../nbs/28_tasks.ipynb #1b14c278

@@ -2,7 +2,7 @@
 from copy import deepcopy
 from dataclasses import replace
 import warnings,pytest
-from fastai.losses import LabelSmoothingCrossEntropyFlat
+from fastai.losses import FocalLoss,LabelSmoothingCrossEntropy,LabelSmoothingCrossEntropyFlat
 from nets import *
 from fastai_lottery.analysis import instability
 from fastai_lottery.searches import going_on
@@ -165,6 +165,8 @@ losses = dict(
     flat=(CrossEntropyLossFlat(), 'softmax',-1), axis=(CrossEntropyLossFlat(axis=1), 'softmax',1),
     torchs=(nn.CrossEntropyLoss(), 'softmax',1), function=(F.cross_entropy, 'softmax',1),
     smooth=(LabelSmoothingCrossEntropyFlat(), 'softmax',-1), focal=(FocalLossFlat(), 'softmax',-1),
+    smooth_map=(LabelSmoothingCrossEntropy(), 'softmax',1), focal_map=(FocalLoss(), 'softmax',1),
+    partly=(partial(F.cross_entropy, label_smoothing=.1), 'softmax',1),
     binary=(BCEWithLogitsLossFlat(), 'sigmoid',-1), torch_binary=(nn.BCEWithLogitsLoss(), 'sigmoid',-1),
     mse=(MSELossFlat(), 'outputs',-1), own=(lambda a,b: (a-b).abs().mean(), 'outputs',-1))
 
@@ -265,3 +267,66 @@ def test_arms_have_as_many_weights_and_iterations(tmp_path, monkeypatch):
         assert Steps.n==row['iterations']==dense['iterations'], a
         assert row['kept']==dense['kept']//(4 if a in ('one','soup') else 1), a
     assert preset('combining-mnist').replicates>=8 and preset('combining-mnist').claims
+
+# --- what of a state has no mean
+
+def spectral(how): return nn.Sequential(how(nn.Linear(8,12)), nn.ReLU(), how(nn.Linear(12,4)))
+hows = dict(parametrized=nn.utils.parametrizations.spectral_norm, hook=nn.utils.spectral_norm)
+
+@pytest.mark.parametrize('how', hows)
+@pytest.mark.parametrize('way', ['mean','greedy'])
+def test_spectral_norms_of_an_average(how, way):
+    "The largest singular value of each weight in use is 1; directions of the opposite sign are the same directions"
+    net = spectral(hows[how])
+    ls = [learner(lambda: deepcopy(net), data(), cbs=None, lr=.01) for _ in range(3)]
+    for i,l in enumerate(ls):
+        seed_all(l, i)
+        l.fit(2)
+    other = state(ls[1].model)
+    turned = {k:-v if k[-2:] in ('_u','_v') else v for k,v in other.items()}
+    load_(ls[1].model, turned)
+    m = average(ls, how=way)
+    x = ls[0].dls.valid.one_batch()[0]
+    m(x)
+    for l in (m[0],m[2]): assert float(torch.linalg.matrix_norm(l.weight, 2))==pytest.approx(1, abs=2e-3)
+    loss = CrossEntropyLossFlat()(m(x), ls[0].dls.valid.one_batch()[1]).item()
+    assert loss<1.2*max(l.evaluate()['valid_loss'] for l in ls)
+    p = instability(ls[0], other, turned, alphas=3, by='loss').path.loss
+    assert p.notna().all() and p.max()-p.min()<.01, 'one net, whose directions are turned'
+
+def test_a_loss_that_is_nan_is_a_barrier():
+    ls,_,_ = soup('batchnorm', 2)
+    class Odd(Callback):
+        order = 60
+        def after_loss(self):
+            end = any(torch.equal(self.model[0].weight, w) for w in ws)
+            if not (self.training or end): self.learn.loss = self.loss*float('nan')
+    ws = [l.model[0].weight.detach().clone() for l in ls]
+    ls[0].add_cb(Odd())
+    with pytest.warns(UserWarning, match='loss barrier.*nan in the middle'): average(ls)
+
+class Still(Callback):
+    "As `BnFreeze`, whatever its norms are"
+    def before_train(self):
+        for m in self.model.modules():
+            if isinstance(m, nn.BatchNorm1d): m.eval()
+
+@pytest.mark.parametrize('again', [False,True], ids=['means','of their own'])
+def test_statistics_that_were_held_stay(again):
+    "Norms that nobody moved have the statistics that the nets trained with; others get new ones"
+    net = nn.Sequential(nn.Linear(8,12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12,4))
+    net[1].running_mean.fill_(.3)
+    ls = [learner(lambda: deepcopy(net), data(), cbs=[Still()]*(not again), lr=.01) for _ in range(2)]
+    for i,l in enumerate(ls):
+        seed_all(l, i)
+        l.fit(1)
+    m = average(ls, tol=None)
+    assert (m[1].running_mean==.3).all().item() is not again
+    same = average([ls[0],deepcopy(ls[0])])
+    assert all(torch.equal(v, same.state_dict()[k]) for k,v in ls[0].model.state_dict().items())
+
+def test_shares_of_a_net_that_is_given_twice():
+    ls,_,_ = soup('batchnorm', 1)
+    rs = ls[0].lottery.rounds
+    m = average([rs[0],rs[0],rs[1]], learn=ls[0], tol=None)
+    assert m.made_of=={'round 0':pytest.approx(2/3), 'round 1':pytest.approx(1/3)}

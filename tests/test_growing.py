@@ -523,3 +523,26 @@ def test_what_trains_or_is_whole_is_not_named():
         warnings.filterwarnings('error', message='.*(not moved|by chance)')
         grown(pair)
         grown(pair, fit=frozen_first, cb=dict(exclude='0'))
+
+# --- moves that come to nothing, and slices that would lose their length
+
+def test_moves_of_less_than_one_connection_are_told():
+    with pytest.warns(NoGrowthWarning, match='came to less than one.*larger `fraction`'):
+        learn,_ = grown(lambda: nn.Sequential(nn.Linear(8,6), nn.ReLU(), nn.Linear(6,4)), fraction=.05, density=.1)
+    assert len(learn.growth.moves) and not learn.growth.table.came.any()
+
+def normed(): return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8,24)), nn.ReLU(), nn.Linear(24,4))
+
+class Least(Callback):
+    "The least length of a row after each step"
+    order = 200
+    def before_fit(self): self.least = []
+    def after_step(self): self.least.append(float(self.model[0].parametrizations.weight.original1.norm(dim=1).min()))
+
+def gradient(g): return g.abs()
+
+@pytest.mark.parametrize('drop', ['snip','large_final','random',gradient])
+def test_no_row_of_a_normed_weight_is_left_with_zeros_alone(drop):
+    learn,_ = grown(normed, density=.5, every=1, fraction=.9, drop=drop, grow='random', more=[Least])
+    assert min(learn.least.least)>0 and learn.growth.table.came.sum()>0
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters())

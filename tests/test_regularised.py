@@ -4,7 +4,7 @@ import pytest,torch
 from torch import nn
 from functools import partial
 from fastcore.foundation import L
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback,CancelStepException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
@@ -299,3 +299,41 @@ def test_nothing_is_left_after_an_error_elsewhere(cb, where):
     learn.metrics = []
     with learn.no_bar(): learn.fit(1)
     assert '_do_one_batch' not in vars(learn)
+
+class Listed(nn.Module):
+    "Parameters that stand in a list, a dict and a tuple as well, from which the forward pass takes them"
+    def __init__(self, kind):
+        super().__init__()
+        self.a,self.b = nn.Parameter(torch.randn(12, 16)/3),nn.Parameter(torch.randn(16, 3)/4)
+        self.ws = {'list':[self.a,self.b], 'dict':{0:self.a, 1:self.b}, 'tuple':(self.a,self.b)}[kind]
+    def forward(self, x): return (x@self.ws[0]).relu()@self.ws[1]
+
+@pytest.mark.parametrize('kind', ['list','dict','tuple'])
+def test_dropout_reaches_parameters_wherever_a_module_keeps_them(kind):
+    learn = learner(partial(Listed, kind), TargetedDropout(1., .5))
+    seen = []
+    class See(Callback):
+        order = 99
+        def after_pred(self):
+            ws = {n:p.detach().clone() for n,p in self.model.named_parameters()}
+            seen.append((self.xb[0], self.pred.detach().clone(), ws))
+    learn.add_cb(See())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .01)
+    x,pred,ws = seen[0]
+    every = torch.cat([ws['a'].flatten(), ws['b'].flatten()]).abs()
+    cut = every.kthvalue(len(every)//2).values
+    a,b = [w*(w.abs()>cut) for w in (ws['a'],ws['b'])]
+    torch.testing.assert_close(pred, (x@a).relu()@b)
+    assert learn.model.ws[0] is learn.model.a and type(learn.model.ws).__name__==kind
+
+class Skips(Callback):
+    def before_step(self): raise CancelStepException()
+
+def test_no_pull_where_a_step_is_skipped():
+    learn = learner(mlp, DecayToPrune(5., .5), Skips())
+    was = learn.model[0].weight.detach().clone()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
+    assert torch.equal(learn.model[0].weight, was)
+    learn.remove_cb(Skips)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
+    assert not torch.equal(learn.model[0].weight, was)

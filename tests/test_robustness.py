@@ -171,3 +171,29 @@ def test_targets_that_lie_in_images_are_not_left_behind(kind):
     for asked in ('shift', dict(mine=corruptions['shift'])):
         with pytest.raises(ValueError, match='would move images away from their targets'): robustness(learn, corruptions=asked)
     assert len(robustness(learn, corruptions=dict(own=lambda x, s: x), strengths=(1,)))==2
+
+class Scaled(Callback):
+    "Makes the images that the net is given, as augmentation on a batch does"
+    order = 0
+    def before_batch(self): self.learn.xb = ((self.xb[0]+2)*3-7,)
+
+def test_images_that_a_callback_makes_are_measured_as_the_net_sees_them():
+    learn = learner()
+    learn.add_cb(Scaled())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    df = robustness(learn, corruptions={'identity':lambda x,s: x}, strengths=(1,)).set_index(['data','corruption'])
+    for o in ('valid','test'):
+        a,b = df.loc[(o,'none')],df.loc[(o,'identity')]
+        assert a.loss==pytest.approx(b.loss, abs=1e-5) and a.accuracy==b.accuracy
+
+def test_the_optimizer_keeps_its_moments():
+    learn = learner()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_lottery(1, rounds=1, seed=0, keep='all')
+        p = learn.model[0].weight
+        was = {k:torch.as_tensor(v).clone() for k,v in learn.opt.state[p].items()}
+        hypers = [dict(h) for h in learn.opt.hypers]
+        robustness(learn, rounds=[0,1], corruptions='contrast', strengths=(1,))
+    now = learn.opt.state[p]
+    assert 'sqr_avg' in was and all(torch.equal(torch.as_tensor(now[k]), v) for k,v in was.items())
+    assert [dict(h) for h in learn.opt.hypers]==hypers

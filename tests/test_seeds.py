@@ -5,7 +5,7 @@ from functools import partial
 import pandas as pd,pytest,torch
 from torch import nn
 from fastai.callback.core import Callback
-from fastai.callback.tracker import EarlyStoppingCallback
+from fastai.callback.tracker import EarlyStoppingCallback,SaveModelCallback
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -252,3 +252,34 @@ def test_what_cannot_travel_and_an_executors_class_are_told():
 
 class Travels:
     def submit(self, *args): raise AssertionError('a job was sent')
+
+# --- what the Learners of many starts share, and what their Recorders note
+
+def hard(seed, d=None, **cb):
+    "Labels by chance, so that the best epoch is an early one; the best net of each start is put back"
+    x,y = torch.randn(96, 8, generator=torch.Generator().manual_seed(7)),torch.arange(96)%4
+    a,b = TensorDS(x[:64], y[:64]),TensorDS(x[64:], y[64:])
+    dls = DataLoaders(TensorDL(a, bs=16, shuffle=True), TensorDL(b, bs=32), device='cpu')
+    return Learner(dls, net(), metrics=accuracy, path=d, cbs=SaveModelCallback(**cb))
+
+@pytest.mark.parametrize('jobs', [None,2])
+def test_each_start_has_its_own_best_net(jobs, tmp_path):
+    won = seeds_lottery(partial(hard, d=tmp_path), n=4, keep=3, n_epoch=6, rungs=(2,), lr_max=.1, jobs=jobs)
+    best = won.table.groupby('seed').valid_loss.min()
+    assert not list(tmp_path.iterdir()) and all(l.model_dir=='models' for l in won.learners)
+    assert (won.table.groupby('seed').valid_loss.idxmin().diff().dropna()>1).any()
+    for i,l in zip(won.seeds, won.learners): assert l.evaluate()['valid_loss']==pytest.approx(best[i], abs=1e-5)
+
+def told(seed, **flags):
+    learn = make(seed)
+    vars(learn.recorder).update(flags)
+    return learn
+
+def test_training_metrics_are_columns_of_their_own():
+    a,b = seeds_lottery(make, **how),seeds_lottery(partial(told, train_metrics=True), **how)
+    assert b.table.columns[:6].tolist()==['seed','epoch','train_loss','train_accuracy','valid_loss','accuracy']
+    assert b.table.train_accuracy.between(0, 1).all() and a.seeds==b.seeds
+    pd.testing.assert_frame_equal(a.table[['valid_loss','accuracy']], b.table[['valid_loss','accuracy']])
+
+def test_a_recorder_without_validation_figures_is_refused():
+    with pytest.raises(ValueError, match='valid_metrics=False'): seeds_lottery(partial(told, valid_metrics=False), **how)

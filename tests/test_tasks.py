@@ -5,6 +5,7 @@ from fastai.callback.fp16 import AMPMode,MixedPrecision
 from nets import *
 from fastai_lottery.analysis import tensors_in
 from fastai_lottery.growth import GrowthCallback
+from fastai_lottery.means import RunningMean,means_of
 from fastai_lottery.shrink import shrink
 from fastai_lottery.tasks import *
 import fastai_lottery.deploy,fastai_lottery.gradual
@@ -471,3 +472,79 @@ def test_whole_units_of_the_next_task_move_where_nobody_stands():
     learn.fit(3, cbs=GrowthCallback(every=2, fraction=.8, until=1., grow='random', start='init'))
     assert {g:int(m.sum()) for g,m in lot.masks.counted.items()}==before
     for g,m in lot.tasks.closed(lot.masks).items(): assert not (m&lot.masks.counted[g]).any()
+
+# --- what a task must not keep of the one before
+
+class OwnNorm(nn.Module):
+    "Statistics that a layer puts in place of the old ones, not into them"
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.zeros(12))
+    def forward(self, x):
+        if self.training: self.mean = .9*self.mean+.1*x.detach().mean(0)
+        return x-self.mean
+
+def test_a_buffer_that_is_assigned_anew_stays():
+    d = data()
+    learn = learner(nn.Sequential(nn.Linear(8,12), OwnNorm(), nn.ReLU(), nn.Linear(12,4)), d, lr=.02)
+    learn.fit(1)
+    learn.prune(.6)
+    learn.fit(1)
+    x = d.valid.one_batch()[0]
+    was,stat = says(learn, x),learn.model[1].mean.clone()
+    assert stat.abs().sum()>0
+    learn.freeze_kept('a', head='3')
+    learn.fit(2)
+    assert torch.equal(learn.model[1].mean, stat)
+    learn.freeze_kept('b') if learn.lottery.masks.density<1 and not learn.prune(.5) else None
+    learn.switch_task('a')
+    assert torch.equal(says(learn, x), was)
+
+def test_an_optimizer_that_was_made_beforehand_is_refused_where_the_head_changes():
+    net = nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4))
+    learn = learner(net, data(), lr=.02, opt_func=OptimWrapper(net.parameters(), torch.optim.Adam))
+    learn.fit(1)
+    learn.prune(.5)
+    with pytest.raises(ValueError, match='made beforehand.*opt_func=partial'): learn.freeze_kept('a', head='2')
+    assert learn.lottery.tasks is None
+    learn.freeze_kept('a')
+    was = learn.model[0].weight.detach().clone()
+    learn.fit(1)
+    assert torch.equal(learn.model[0].weight!=was, learn.lottery.masks['0.weight'])
+
+def test_running_means_begin_anew():
+    "The next head's mean is of its own weights"
+    net = nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4))
+    learn = learner(net, data(), lr=.001, cbs=[LotteryCallback(), RunningMean()])
+    learn.fit(2)
+    learn.prune(.5, criterion='large_mean')
+    learn.fit(1)
+    learn.freeze_kept('a', head='2')
+    old,ours = learn.lottery.tasks.done[0].state['2.weight'],learn.model[2].weight
+    learn.fit(1)
+    mean = means_of(learn, ['2.weight'])['2.weight']
+    def near(w): return float(torch.corrcoef(torch.stack([mean.flatten(), w.detach().abs().flatten()]))[0,1])
+    assert near(ours)>.9>near(old)
+
+def test_a_rewind_point_that_is_a_share_and_rows_of_tickets_are_of_this_task():
+    learn,_,_ = first('dropout', cbs=LotteryCallback('10%'))
+    learn.fit_ticket(learn.lottery.ticket(), 1)
+    was = learn.lottery.rewind_to.n
+    learn.fit(10)
+    assert len(learn.lottery.report()) and was
+    learn.freeze_kept('a', head='8')
+    assert learn.lottery.rewind_to==learn.lottery.asked and not len(learn.lottery.report())
+    learn.fit(5)
+    assert learn.lottery.rewind_to.n==2 and learn.lottery.w_k is not None
+    learn.switch_task('a')
+    learn.switch_task()
+    assert learn.lottery.rewind_to.n==2
+
+def test_growth_in_a_task_where_nothing_is_pruned_says_so():
+    learn,x,was = two()
+    learn.add_cb(GrowthCallback(density=.1, every=2, seed=0))
+    with pytest.warns(UserWarning, match='no connection moved: nothing that may move is pruned'): learn.fit(2)
+    with pytest.raises(ValueError, match=r'learn.prune\(...\) prunes what is free'): learn.sparse_start(.1)
+    learn.prune(.5)
+    learn.fit(3)
+    assert learn.growth.table.came.sum()>0
