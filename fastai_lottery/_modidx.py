@@ -19,6 +19,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'fastai_lottery.analysis._measure': ('analysis.html#_measure', 'fastai_lottery/analysis.py'),
                                          'fastai_lottery.analysis._misfit': ('analysis.html#_misfit', 'fastai_lottery/analysis.py'),
                                          'fastai_lottery.analysis._names': ('analysis.html#_names', 'fastai_lottery/analysis.py'),
+                                         'fastai_lottery.analysis._nothing': ('analysis.html#_nothing', 'fastai_lottery/analysis.py'),
                                          'fastai_lottery.analysis._share_of': ('analysis.html#_share_of', 'fastai_lottery/analysis.py'),
                                          'fastai_lottery.analysis._state_of': ('analysis.html#_state_of', 'fastai_lottery/analysis.py'),
                                          'fastai_lottery.analysis.barrier': ('analysis.html#barrier', 'fastai_lottery/analysis.py'),

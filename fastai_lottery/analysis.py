@@ -308,6 +308,11 @@ def _groups_alone(lot, f, amounts):
             yield g,a,units.masks(new)|~on,int(new[g].sum()),n
 
 # %% ../nbs/26_analysis.ipynb #560c7500
+def _nothing(lot):
+    "Why nothing of the net can go"
+    if lot.tasks is None or lot.tasks.now is None: return 'no weight is left to go: learn.unprune() takes the masks off'
+    return 'the model is that of a finished task, of which nothing may go: learn.switch_task() goes back'
+
 def _judged(learn, masks, old, dl, ndl):
     "Figures of the net in state `old` under `masks`"
     put_(tensors_in(learn.model), old)
@@ -335,8 +340,9 @@ def sensitivity(
         raise ValueError("sensitivity is measured on the validation set, and this Learner has none: give `dl`, say learn.dls.train")
     with put_back(learn), _lottery_for(learn) as lot:
         old,ndl = {n:t.detach().clone() for n,t in tensors_in(learn.model).items()},norm_dl_of(learn, None if bn else False)
-        todo = (_layers_alone if by=='layer' else _groups_alone)(lot, f, list(dict.fromkeys(amounts)))
-        rows = [dict(layer=n, amount=a, kept=k, of=of, **_judged(learn, m, old, dl, ndl)) for n,a,m,k,of in list(todo)]
+        todo = list((_layers_alone if by=='layer' else _groups_alone)(lot, f, list(dict.fromkeys(amounts))))
+        if not any(of for *_,of in todo): raise ValueError(_nothing(lot))
+        rows = [dict(layer=n, amount=a, kept=k, of=of, **_judged(learn, m, old, dl, ndl)) for n,a,m,k,of in todo]
     df = pd.DataFrame(rows)
     df.attrs = dict(by=by, **decided(learn))
     return df

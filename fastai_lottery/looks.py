@@ -188,7 +188,8 @@ def _call(learn, cb, ev, plain):
     try: getattr(cb, ev)()
     except _cancels: raise
     except Exception as e:
-        says = f'Exception occured in `{type(cb).__name__}` when calling event `{ev}`:\n\t{e.args[0]}'
+        own = e.args[0] if e.args else type(e).__name__    # a bare `assert` says nothing
+        says = f'Exception occured in `{type(cb).__name__}` when calling event `{ev}`:\n\t{own}'
         raise modify_exception(e, says, replace=True)
 
 # %% ../nbs/13_looks.ipynb #dcc46b67

@@ -58,7 +58,8 @@ def _settings_of(n_epoch, levels, kwargs):
     most = max(levels, default=0)
     s = {'rounds':most, **kwargs, 'n_epoch':n_epoch}
     if s['rounds'] is None or s['rounds']<most:
-        raise ValueError(f"`rounds` should reach the level {most}; got {s['rounds']}")
+        raise ValueError(f"`rounds` should reach the highest of the `levels`, {most}; got {s['rounds']}. Leave `rounds` out, or give "
+                         f"other levels, such as levels=({s['rounds'] or 1},)")
     if bad := [k for k in ('seed','path','test_dl','start') if k in s]:
         tests = '; test data are the third loader of `dls`'*(bad[0]=='test_dl')
         raise ValueError(f"`{bad[0]}` follows from the experiment: leave it out{tests}")

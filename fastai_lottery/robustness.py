@@ -105,7 +105,8 @@ def _probabilities(learn):
     if not torch.is_tensor(p) or p.ndim!=2 or p.shape[1]<2: return None
     f = getattr(learn.loss_func, 'activation', None)
     p = p.detach().float()
-    return f(p) if callable(f) else p.softmax(1)
+    if callable(f): return f(p)
+    return p if p.min()>=0 and (p.sum(1)-1).abs().max()<1e-3 else p.softmax(1)    # a net may end in a softmax of its own
 
 # %% ../nbs/26_robustness.ipynb #e3eb1118
 class Corrupt(Bystander):

@@ -171,7 +171,7 @@ def test_a_comparison_within_a_control():
 def has_callback(seed): return Learner(loaders(), net(), cbs=LotteryCallback())
 
 @pytest.mark.parametrize('m,kw,says', [
-    (make, dict(levels=(1,5), rounds=2), 'reach the level 5'),
+    (make, dict(levels=(1,5), rounds=2), 'reach the highest of the `levels`, 5'),
     (make, dict(levels=(0,)), '`levels` should be'),
     (make, dict(n_epoch=0), '`n_epoch` should be'),
     (make, dict(seeds=0), '`seeds` should be'),

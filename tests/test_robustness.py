@@ -197,3 +197,12 @@ def test_the_optimizer_keeps_its_moments():
     now = learn.opt.state[p]
     assert 'sqr_avg' in was and all(torch.equal(torch.as_tensor(now[k]), v) for k,v in was.items())
     assert [dict(h) for h in learn.opt.hypers]==hypers
+
+def test_calibration_of_a_net_that_ends_in_a_softmax():
+    "Its outputs are probabilities already"
+    a,b = learner(),learner()
+    b.model.add_module('5', nn.Softmax(1))
+    a.loss_func,b.loss_func = nn.CrossEntropyLoss(),lambda p,y: nn.functional.nll_loss(p.log(), y)
+    x,y = [robustness(l, corruptions=()) for l in (a,b)]
+    torch.testing.assert_close(torch.tensor(x.ece.values), torch.tensor(y.ece.values))
+    assert x.ece.min()>0

@@ -3,7 +3,7 @@ from copy import deepcopy
 import contextlib,pickle,pytest
 from fastai.callback.fp16 import AMPMode,MixedPrecision
 from nets import *
-from fastai_lottery.analysis import tensors_in
+from fastai_lottery.analysis import sensitivity,tensors_in
 from fastai_lottery.growth import GrowthCallback
 from fastai_lottery.means import RunningMean,means_of
 from fastai_lottery.shrink import shrink
@@ -548,3 +548,9 @@ def test_growth_in_a_task_where_nothing_is_pruned_says_so():
     learn.prune(.5)
     learn.fit(3)
     assert learn.growth.table.came.sum()>0
+
+def test_sensitivity_of_a_finished_task_is_refused():
+    learn,x,was = two(metrics=accuracy)
+    assert (sensitivity(learn, amounts=.5).of>0).all()
+    learn.switch_task('a')
+    with pytest.raises(ValueError, match='finished task.*switch_task'): sensitivity(learn)
