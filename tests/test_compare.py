@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import pandas as pd,pytest,torch
 from torch import nn
 from fastai.callback.core import Callback
+from fastai.callback.tracker import SaveModelCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.metrics import accuracy
@@ -277,3 +278,11 @@ def test_tables_without_a_search_are_as_they_were(plain):
     df = plain[0] if isinstance(plain, tuple) else plain
     assert 'whole' not in df
     assert quiet_table(compare_arms, df, 'accuracy').equals(quiet_table(compare_arms, df.assign(whole=None), 'accuracy'))
+
+def keeping(d, seed): return Learner(loaders(), net(), metrics=accuracy, path=d, cbs=SaveModelCallback(monitor='accuracy'))
+
+def test_pieces_that_play_side_by_side_keep_their_models_apart(tmp_path):
+    "Each piece puts back the best net of its own training"
+    a,b = [compare(partial(keeping, tmp_path), **how, jobs=n) for n in (None,2)]
+    same(a, b)
+    assert not list(tmp_path.iterdir())
