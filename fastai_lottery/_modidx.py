@@ -2427,6 +2427,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fastai_lottery.signals.hessian_grads': ('signals.html#hessian_grads', 'fastai_lottery/signals.py'),
                                         'fastai_lottery.signals.load_outside_': ('signals.html#load_outside_', 'fastai_lottery/signals.py'),
                                         'fastai_lottery.signals.loss_grads': ('signals.html#loss_grads', 'fastai_lottery/signals.py'),
+                                        'fastai_lottery.signals.opt_maker': ('signals.html#opt_maker', 'fastai_lottery/signals.py'),
                                         'fastai_lottery.signals.outside_of': ('signals.html#outside_of', 'fastai_lottery/signals.py'),
                                         'fastai_lottery.signals.outside_state': ('signals.html#outside_state', 'fastai_lottery/signals.py'),
                                         'fastai_lottery.signals.train_batches': ('signals.html#train_batches', 'fastai_lottery/signals.py'),

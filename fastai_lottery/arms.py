@@ -26,7 +26,7 @@ from .resets import state,load_
 from .channels import net_copy
 from .tickets import *
 from .callback import *
-from .signals import outside_state,load_outside_
+from .signals import opt_maker,outside_state,load_outside_
 from .searches import *
 from .rounds import *
 from .supermask import *
@@ -135,7 +135,7 @@ def _played(masks, n, a, scope):
 # %% ../nbs/32_arms.ipynb #7498ce21
 def _like(l, dls, model, cb):
     "A Learner that trains as `l` does"
-    return Learner(dls, model, opt_func=l.opt_func, loss_func=l.loss_func, metrics=l.metrics, cbs=cb)
+    return Learner(dls, model, opt_func=opt_maker(l.opt_func), loss_func=l.loss_func, metrics=l.metrics, cbs=cb)
 
 def another(run):
     "A Learner like that of the run, at its initial weights, with a lottery of its own"

@@ -16,6 +16,7 @@ from fastai_lottery.masks import *
 from fastai_lottery.scopes import shuffle_mask
 from fastai_lottery.resets import state
 from fastai_lottery.tickets import *
+from fastai_lottery.signals import opt_maker
 from fastai_lottery.callback import *
 from fastai_lottery.looks import tests_of
 from fastai_lottery.fits import Round
@@ -39,7 +40,8 @@ def _member(run, i, model):
     with torch.random.fork_rng():
         torch.manual_seed(derive(run.seed, 'member', i))
         m = model()
-    return Learner(l.dls, m, opt_func=l.opt_func, loss_func=l.loss_func, metrics=l.metrics, cbs=LotteryCallback())
+    make = opt_maker(l.opt_func)
+    return Learner(l.dls, m, opt_func=make, loss_func=l.loss_func, metrics=l.metrics, cbs=LotteryCallback())
 
 # %% ../nbs/35_combining.ipynb #7456c2db
 def _tickets(run, k, model):

@@ -14,6 +14,7 @@ from fastai.optimizer import Adam
 from .core import *
 from .searches import *
 from .fits import Round
+from .signals import opt_maker
 from .callback import *
 from .scopes import *
 from .rounds import *
@@ -48,7 +49,8 @@ def _from_init(run, net, init):
         torch.manual_seed(derive(run.seed, 'other start'))
         model = drawn(net, init).to(run.learn.dls.device)
     lot = learn.lottery
-    return Learner(learn.dls, model, opt_func=learn.opt_func, loss_func=learn.loss_func, metrics=learn.metrics,
+    make = opt_maker(learn.opt_func)
+    return Learner(learn.dls, model, opt_func=make, loss_func=learn.loss_func, metrics=learn.metrics,
                    cbs=LotteryCallback(exclude=lot.exclude))
 
 # %% ../nbs/37_convs.ipynb #1b8be55c

@@ -23,6 +23,7 @@ from .removal import check_same,cut,doubled,other_inputs,remove_,said_by
 from .tickets import *
 from .model import *
 from .model import hypers_now
+from .signals import opt_maker
 from .callback import *
 from .callback import lottery_of
 from .resets import check_pruned_by_torch
@@ -232,12 +233,13 @@ def _cut_masks(masks, units, alive, cs):
                  cut_units(units, alive) if masks.units is not None else None)
 
 # %% ../nbs/23_shrink.ipynb #5097c025
-def _same_opt(learn, opt):
-    "A fresh optimizer with the hyper-parameters and the frozen groups of `opt`"
-    learn.opt = None
+def _same_opt(learn, opt, make):
+    "A fresh optimizer, by `make`, with the hyper-parameters and the frozen groups of `opt`"
+    learn.opt,learn.opt_func = None,make
     if opt is None: return
     hypers = hypers_now(opt)
     learn.create_opt()
+    if len(learn.opt.param_lists)!=len(opt.param_lists): return    # it had groups of its own
     learn.opt.freeze_to(opt.frozen_idx)
     for k in hypers[0] if hypers else (): learn.opt._set_hyper(k, [h[k] for h in hypers])
 
@@ -277,7 +279,7 @@ def shrink(self:Learner,
     if lot.held:
         raise ValueError("pruned weights are held at values other than 0, so units are not dead: shrink needs hold=None")
     xb = lot.inputs_now() if xb is None else xb if isinstance(xb, tuple) else (xb,)
-    m,opt = unwrap(self.model),self.opt
+    m,opt,make = unwrap(self.model),self.opt,opt_maker(self.opt_func)
     units = units_of(m, lot.masks, xb)
     new,alive,kept = smaller(m, units, living(units, named_weights(m)), xb, as_called)
     cs,before = units.cuts(alive),{n:p.numel() for n,p in m.named_parameters()}
@@ -286,7 +288,7 @@ def shrink(self:Learner,
     if lot.rounds and lot.large is None: lot.large = copy_of(m).cpu()
     m.load_state_dict(new.state_dict())
     remove_(m, cs)
-    _same_opt(self, opt)
+    _same_opt(self, opt, make)
     _cut_lottery(lot, units, alive, cs, masks)
     _tell_kept(kept)
     return removed(before, {n:p.numel() for n,p in m.named_parameters()}, units, alive)

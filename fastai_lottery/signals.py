@@ -7,8 +7,10 @@ __all__ = ['loss_grads', 'hessian_grads', 'flow_grads']
 
 # %% ../nbs/10_signals.ipynb #b5ce6247
 import math,random,warnings
+from inspect import signature
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 import torch
 from torch import nn
 from fastai.callback.core import Callback,CancelEpochException,CancelFitException,CancelTrainException
@@ -312,6 +314,19 @@ def _start(self:Known, reset, names, masks, w_k, seed):
     return {k: by_id.get(id(ws.get(k)), v) for k,v in new.items()}    # a tied weight has several names
 
 # %% ../nbs/10_signals.ipynb #567657bb
+def opt_maker(opt_func):
+    """`opt_func`, or what makes an optimizer like one that was made beforehand, for other parameters. Raises
+    `ValueError` where this cannot be"""
+    if not isinstance(opt_func, OptimWrapper): return opt_func
+    o,takes = opt_func.opt,signature(type(opt_func.opt)).parameters
+    own = [{k:v for k,v in g.items() if k in takes and k not in ('params','lr')} for g in o.param_groups]
+    if all(g==own[0] for g in own):
+        made = partial(type(o), **{k:v for k,v in o.defaults.items() if k in takes and k!='lr'})
+        return partial(OptimWrapper, opt=made, hp_map=opt_func.fwd_map)
+    raise ValueError("this Learner's optimizer was made beforehand, in groups with settings of their own, and cannot be made "
+                     "again for other parameters: let fastai make it, by opt_func=partial(OptimWrapper, opt=torch.optim.Adam) "
+                     "and `splitter`")
+
 def trained_by(learn):
     "Parameters that the optimizer has, or will have"
     opt = learn.opt_func if learn.opt is None and isinstance(learn.opt_func, OptimWrapper) else learn.opt

@@ -14,7 +14,6 @@ from torch import nn
 from fastcore.basics import patch
 from fastai.imports import noop
 from fastai.learner import Learner
-from fastai.optimizer import OptimWrapper
 from .core import *
 from .core import names_of
 from .hold import *
@@ -25,6 +24,7 @@ from .resets import load_,fresh
 from .callback import *
 from .callback import lottery_of
 from .means import forget_means
+from .signals import opt_maker
 from .analysis import put_,tensors_in
 from .freed import began,makes_channels,owned_units,renew_statistics_
 
@@ -217,9 +217,6 @@ def _head_name(lot, head):
     "The name of the head's module"
     t = lot.tasks
     if head is None: return None if t is None else t.head
-    if isinstance(lot.learn.opt_func, OptimWrapper):
-        raise ValueError("the optimizer of this Learner was made beforehand and would go on with the head of the task that "
-                         "ends: let fastai make one, by opt_func=partial(OptimWrapper, opt=torch.optim.Adam) for example")
     n = names_of(unwrap(lot.learn.model), head, 'head')[0]
     mods = dict(unwrap(lot.learn.model).named_modules())
     if n not in mods or not n:
@@ -308,9 +305,11 @@ def freeze_kept(self:Learner,
     if new is not None and head is None:
         raise ValueError("`new` is the head of the next task: say by `head=` whose place it takes")
     start = _free_start(lot, reset, derive(seed, 'free'))
+    make = self.opt_func if head is None else opt_maker(self.opt_func)
     new = None if head is None else _new_head(unwrap(self.model).get_submodule(head), new, generator(seed, 'head'))
     _record(lot, tasks, name)
     _begin(lot, tasks, start, new)
+    self.opt_func = make
 
 # %% ../nbs/28_tasks.ipynb #ff0ff8f4
 def _of_lottery(lot):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np,pandas as pd,pytest
 from nets import *
 from fastai_lottery.arms import *
+from fastai_lottery.arms import another
 from fastai_lottery.labels import weights_in
 from fastai_lottery.sizes import *
 from fastai_lottery.statistics import *
@@ -347,3 +348,15 @@ def test_a_search_that_knows_its_last_round_is_found_whatever_its_name(dense, tm
     to,own = run.rounds[3]['density'],gradual(.5, dense=dense)
     want,got = (found(run, 3, search=o, to=to, amount=.5) for o in (own, replace(own, name='mine')))
     assert (got['round'],got['whole'],got['mask_hash'])==(3,True,want['mask_hash']) and got['density']==pytest.approx(to, abs=1e-3)
+
+def test_another_net_trains_where_the_optimizer_was_made_beforehand():
+    "It has the parameters of the first, and another like it is made"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4))
+    learn = learner(net, data(), opt_func=OptimWrapper(net.parameters(), partial(torch.optim.AdamW, weight_decay=.03)))
+    rs = learn.fit_lottery(1, rounds=1, seed=0)
+    other = another(Run(learn, rs, dict(n_epoch=1, rounds=1), None, 0))
+    was,mine = digest(other.model),digest(learn.model)
+    with other.no_bar(), other.no_logging(): other.fit(1)
+    assert digest(other.model)!=was and digest(learn.model)==mine
+    assert type(other.opt.opt) is torch.optim.AdamW and other.opt.opt.param_groups[0]['weight_decay']==.03

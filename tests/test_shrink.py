@@ -464,3 +464,17 @@ def test_a_vision_learner_as_people_make_it():
     assert len(learn.splitter(learn.model))==groups==len(learn.opt.param_lists)
     learn.freeze()
     with learn.no_bar(): learn.fine_tune(1)
+
+@pytest.mark.parametrize('fits', [0,1], ids=['no fit before','a fit before'])
+def test_the_small_net_trains_where_the_optimizer_was_made_beforehand(fits):
+    net = body()
+    learn = unit_learner(net)
+    learn.opt_func = OptimWrapper(net.parameters(), partial(torch.optim.AdamW, weight_decay=.03))
+    with learn.no_bar(), learn.no_logging():
+        if fits: learn.fit(1)
+        learn.prune(.5)
+        learn.shrink()
+        was = [p.detach().clone() for p in learn.model.parameters()]
+        learn.fit(1, .01)
+    assert all((p!=w).any() for p,w in zip(learn.model.parameters(), was))
+    assert type(learn.opt.opt) is torch.optim.AdamW and learn.opt.opt.param_groups[0]['weight_decay']==.03

@@ -500,17 +500,30 @@ def test_a_buffer_that_is_assigned_anew_stays():
     learn.switch_task('a')
     assert torch.equal(says(learn, x), was)
 
-def test_an_optimizer_that_was_made_beforehand_is_refused_where_the_head_changes():
+T = torch.optim
+@pytest.mark.parametrize('opt', [T.Adam,T.AdamW,partial(T.SGD, momentum=.9)], ids=['adam','adamw','sgd'])
+def test_an_optimizer_that_was_made_beforehand_goes_on_with_the_next_head(opt):
     net = nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4))
-    learn = learner(net, data(), lr=.02, opt_func=OptimWrapper(net.parameters(), torch.optim.Adam))
+    learn = learner(net, data(), lr=.02, opt_func=OptimWrapper(net.parameters(), partial(opt, weight_decay=.03)))
+    learn.fit(1)
+    learn.prune(.5)
+    learn.freeze_kept('a', head='2')
+    was = [w.detach().clone() for w in (learn.model[0].weight, learn.model[2].weight)]
+    learn.fit(1)
+    assert torch.equal(learn.model[0].weight!=was[0], learn.lottery.masks['0.weight'])
+    assert (learn.model[2].weight!=was[1]).all()
+    assert type(learn.opt.opt) is getattr(opt, 'func', opt) and learn.opt.opt.param_groups[0]['weight_decay']==.03
+
+def test_an_optimizer_of_unequal_groups_is_refused_where_the_head_changes():
+    net = nn.Sequential(nn.Linear(8,12), nn.ReLU(), nn.Linear(12,4))
+    groups = [dict(params=net[0].parameters(), weight_decay=.1), dict(params=net[2].parameters())]
+    learn = learner(net, data(), lr=.02, opt_func=OptimWrapper(opt=torch.optim.AdamW(groups)))
     learn.fit(1)
     learn.prune(.5)
     with pytest.raises(ValueError, match='made beforehand.*opt_func=partial'): learn.freeze_kept('a', head='2')
     assert learn.lottery.tasks is None
     learn.freeze_kept('a')
-    was = learn.model[0].weight.detach().clone()
     learn.fit(1)
-    assert torch.equal(learn.model[0].weight!=was, learn.lottery.masks['0.weight'])
 
 def test_running_means_begin_anew():
     "The next head's mean is of its own weights"
