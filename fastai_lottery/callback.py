@@ -119,7 +119,7 @@ def blank(self:LotteryCallback):
     self.w_i = self.w_k = self.masks = self.hypers = self.held = self.at_fit = None
     self.b_i,self.b_k,self.fitted = {},{},()    # what trains outside the model; rows of `fit_ticket`
     self.rounds,self.n_pruned,self.exported,self.held_here,self.looked,self.looks_next = L(),0,False,False,False,False
-    self.passed,self.place,self.rewind_to = [0,0],None,getattr(self, 'asked', None)    # on the way to the rewind point; late rounds
+    self.passed,self.place,self.rewind_to = [0,0],None,vars(self).get('asked', vars(self).get('rewind_to'))    # and the way there
     self.trained,self.keep,self.run_folder,self.small,self.large = {},'best',None,None,None    # trained nets of rounds
 
 # %% ../nbs/11_callback.ipynb #e6a7a924
@@ -168,7 +168,7 @@ def __getstate__(self:LotteryCallback):
     if not self._exports: return d
     (empty := type(self).__new__(type(self))).blank()
     packed = {n:(s,torch.from_numpy(b)) for n,(s,b) in self.masks.pack().items()} if self.masks else None    # or pickle adds a half
-    return {**d, **vars(empty), 'exported':True, 'held_here':bool(self.held), 'packed':packed}
+    return {**d, **vars(empty), 'rewind_to':self.rewind_to, 'exported':True, 'held_here':bool(self.held), 'packed':packed}
 
 @patch
 def __setstate__(self:LotteryCallback, d):
