@@ -2364,6 +2364,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'fastai_lottery.shrink._pads': ('shrink.html#_pads', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._quieted': ('shrink.html#_quieted', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._redrawn': ('shrink.html#_redrawn', 'fastai_lottery/shrink.py'),
+                                       'fastai_lottery.shrink._refuse': ('shrink.html#_refuse', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._restored': ('shrink.html#_restored', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._same_opt': ('shrink.html#_same_opt', 'fastai_lottery/shrink.py'),
                                        'fastai_lottery.shrink._sends': ('shrink.html#_sends', 'fastai_lottery/shrink.py'),

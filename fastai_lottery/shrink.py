@@ -7,6 +7,7 @@ __all__ = ['ShrinkWarning', 'units_of', 'shrink', 'save_shrunk', 'shrunk_like']
 
 # %% ../nbs/23_shrink.ipynb #ff625721
 import warnings
+from functools import partial
 import pandas as pd
 import torch
 from torch import nn
@@ -233,9 +234,13 @@ def _cut_masks(masks, units, alive, cs):
                  cut_units(units, alive) if masks.units is not None else None)
 
 # %% ../nbs/23_shrink.ipynb #5097c025
-def _same_opt(learn, opt, make):
-    "A fresh optimizer, by `make`, with the hyper-parameters and the frozen groups of `opt`"
-    learn.opt,learn.opt_func = None,make
+def _refuse(says, *args, **kwargs): raise ValueError(says)
+
+def _same_opt(learn, opt):
+    "A fresh optimizer with the hyper-parameters and the frozen groups of `opt`; one that cannot be made is told of by the next fit"
+    learn.opt = None
+    try: learn.opt_func = opt_maker(learn.opt_func)
+    except ValueError as e: learn.opt_func,opt = partial(_refuse, str(e)),None
     if opt is None: return
     hypers = hypers_now(opt)
     learn.create_opt()
@@ -279,7 +284,7 @@ def shrink(self:Learner,
     if lot.held:
         raise ValueError("pruned weights are held at values other than 0, so units are not dead: shrink needs hold=None")
     xb = lot.inputs_now() if xb is None else xb if isinstance(xb, tuple) else (xb,)
-    m,opt,make = unwrap(self.model),self.opt,opt_maker(self.opt_func)
+    m,opt = unwrap(self.model),self.opt
     units = units_of(m, lot.masks, xb)
     new,alive,kept = smaller(m, units, living(units, named_weights(m)), xb, as_called)
     cs,before = units.cuts(alive),{n:p.numel() for n,p in m.named_parameters()}
@@ -288,7 +293,7 @@ def shrink(self:Learner,
     if lot.rounds and lot.large is None: lot.large = copy_of(m).cpu()
     m.load_state_dict(new.state_dict())
     remove_(m, cs)
-    _same_opt(self, opt, make)
+    _same_opt(self, opt)
     _cut_lottery(lot, units, alive, cs, masks)
     _tell_kept(kept)
     return removed(before, {n:p.numel() for n,p in m.named_parameters()}, units, alive)

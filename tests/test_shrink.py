@@ -478,3 +478,16 @@ def test_the_small_net_trains_where_the_optimizer_was_made_beforehand(fits):
         learn.fit(1, .01)
     assert all((p!=w).any() for p,w in zip(learn.model.parameters(), was))
     assert type(learn.opt.opt) is torch.optim.AdamW and learn.opt.opt.param_groups[0]['weight_decay']==.03
+
+def test_a_net_whose_optimizer_cannot_be_made_again_is_shrunk_and_the_next_fit_says_so():
+    net = body()
+    learn = unit_learner(net)
+    groups = [dict(params=net[:6].parameters(), weight_decay=.1), dict(params=net[6:].parameters())]
+    learn.opt_func = OptimWrapper(opt=torch.optim.AdamW(groups))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        learn.prune(.5)
+        before = n_params(learn.model)
+        learn.shrink()
+        assert n_params(learn.model)<before and learn.evaluate()
+        with pytest.raises(ValueError, match='made beforehand.*opt_func=partial'): learn.fit(1)
